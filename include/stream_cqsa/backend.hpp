@@ -1,0 +1,118 @@
+// What the engine asks of a device. The CPU and CUDA implement it; one engine drives both.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Each lane is a first-in first-out queue (a CUDA stream, a CPU thread); lanes run at once.
+enum class Lane { copy_in, compute, copy_out };
+inline constexpr int lane_count = 3;
+
+/// Names a piece of work submitted to a lane. Work completes in the order of the sequence.
+/// Sequence 0 is complete from the start.
+struct Ticket {
+  Lane lane = Lane::copy_in;
+  std::uint64_t sequence = 0;
+};
+
+enum class SlotTensor { query, key, value };
+
+/// Rows of Q into a query slot, or of K or V into a key/value slot.
+/// The slot's layout is [token][head][dim] of the head group, in the storage type.
+struct CopyIn {
+  SlotTensor tensor = SlotTensor::query;
+  std::int32_t slot = 0;
+  std::int64_t first_token = 0;  ///< within the slot
+  std::int64_t tokens = 0;
+  std::int64_t heads = 0;  ///< query or key/value heads of the group
+  std::int64_t slot_tokens = 0;  ///< tokens of the chunk in the slot
+  StridedRows source;
+};
+
+/// One key chunk of a query chunk's work.
+struct KeyWork {
+  std::int32_t slot = 0;
+  Range keys;            ///< token range, for the mask
+  bool partial = false;  ///< false: full, no mask
+};
+
+/// One query chunk's work: its key chunks, in order, into one state slot.
+struct QueryWork {
+  std::int32_t slot = 0;
+  std::int32_t state_slot = 0;
+  Range queries;               ///< token range, for the mask
+  std::int64_t first_key = 0;  ///< into WorkList::keys
+  std::int64_t key_count = 0;
+};
+
+/// One launch: everything that a subproblem computes.
+struct WorkList {
+  std::int64_t subproblem = 0;
+  HeadGroup heads;
+  std::vector<QueryWork> queries;
+  std::vector<KeyWork> keys;
+};
+
+/// Rows of a state slot to host memory. A state slot holds the states of one query chunk,
+/// row = token * query heads of the group + head.
+struct CopyOut {
+  std::int32_t state_slot = 0;
+  std::int64_t slot_rows = 0;  ///< rows of the chunk in the slot
+  std::int64_t first_row = 0;
+  SoftmaxStates into;
+};
+
+/// When a piece of work ran, in seconds of std::chrono::steady_clock since its epoch.
+struct Interval {
+  double begin = 0;
+  double end = 0;
+};
+
+/// A device with an arena. Submitting never blocks on other work and may be called from several
+/// threads; each lane must be fed from one thread at a time.
+///
+/// Errors in submitted work are thrown, as Error naming the subproblem and the call, by wait().
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  /// What a plan needs to know. `problem` decides kernel tiles and workspace.
+  virtual DeviceTraits traits(const Problem& problem) const = 0;
+
+  /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once.
+  /// Throws Error when the device does not have them.
+  virtual void prepare(const Plan& plan) = 0;
+
+  /// Bytes of device memory that prepare() allocated.
+  virtual std::int64_t allocated_bytes() const = 0;
+
+  /// Submits work that starts when everything before it in its lane and every ticket in `after` is
+  /// complete. Memory that the work refers to must stay valid until the ticket completes.
+  virtual Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) = 0;
+  virtual Ticket launch(WorkList work, std::span<const Ticket> after) = 0;
+  virtual Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) = 0;
+
+  /// Blocks until `ticket` is complete and returns when it ran. Throws what the work threw.
+  virtual Interval wait(Ticket ticket) = 0;
+
+  /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
+  /// arithmetic really done. One score costs 4 * head_dim floating-point operations.
+  virtual std::int64_t scores_computed() const = 0;
+};
+
+struct CpuOptions {
+  int threads = 0;  ///< 0: one per available core
+};
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options);
+
+}  // namespace stream_cqsa

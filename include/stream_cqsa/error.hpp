@@ -1,0 +1,21 @@
+// Exceptions. Every message is one line: what is wrong, where, and what would work.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace stream_cqsa {
+
+/// A failure during a run: a read that fails, a full disk, a device error. Exit status 1.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// Wrong usage or bad input, found before anything is written. Exit status 2.
+class InputError : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,60 @@
+// Tensors in .npy and .safetensors files.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Bytes of a file at 64-bit offsets. Thread-safe for reads. Failures throw Error with the file's
+/// name and the system's reason; a read or write that comes up short is a failure.
+class File {
+ public:
+  virtual ~File() = default;
+  virtual std::uint64_t size() = 0;
+  virtual void read_at(std::uint64_t offset, std::span<std::byte> into) = 0;
+  virtual void write_at(std::uint64_t offset, std::span<const std::byte> from) = 0;
+  virtual void resize(std::uint64_t size) = 0;
+  /// Makes what was written durable.
+  virtual void sync() = 0;
+};
+
+enum class FileMode {
+  read,
+  create,  ///< read and write; truncates what is there
+};
+
+/// How files are opened: plain system calls, or MPI I/O (src/mpi/file.hpp).
+using FileOpener = std::function<std::unique_ptr<File>(const std::filesystem::path&, FileMode)>;
+
+std::unique_ptr<File> open_posix_file(const std::filesystem::path& path, FileMode mode);
+
+/// Opens one tensor of a .npy or .safetensors file (told by the extension). `tensor` names the
+/// tensor of a .safetensors file, or lists names to try in order separated by '|'; it is ignored
+/// for .npy. Throws InputError when the file is not readable, malformed, truncated, or of a dtype,
+/// rank or byte order that is not supported.
+std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, Layout layout,
+                                          const FileOpener& open = open_posix_file);
+
+/// Creates `path` (.npy or .safetensors; `tensor` names the tensor inside the latter) for writing,
+/// as `path`.partial until commit(). Throws InputError when the extension is unknown, the dtype is
+/// not one the format has (.npy has no bfloat16), or `path` exists and not `overwrite`.
+std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, const TensorDesc& desc,
+                                          bool overwrite, const FileOpener& open = open_posix_file);
+
+/// A tensor in the caller's memory, as its storage type: resident, for embedding and for tests.
+std::unique_ptr<TensorSource> make_memory_source(TensorDesc desc, std::span<const std::byte> data);
+
+/// A tensor written into the caller's memory.
+std::unique_ptr<TensorSink> make_memory_sink(TensorDesc desc, std::span<std::byte> data);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,147 @@
+// The plan: the immutable description of a run, computed by arithmetic alone.
+#pragma once
+
+#include <cstdint>
+#include <iosfwd>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "stream_cqsa/divide.hpp"
+#include "stream_cqsa/problem.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// What planning needs to know of a device.
+struct DeviceTraits {
+  std::string kind = "cpu";          ///< "cpu" or "cuda"
+  std::string name;                  ///< model, for people
+  std::int64_t tile = 128;           ///< chunk boundaries fall on multiples of this many tokens
+  std::int64_t slot_alignment = 64;  ///< bytes
+  std::int64_t workspace_bytes = 0;  ///< kernel scratch in the device arena, whatever the division
+  friend bool operator==(const DeviceTraits&, const DeviceTraits&) = default;
+};
+
+/// What planning needs to know of one input tensor.
+struct InputTraits {
+  Layout layout = Layout::bshd;
+  bool resident = false;  ///< the whole tensor is in host memory: no host cache for it
+  friend bool operator==(const InputTraits&, const InputTraits&) = default;
+};
+
+/// Everything that a plan follows from.
+struct PlanRequest {
+  Problem problem;
+  DeviceTraits device;
+  InputTraits query, key, value;
+  Layout output_layout = Layout::bshd;
+  bool lse = false;                            ///< an lse tensor is written too
+  std::int64_t device_budget = 0;              ///< bytes
+  std::int64_t host_budget = 0;                ///< bytes
+  bool scratch = false;                        ///< accumulators may go to files
+  std::optional<std::int64_t> chunks;          ///< c, else chosen
+  std::optional<std::int64_t> heads_per_group; ///< key/value heads per group, else chosen
+};
+
+/// The device arena, in this order: query slots, key/value slots, state slots, workspace.
+/// A query slot holds Q of one chunk, a key/value slot K then V of one chunk (each rounded up to the
+/// alignment), a state slot the softmax states of one query chunk; all for one head group.
+struct DeviceArena {
+  std::int64_t query_slots = 0, query_slot_bytes = 0;
+  std::int64_t kv_slots = 0, kv_slot_bytes = 0;
+  std::int64_t state_slots = 0, state_slot_bytes = 0;
+  std::int64_t workspace_bytes = 0;
+
+  std::int64_t query_offset() const { return 0; }
+  std::int64_t kv_offset() const { return query_slots * query_slot_bytes; }
+  std::int64_t state_offset() const { return kv_offset() + kv_slots * kv_slot_bytes; }
+  std::int64_t workspace_offset() const { return state_offset() + state_slots * state_slot_bytes; }
+  std::int64_t bytes() const { return workspace_offset() + workspace_bytes; }
+  friend bool operator==(const DeviceArena&, const DeviceArena&) = default;
+};
+
+/// The host arena, in this order: cache blocks, state buffers, accumulators, output buffers.
+struct HostArena {
+  std::int64_t cache_blocks = 0, cache_block_bytes = 0;  ///< input rows as read from files
+  std::int64_t state_buffers = 0, state_buffer_bytes = 0;  ///< pieces of partials on their way to a merge
+  std::int64_t accumulators = 0, accumulator_bytes = 0;  ///< pieces of accumulators held in memory
+  std::int64_t output_buffers = 0, output_buffer_bytes = 0;  ///< finished rows and their lse
+
+  std::int64_t cache_offset() const { return 0; }
+  std::int64_t state_offset() const { return cache_blocks * cache_block_bytes; }
+  std::int64_t accumulator_offset() const { return state_offset() + state_buffers * state_buffer_bytes; }
+  std::int64_t output_offset() const { return accumulator_offset() + accumulators * accumulator_bytes; }
+  std::int64_t bytes() const { return output_offset() + output_buffers * output_buffer_bytes; }
+  friend bool operator==(const HostArena&, const HostArena&) = default;
+};
+
+enum class AccumulatorPlacement {
+  memory,  ///< every open accumulator fits HostArena::accumulators
+  file,    ///< those that do not fit lie in a file under the scratch directory
+};
+
+/// Which of head groups and quorums the schedule counts faster.
+enum class ScheduleOrder {
+  groups_outer,  ///< all quorums of a head group, then the next group: fewest open accumulators
+  groups_inner,  ///< all head groups of a quorum, then the next quorum: whole token rows are read once
+};
+
+/// Where a subproblem stands in the plan.
+struct SubproblemKey {
+  std::int64_t batch = 0;
+  std::int64_t group = 0;   ///< into Plan::groups
+  std::int64_t quorum = 0;  ///< i of S_i
+  friend bool operator==(const SubproblemKey&, const SubproblemKey&) = default;
+};
+
+struct Plan {
+  static constexpr int version = 1;
+
+  PlanRequest request;
+  Division division;
+  std::vector<HeadGroup> groups;
+  ScheduleOrder order = ScheduleOrder::groups_outer;
+  DeviceArena device;
+  HostArena host;
+  AccumulatorPlacement placement = AccumulatorPlacement::memory;
+  std::int64_t scratch_bytes = 0;       ///< of the accumulator file, 0 for none
+  std::int64_t query_block_tokens = 0;  ///< tokens of Q per host cache block
+  std::int64_t key_block_tokens = 0;    ///< tokens of K or V per host cache block
+  std::int64_t piece_tokens = 0;        ///< query tokens per piece of a partial
+
+  const Problem& problem() const { return request.problem; }
+
+  /// Subproblems are numbered 0 .. subproblem_count() - 1 in schedule order, which is also the
+  /// canonical merge order of every query chunk.
+  std::int64_t subproblem_count() const;
+  SubproblemKey key(std::int64_t id) const;
+  std::int64_t id(const SubproblemKey& key) const;
+
+  /// The live work of subproblem `id`, generated when asked for. It may be empty.
+  QuorumWork work(std::int64_t id) const { return division.work(key(id).quorum); }
+
+  /// Bytes of device slots that this work occupies.
+  std::int64_t device_bytes(const QuorumWork& work) const;
+};
+
+/// The plan with the fewest subproblems that fits the budgets; equal requests give equal plans.
+/// Throws InputError when nothing fits; the message names the smallest budget that works and whether
+/// the device's or the host's is short.
+Plan make_plan(const PlanRequest& request);
+
+/// The table that `plan` prints.
+std::string describe(const Plan& plan);
+
+/// `plan --json`. With `subproblems`, every subproblem with its live pairs.
+/// Written piece by piece, so that a long list is never held.
+void write_json(const Plan& plan, bool subproblems, std::ostream& out);
+
+/// Reads what write_json wrote. Throws InputError unless it is a plan of this version whose arenas
+/// fit its budgets.
+Plan read_plan(std::istream& in, const std::string& name);
+
+/// The chunk-pair matrix coloured by quorum, dead pairs blank, beside planned memory and budgets.
+void write_svg(const Plan& plan, std::ostream& out);
+
+}  // namespace stream_cqsa

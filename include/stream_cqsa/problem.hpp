@@ -1,0 +1,80 @@
+// The attention problem: its shape, its mask, and which scores the mask keeps.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "stream_cqsa/dtype.hpp"
+#include "stream_cqsa/range.hpp"
+
+namespace stream_cqsa {
+
+enum class Mask {
+  none,
+  causal,  ///< aligned at the bottom right: query i sees key j where j <= i + key_length - query_length
+};
+
+/// What the mask leaves of a block of scores.
+enum class Liveness {
+  dead,     ///< nothing: never loaded for, never computed
+  full,     ///< everything: computed with no mask code
+  partial,  ///< something: masked inside the kernel
+};
+
+/// O = softmax(scale * Q K^T + mask) V for every batch entry and query head.
+///
+/// Q and O are [batch, query_length, query_heads, head_dim]; K and V are
+/// [batch, key_length, kv_heads, head_dim]. Query head h reads key/value head
+/// h / (query_heads / kv_heads).
+struct Problem {
+  std::int64_t batch = 1;
+  std::int64_t query_heads = 1;
+  std::int64_t kv_heads = 1;
+  std::int64_t query_length = 0;
+  std::int64_t key_length = 0;
+  std::int64_t head_dim = 0;
+  DType dtype = DType::f32;         ///< of Q, K and V as given
+  DType output_dtype = DType::f32;  ///< of O
+  Mask mask = Mask::none;
+  double scale = 0;  ///< natural-base score scale, usually 1 / sqrt(head_dim)
+
+  std::int64_t query_heads_per_kv_head() const { return query_heads / kv_heads; }
+
+  /// One past the last key that query row `query` sees; 0 or less where it sees none.
+  std::int64_t visible_keys(std::int64_t query) const {
+    if (mask == Mask::none) return key_length;
+    return query + 1 + key_length - query_length;
+  }
+
+  /// What the mask leaves of the scores between `queries` and `keys` (empty ranges are dead).
+  Liveness liveness(Range queries, Range keys) const;
+
+  /// How many (query, key) scores of one head the mask keeps between `queries` and `keys`.
+  /// Exact for lengths up to 2^31; throws nothing.
+  std::int64_t live_scores(Range queries, Range keys) const;
+
+  friend bool operator==(const Problem&, const Problem&) = default;
+};
+
+/// Throws InputError with one line unless every extent is at least 1, kv_heads divides query_heads,
+/// head_dim is at most 256 and scale is finite.
+void validate(const Problem& problem);
+
+inline double default_scale(std::int64_t head_dim) {
+  return 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+
+/// The key/value heads that are computed together, with all of their query heads.
+struct HeadGroup {
+  std::int64_t first = 0;  ///< first key/value head
+  std::int64_t count = 0;  ///< key/value heads
+
+  Range kv_heads() const { return {first, first + count}; }
+  Range query_heads(const Problem& problem) const {
+    const std::int64_t ratio = problem.query_heads_per_kv_head();
+    return {first * ratio, (first + count) * ratio};
+  }
+  friend bool operator==(const HeadGroup&, const HeadGroup&) = default;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,107 @@
+// Softmax states, their exact merge, and the end of a row.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include "stream_cqsa/dtype.hpp"
+
+#if defined(__CUDACC__)
+#define STREAM_CQSA_HOST_DEVICE __host__ __device__
+#else
+#define STREAM_CQSA_HOST_DEVICE
+#endif
+
+namespace stream_cqsa {
+
+/// Softmax states of `rows` query rows. Scores are in base 2, s = scale * log2(e) * q.k:
+///   m = max s     l = sum exp2(s - m)     acc = sum exp2(s - m) * v
+/// A row that has seen no key has m = -infinity, l = 0, acc = 0.
+/// Wherever rows are both tokens and heads, row = token * heads + head.
+struct SoftmaxStates {
+  float* acc = nullptr;  ///< [rows][dim]
+  float* m = nullptr;    ///< [rows]
+  float* l = nullptr;    ///< [rows]
+  std::int64_t rows = 0;
+  std::int64_t dim = 0;
+};
+
+/// Bytes of `rows` states of dimension `dim`, stored acc, then m, then l.
+constexpr std::int64_t softmax_state_bytes(std::int64_t rows, std::int64_t dim) {
+  return rows * (dim + 2) * static_cast<std::int64_t>(sizeof(float));
+}
+
+/// The states stored in `memory` (acc, then m, then l).
+inline SoftmaxStates softmax_states_at(std::byte* memory, std::int64_t rows, std::int64_t dim) {
+  auto* acc = reinterpret_cast<float*>(memory);
+  return {acc, acc + rows * dim, acc + rows * (dim + 1), rows, dim};
+}
+
+/// exp2(x) for merge weights, x <= 0: at most 1 ulp off for x >= -126, 0 below, NaN for NaN.
+/// Only explicit fma and exact operations, so that host and device give the same bits.
+STREAM_CQSA_HOST_DEVICE inline float merge_exp2(float x) {
+  // exp2(x) = 2^n * exp2(f), n = round(x), f in [-1/2, 1/2]; minimax polynomial in f.
+  if (!(x >= -126.0f)) return x < 0.0f ? 0.0f : x;  // NaN passes through
+  constexpr float round_to_integer = 0x1.8p23f;
+  const float shifted = x + round_to_integer;
+  const float n = shifted - round_to_integer;
+  const float f = x - n;
+  float p = 0x1.4309p-13f;
+  p = std::fmaf(p, f, 0x1.5d87fep-10f);
+  p = std::fmaf(p, f, 0x1.3b2c9cp-7f);
+  p = std::fmaf(p, f, 0x1.c6b08ep-5f);
+  p = std::fmaf(p, f, 0x1.ebfbep-3f);
+  p = std::fmaf(p, f, 0x1.62e43p-1f);
+  p = std::fmaf(p, f, 1.0f);
+  const auto exponent = static_cast<std::int32_t>(n) << 23;
+#if defined(__CUDA_ARCH__)
+  return __int_as_float(__float_as_int(p) + exponent);
+#else
+  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
+#endif
+}
+
+/// The two weights of a merge: M = max(m1, m2), w = exp2(m - M), and 0 where m is -infinity.
+struct MergeWeights {
+  float max;
+  float first;
+  float second;
+};
+
+STREAM_CQSA_HOST_DEVICE inline MergeWeights merge_weights(float m1, float m2) {
+  const float max = m1 > m2 ? m1 : m2;
+  // Two empty rows: -infinity minus -infinity would be NaN. NaN in either m reaches its weight.
+  const float shift = max == -HUGE_VALF ? 0.0f : max;
+  return {max, merge_exp2(m1 - shift), merge_exp2(m2 - shift)};
+}
+
+/// into = merge(into, from), row by row:
+///   l = fma(w1, l1, w2 * l2), acc = fma(w1, acc1, w2 * acc2).
+/// Vectorised; the bits do not depend on the instruction set. rows and dim must agree.
+void merge(const SoftmaxStates& into, const SoftmaxStates& from);
+
+/// How many NaN and infinite values a pass over data met.
+struct NonFinite {
+  std::int64_t nan = 0;
+  std::int64_t infinite = 0;
+  NonFinite& operator+=(const NonFinite& other) {
+    nan += other.nan;
+    infinite += other.infinite;
+    return *this;
+  }
+  friend bool operator==(const NonFinite&, const NonFinite&) = default;
+};
+
+/// Ends rows: O = acc / l and lse = ln(2) * (m + log2(l)), natural logarithm.
+///
+/// states: tokens * heads rows, row = token * heads + head.
+/// The first `keyless_tokens` tokens see no key at all: O = 0, lse = -infinity.
+/// output: [token][head][dim] in `type`, rounded to nearest even.
+/// lse: [head][token] fp32, or null.
+/// Returns the NaN and infinite values written to output.
+NonFinite finalise(const SoftmaxStates& states, std::int64_t heads, std::int64_t keyless_tokens,
+                   DType type, std::byte* output, float* lse);
+
+}  // namespace stream_cqsa
