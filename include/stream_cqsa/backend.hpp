@@ -9,6 +9,7 @@
 
 #include "stream_cqsa/plan.hpp"
 #include "stream_cqsa/softmax_state.hpp"
+#include "stream_cqsa/telemetry.hpp"
 #include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
@@ -29,11 +30,12 @@ enum class SlotTensor { query, key, value };
 /// Rows of Q into a query slot, or of K or V into a key/value slot.
 /// The slot's layout is [token][head][dim] of the head group, in the storage type.
 struct CopyIn {
+  std::int64_t subproblem = 0;  ///< for messages and traces
   SlotTensor tensor = SlotTensor::query;
   std::int32_t slot = 0;
   std::int64_t first_token = 0;  ///< within the slot
   std::int64_t tokens = 0;
-  std::int64_t heads = 0;  ///< query or key/value heads of the group
+  std::int64_t heads = 0;        ///< query or key/value heads of the group
   std::int64_t slot_tokens = 0;  ///< tokens of the chunk in the slot
   StridedRows source;
 };
@@ -65,20 +67,15 @@ struct WorkList {
 /// Rows of a state slot to host memory. A state slot holds the states of one query chunk,
 /// row = token * query heads of the group + head.
 struct CopyOut {
+  std::int64_t subproblem = 0;  ///< for messages and traces
   std::int32_t state_slot = 0;
   std::int64_t slot_rows = 0;  ///< rows of the chunk in the slot
   std::int64_t first_row = 0;
   SoftmaxStates into;
 };
 
-/// When a piece of work ran, in seconds of std::chrono::steady_clock since its epoch.
-struct Interval {
-  double begin = 0;
-  double end = 0;
-};
-
 /// A device with an arena. Submitting never blocks on other work and may be called from several
-/// threads; each lane must be fed from one thread at a time.
+/// threads; each lane is fed from one thread at a time.
 ///
 /// Errors in submitted work are thrown, as Error naming the subproblem and the call, by wait().
 class Backend {
@@ -89,8 +86,9 @@ class Backend {
   virtual DeviceTraits traits(const Problem& problem) const = 0;
 
   /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once.
-  /// Throws Error when the device does not have them.
-  virtual void prepare(const Plan& plan) = 0;
+  /// Every piece of work is recorded in `telemetry` (copy in, compute, copy out; bytes copied).
+  /// Both must outlive the backend's work. Throws Error when the device lacks the memory.
+  virtual void prepare(const Plan& plan, Telemetry& telemetry) = 0;
 
   /// Bytes of device memory that prepare() allocated.
   virtual std::int64_t allocated_bytes() const = 0;
@@ -101,8 +99,13 @@ class Backend {
   virtual Ticket launch(WorkList work, std::span<const Ticket> after) = 0;
   virtual Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) = 0;
 
-  /// Blocks until `ticket` is complete and returns when it ran. Throws what the work threw.
-  virtual Interval wait(Ticket ticket) = 0;
+  /// Blocks until `ticket` is complete. Throws what its work, or work that it waited for, threw.
+  /// Any thread may wait for any ticket, any number of times: a lane completes in order, so a
+  /// completed count and the first failure of each lane are all that need be kept.
+  virtual void wait(Ticket ticket) = 0;
+
+  /// Blocks until everything submitted has ended, well or not: then no lane touches host memory.
+  virtual void quiesce() noexcept = 0;
 
   /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
   /// arithmetic really done. One score costs 4 * head_dim floating-point operations.

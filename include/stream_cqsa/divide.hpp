@@ -12,7 +12,7 @@
 
 namespace stream_cqsa {
 
-/// Positions in the cover of the ordered pair r(d) = (a, b) chosen for a difference d = b - a mod c.
+/// Positions in the cover of the ordered pair r(d) = (a, b) that is chosen for d = b - a mod c.
 struct Responsibility {
   std::int32_t query = 0;  ///< position of a in the cover
   std::int32_t key = 0;    ///< position of b in the cover

@@ -18,10 +18,14 @@ constexpr std::int64_t size_of(DType type) {
 /// Half the distance between 1 and the next larger number of the type.
 constexpr double unit_roundoff(DType type) {
   switch (type) {
-    case DType::f16: return 0x1p-11;
-    case DType::bf16: return 0x1p-8;
-    case DType::f32: return 0x1p-24;
-    case DType::f64: return 0x1p-53;
+    case DType::f16:
+      return 0x1p-11;
+    case DType::bf16:
+      return 0x1p-8;
+    case DType::f32:
+      return 0x1p-24;
+    case DType::f64:
+      return 0x1p-53;
   }
   return 0;
 }

@@ -45,16 +45,20 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
                                           const FileOpener& open = open_posix_file);
 
 /// Creates `path` (.npy or .safetensors; `tensor` names the tensor inside the latter) for writing,
-/// as `path`.partial until commit(). Throws InputError when the extension is unknown, the dtype is
-/// not one the format has (.npy has no bfloat16), or `path` exists and not `overwrite`.
+/// as `path`.partial until commit(). desc.name is replaced by the file's. Throws InputError when
+/// the extension is unknown, the dtype is not one the format has (.npy has no bfloat16), the file
+/// cannot be created, or `path` exists and not `overwrite`.
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
                                           bool overwrite, const FileOpener& open = open_posix_file);
 
-/// A tensor in the caller's memory, as its storage type: resident, for embedding and for tests.
+/// A tensor in the caller's memory, packed in the order of desc.layout: resident, for embedding and
+/// for tests. `data` holds the storage type: fp32 for a desc of dtype f64. Throws InputError unless
+/// it is exactly as large as desc says.
 std::unique_ptr<TensorSource> make_memory_source(TensorDesc desc, std::span<const std::byte> data);
 
-/// A tensor written into the caller's memory.
+/// A tensor written into the caller's memory, packed in the order of desc.layout, as desc.dtype.
+/// commit() does nothing. Throws InputError unless `data` is exactly desc.bytes() large.
 std::unique_ptr<TensorSink> make_memory_sink(TensorDesc desc, std::span<std::byte> data);
 
 }  // namespace stream_cqsa

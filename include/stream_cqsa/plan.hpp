@@ -36,17 +36,18 @@ struct PlanRequest {
   DeviceTraits device;
   InputTraits query, key, value;
   Layout output_layout = Layout::bshd;
-  bool lse = false;                            ///< an lse tensor is written too
-  std::int64_t device_budget = 0;              ///< bytes
-  std::int64_t host_budget = 0;                ///< bytes
-  bool scratch = false;                        ///< accumulators may go to files
-  std::optional<std::int64_t> chunks;          ///< c, else chosen
-  std::optional<std::int64_t> heads_per_group; ///< key/value heads per group, else chosen
+  bool lse = false;                             ///< an lse tensor is written too
+  std::int64_t device_budget = 0;               ///< bytes
+  std::int64_t host_budget = 0;                 ///< bytes
+  bool scratch = false;                         ///< accumulators may go to files
+  std::optional<std::int64_t> chunks;           ///< c, else chosen
+  std::optional<std::int64_t> heads_per_group;  ///< most key/value heads per group, else chosen
+  friend bool operator==(const PlanRequest&, const PlanRequest&) = default;
 };
 
 /// The device arena, in this order: query slots, key/value slots, state slots, workspace.
-/// A query slot holds Q of one chunk, a key/value slot K then V of one chunk (each rounded up to the
-/// alignment), a state slot the softmax states of one query chunk; all for one head group.
+/// A query slot holds Q of one chunk, a key/value slot K then V of one chunk (each rounded up to
+/// the alignment), a state slot the softmax states of one query chunk; all for one head group.
 struct DeviceArena {
   std::int64_t query_slots = 0, query_slot_bytes = 0;
   std::int64_t kv_slots = 0, kv_slot_bytes = 0;
@@ -63,15 +64,19 @@ struct DeviceArena {
 
 /// The host arena, in this order: cache blocks, state buffers, accumulators, output buffers.
 struct HostArena {
-  std::int64_t cache_blocks = 0, cache_block_bytes = 0;  ///< input rows as read from files
-  std::int64_t state_buffers = 0, state_buffer_bytes = 0;  ///< pieces of partials on their way to a merge
+  std::int64_t cache_blocks = 0, cache_block_bytes = 0;    ///< input rows as read from files
+  std::int64_t state_buffers = 0, state_buffer_bytes = 0;  ///< pieces of partials to be merged
   std::int64_t accumulators = 0, accumulator_bytes = 0;  ///< pieces of accumulators held in memory
   std::int64_t output_buffers = 0, output_buffer_bytes = 0;  ///< finished rows and their lse
 
   std::int64_t cache_offset() const { return 0; }
   std::int64_t state_offset() const { return cache_blocks * cache_block_bytes; }
-  std::int64_t accumulator_offset() const { return state_offset() + state_buffers * state_buffer_bytes; }
-  std::int64_t output_offset() const { return accumulator_offset() + accumulators * accumulator_bytes; }
+  std::int64_t accumulator_offset() const {
+    return state_offset() + state_buffers * state_buffer_bytes;
+  }
+  std::int64_t output_offset() const {
+    return accumulator_offset() + accumulators * accumulator_bytes;
+  }
   std::int64_t bytes() const { return output_offset() + output_buffers * output_buffer_bytes; }
   friend bool operator==(const HostArena&, const HostArena&) = default;
 };
@@ -84,7 +89,7 @@ enum class AccumulatorPlacement {
 /// Which of head groups and quorums the schedule counts faster.
 enum class ScheduleOrder {
   groups_outer,  ///< all quorums of a head group, then the next group: fewest open accumulators
-  groups_inner,  ///< all head groups of a quorum, then the next quorum: whole token rows are read once
+  groups_inner,  ///< all head groups of a quorum, then the next quorum: token rows are read once
 };
 
 /// Where a subproblem stands in the plan.
@@ -125,9 +130,11 @@ struct Plan {
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
 
-/// The plan with the fewest subproblems that fits the budgets; equal requests give equal plans.
-/// Throws InputError when nothing fits; the message names the smallest budget that works and whether
-/// the device's or the host's is short.
+/// The plan with the fewest subproblems that fits the budgets with room to copy one quorum in while
+/// another computes; equal requests give equal plans. Where no such plan fits, the one that needs
+/// the least device memory. A larger device budget never gives more subproblems.
+/// Throws InputError when nothing fits; the message names the smallest budget that works and
+/// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);
 
 /// The table that `plan` prints.
@@ -137,8 +144,9 @@ std::string describe(const Plan& plan);
 /// Written piece by piece, so that a long list is never held.
 void write_json(const Plan& plan, bool subproblems, std::ostream& out);
 
-/// Reads what write_json wrote. Throws InputError unless it is a plan of this version whose arenas
-/// fit its budgets.
+/// Reads what write_json wrote: makes the plan again from the problem, options and budgets in it.
+/// Throws InputError, naming what differs, unless everything else in it is what that gives; a list
+/// of subproblems is skipped, as it follows from the rest.
 Plan read_plan(std::istream& in, const std::string& name);
 
 /// The chunk-pair matrix coloured by quorum, dead pairs blank, beside planned memory and budgets.

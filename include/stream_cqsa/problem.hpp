@@ -11,7 +11,7 @@ namespace stream_cqsa {
 
 enum class Mask {
   none,
-  causal,  ///< aligned at the bottom right: query i sees key j where j <= i + key_length - query_length
+  causal,  ///< bottom-right aligned: query i sees key j <= i + key_length - query_length
 };
 
 /// What the mask leaves of a block of scores.
@@ -50,14 +50,15 @@ struct Problem {
   Liveness liveness(Range queries, Range keys) const;
 
   /// How many (query, key) scores of one head the mask keeps between `queries` and `keys`.
-  /// Exact for lengths up to 2^31; throws nothing.
+  /// Closed form, exact for every problem that validate() accepts.
   std::int64_t live_scores(Range queries, Range keys) const;
 
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 
 /// Throws InputError with one line unless every extent is at least 1, kv_heads divides query_heads,
-/// head_dim is at most 256 and scale is finite.
+/// head_dim is at most 256, scale is finite, each tensor has at most 2^48 elements and there are at
+/// most 2^62 scores over all heads, so that no offset or count can overflow 64 bits.
 void validate(const Problem& problem);
 
 inline double default_scale(std::int64_t head_dim) {

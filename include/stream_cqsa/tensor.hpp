@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "stream_cqsa/dtype.hpp"
 #include "stream_cqsa/range.hpp"
@@ -31,6 +33,10 @@ struct TensorDesc {
   std::int64_t tokens = 0;
   std::int64_t heads = 1;
   std::int64_t dim = 0;
+  bool squeeze_dim = false;  ///< dim is 1 and not an axis of the file, see lse_desc()
+
+  /// The extents on disk, slowest first: `rank` of them, less the last one with squeeze_dim.
+  std::vector<std::int64_t> shape() const;
 
   std::int64_t elements() const { return batch * tokens * heads * dim; }
   std::int64_t bytes() const { return elements() * size_of(dtype); }
@@ -41,6 +47,13 @@ struct TensorDesc {
     return layout == Layout::bshd ? Range{0, heads} : heads_wanted;
   }
 };
+
+/// An lse tensor: fp32 [batch, heads, tokens] on disk, whatever the layout of the output beside it.
+/// As a block, a vector is one number: packed [token][head] for TensorSink::write, so that the rows
+/// of a single head are contiguous tokens.
+inline TensorDesc lse_desc(std::int64_t batch, std::int64_t heads, std::int64_t tokens) {
+  return {"lse", DType::f32, Layout::bhsd, 4, batch, tokens, heads, 1, true};
+}
 
 /// Some tokens of some heads of one batch entry.
 struct Block {

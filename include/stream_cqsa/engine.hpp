@@ -1,0 +1,62 @@
+// One rank's run: streams a plan's subproblems through a backend, merges, writes.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <vector>
+
+#include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+#include "stream_cqsa/telemetry.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Q, K and V. Their shapes, types and layouts must be those of the plan's request.
+struct Inputs {
+  TensorSource& query;
+  TensorSource& key;
+  TensorSource& value;
+
+  TensorSource& of(SlotTensor tensor) const {
+    return tensor == SlotTensor::query ? query : tensor == SlotTensor::key ? key : value;
+  }
+};
+
+struct Outputs {
+  TensorSink& output;         ///< O
+  TensorSink* lse = nullptr;  ///< fp32, bhsd, dim 1; or none
+};
+
+struct RunOptions {
+  std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
+  int read_threads = 2;
+  int merge_threads = 2;
+};
+
+/// What a run leaves beside its outputs.
+struct RunResult {
+  /// Per query chunk, the scores that were merged, over all batch entries and query heads.
+  std::vector<std::int64_t> merged_scores;
+  NonFinite output;                  ///< NaN and infinite values in O
+  std::int64_t scores_computed = 0;  ///< Backend::scores_computed()
+  std::int64_t device_bytes = 0;     ///< Backend::allocated_bytes()
+  std::int64_t host_bytes = 0;       ///< of the host arena, allocated
+  std::int64_t scratch_bytes = 0;    ///< largest size of the accumulator file
+  double seconds = 0;                ///< wall clock from the first read to the last write
+};
+
+/// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in
+/// full and not committed: that is the caller's. Output bits depend on the plan and the kind of
+/// device alone.
+/// Throws InputError when the inputs are not the plan's, Error when anything fails on the way.
+RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
+              const RunOptions& options, Telemetry& telemetry);
+
+/// The scores the mask keeps for each query chunk, over all batch entries and query heads: what
+/// RunResult::merged_scores must equal.
+std::vector<std::int64_t> expected_scores(const Plan& plan);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,92 @@
+// What a run did and when: busy time and bytes by stage, progress, and a trace.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <iosfwd>
+#include <mutex>
+#include <string_view>
+
+namespace stream_cqsa {
+
+enum class Stage {
+  read,      ///< files to host cache
+  copy_in,   ///< host to device slots
+  compute,   ///< kernels
+  copy_out,  ///< state slots to host
+  merge,     ///< partials into accumulators, and finishing rows
+  spill,     ///< accumulators to and from the scratch file
+  write,     ///< finished rows to the output
+};
+inline constexpr int stage_count = 7;
+std::string_view name_of(Stage stage);
+
+/// Seconds of std::chrono::steady_clock.
+inline double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+/// When a piece of work ran.
+struct Interval {
+  double begin = 0;
+  double end = 0;
+};
+
+struct StageTotals {
+  double busy_seconds = 0;  ///< summed over the threads of the stage
+  std::int64_t operations = 0;
+  std::int64_t bytes = 0;
+};
+
+/// Collects from all threads of a run. Every member function is thread-safe.
+class Telemetry {
+ public:
+  /// With `trace`, every recorded interval is also written there in Chrome's trace-event format.
+  /// The stream must outlive this object, whose destructor closes the JSON array.
+  explicit Telemetry(std::ostream* trace = nullptr);
+  ~Telemetry();
+  Telemetry(const Telemetry&) = delete;
+  Telemetry& operator=(const Telemetry&) = delete;
+
+  /// Records that the calling thread (or its device) spent `interval` on `stage` for `subproblem`
+  /// (negative: none in particular) and moved `bytes`.
+  void record(Stage stage, Interval interval, std::int64_t bytes, std::int64_t subproblem);
+
+  std::array<StageTotals, stage_count> totals() const;
+
+  /// Live scores of subproblems whose kernel has finished, over all heads.
+  void add_scores(std::int64_t scores) { scores_done_ += scores; }
+  std::int64_t scores_done() const { return scores_done_; }
+  void add_subproblem() { ++subproblems_done_; }
+  std::int64_t subproblems_done() const { return subproblems_done_; }
+
+ private:
+  mutable std::mutex mutex_;
+  std::array<StageTotals, stage_count> totals_{};
+  std::ostream* trace_;
+  bool first_event_ = true;
+  double start_;
+  std::atomic<std::int64_t> scores_done_{0};
+  std::atomic<std::int64_t> subproblems_done_{0};
+};
+
+/// Records the time from its construction to its destruction.
+class StageTimer {
+ public:
+  StageTimer(Telemetry& telemetry, Stage stage, std::int64_t bytes, std::int64_t subproblem)
+      : telemetry_(telemetry), stage_(stage), bytes_(bytes), subproblem_(subproblem) {}
+  ~StageTimer() { telemetry_.record(stage_, {begin_, now_seconds()}, bytes_, subproblem_); }
+  StageTimer(const StageTimer&) = delete;
+  StageTimer& operator=(const StageTimer&) = delete;
+
+ private:
+  Telemetry& telemetry_;
+  Stage stage_;
+  std::int64_t bytes_;
+  std::int64_t subproblem_;
+  double begin_ = now_seconds();
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,123 @@
+#include "app/arguments.hpp"
+
+#include <fmt/format.h>
+
+#include <sstream>
+
+#include "mpi/environment.hpp"
+#include "stream_cqsa/error.hpp"
+#include "version.hpp"
+
+namespace stream_cqsa {
+
+namespace po = boost::program_options;
+
+OptionGroup input_group(InputOptions& options) {
+  OptionGroup group("Input");
+  group.add_options()("input", po::value(&options.input)->value_name("FILE"),
+                      "a .safetensors file with Q, K and V, or synthetic:SEED")(
+      "query", po::value(&options.query)->value_name("FILE"),
+      "Q, a .npy or .safetensors file; with --key and --value instead of --input")(
+      "key", po::value(&options.key)->value_name("FILE"), "K")(
+      "value", po::value(&options.value)->value_name("FILE"), "V")(
+      "query-name", po::value(&options.query_name)->default_value("q|query")->value_name("NAME"),
+      "Q's name in a .safetensors file, or names to try")(
+      "key-name", po::value(&options.key_name)->default_value("k|key")->value_name("NAME"),
+      "K's name")("value-name",
+                  po::value(&options.value_name)->default_value("v|value")->value_name("NAME"),
+                  "V's name")(
+      "layout", po::value(&options.layout)->default_value("bshd")->value_name("LAYOUT"),
+      "bshd: [B, N, H, D] or [N, H, D]; bhsd: [B, H, N, D] or [H, N, D]; O has the same");
+  return group;
+}
+
+OptionGroup synthetic_group(InputOptions& options) {
+  OptionGroup group("Synthetic input");
+  group.add_options()("shape", po::value(&options.shape)->value_name("B,N,H,D"), "of Q")(
+      "kv-heads", po::value(&options.kv_heads)->value_name("H"),
+      "key/value heads (default: as many as query heads)")(
+      "key-length", po::value(&options.key_length)->value_name("N"),
+      "tokens of K and V (default: as many as of Q)")(
+      "dtype", po::value(&options.dtype)->value_name("TYPE"), "f16 (default), bf16 or f32");
+  return group;
+}
+
+OptionGroup attention_group(AttentionOptions& options) {
+  OptionGroup group("Attention");
+  group.add_options()("causal", po::bool_switch(&options.causal),
+                      "query i sees key j where j <= i + (key length - query length)")(
+      "scale", po::value<double>()->value_name("S")->notifier([&options](double scale) {
+        options.scale = scale;
+      }),
+      "of the scores (default: 1/sqrt(D))")("output-dtype",
+                                            po::value(&options.output_dtype)->value_name("TYPE"),
+                                            "of O: f16, bf16, f32 or f64 (default: Q's)");
+  return group;
+}
+
+OptionGroup resource_group(ResourceOptions& options) {
+  OptionGroup group("Resources");
+  group.add_options()("backend",
+                      po::value(&options.backend)->default_value("auto")->value_name("NAME"),
+                      "auto or cpu")(
+      "device-memory", po::value(&options.device_memory)->value_name("BYTES"),
+      "budget of the memory that is computed in, such as 512MiB or 2GiB (default: a quarter of "
+      "the available memory)")(
+      "host-memory", po::value(&options.host_memory)->value_name("BYTES"),
+      "budget of the memory for staging and accumulators (default: half of the available memory)")(
+      "scratch", po::value(&options.scratch)->value_name("DIR"),
+      "where accumulators go that do not fit in host memory")(
+      "chunks", po::value(&options.chunks)->value_name("C"),
+      "chunks per sequence, 1 to 20000 (default: chosen)")(
+      "heads-per-group", po::value(&options.heads_per_group)->value_name("H"),
+      "key/value heads computed together (default: chosen)")(
+      "threads", po::value(&options.threads)->default_value(0)->value_name("T"),
+      "of the CPU backend, 0: one per core")(
+      "plan", po::value(&options.plan)->value_name("FILE"),
+      "use this plan, written by plan --json, instead of making one");
+  return group;
+}
+
+OptionGroup output_group(OutputOptions& options) {
+  OptionGroup group("Output");
+  group.add_options()("output,o", po::value(&options.output)->value_name("FILE"),
+                      "O, .npy or .safetensors (tensor \"o\"), in Q's shape and layout")(
+      "lse", po::value(&options.lse)->value_name("FILE"),
+      "log-sum-exp of the scaled scores, natural logarithm, fp32 [B, H, N] (tensor \"lse\")")(
+      "overwrite", po::bool_switch(&options.overwrite), "replace outputs that exist");
+  return group;
+}
+
+bool parse(const Arguments& arguments, const std::string& intro, OptionGroup options) {
+  options.add_options()("help,h", "show this text");
+  try {
+    po::variables_map values;
+    // No abbreviations: a typing error must not become another option.
+    const int style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
+    po::store(po::command_line_parser(arguments)
+                  .options(options)
+                  .positional(po::positional_options_description())
+                  .style(style)
+                  .run(),
+              values);
+    if (values.count("help")) {
+      std::ostringstream text;
+      text << options;
+      fmt::print("{}\n{}", intro, text.str());
+      return false;
+    }
+    po::notify(values);
+    return true;
+  } catch (const po::error& error) {
+    throw InputError(fmt::format("{}; --help lists the options", error.what()));
+  }
+}
+
+int print_version() {
+  fmt::print("stream-cqsa {}\ncommit    {}\nbuild     {}\nbackends  {}\nmpi       {}\n",
+             version_number, version_commit, version_build, version_backends,
+             MpiEnvironment::library_version());
+  return 0;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,62 @@
+// Command lines: the option groups that commands share, and how they are parsed.
+#pragma once
+
+#include <boost/program_options.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace stream_cqsa {
+
+using Arguments = std::vector<std::string>;
+using OptionGroup = boost::program_options::options_description;
+
+/// Where Q, K and V come from.
+struct InputOptions {
+  std::string input;                             ///< one file of three tensors, or synthetic:SEED
+  std::string query, key, value;                 ///< or three files
+  std::string query_name, key_name, value_name;  ///< tensors in .safetensors files
+  std::string layout;
+  std::string shape, dtype;     ///< of a synthetic input
+  std::int64_t kv_heads = 0;    ///< of a synthetic input, 0: as many as query heads
+  std::int64_t key_length = 0;  ///< of a synthetic input, 0: as long as the query
+};
+
+/// What attention is computed of them.
+struct AttentionOptions {
+  bool causal = false;
+  std::optional<double> scale;
+  std::string output_dtype;
+};
+
+/// What it may use.
+struct ResourceOptions {
+  std::string backend;
+  std::string device_memory, host_memory;
+  std::string scratch;
+  std::int64_t chunks = 0;           ///< 0: chosen
+  std::int64_t heads_per_group = 0;  ///< 0: chosen
+  int threads = 0;                   ///< 0: one per core
+  std::string plan;                  ///< file written by plan --json
+};
+
+struct OutputOptions {
+  std::string output, lse;
+  bool overwrite = false;
+};
+
+OptionGroup input_group(InputOptions& options);
+OptionGroup synthetic_group(InputOptions& options);
+OptionGroup attention_group(AttentionOptions& options);
+OptionGroup resource_group(ResourceOptions& options);
+OptionGroup output_group(OutputOptions& options);
+
+/// Parses `arguments`. Returns false when --help was asked for and printed: `intro`, then the
+/// options. Throws InputError with one line for an unknown option or a bad value.
+bool parse(const Arguments& arguments, const std::string& intro, OptionGroup options);
+
+/// Prints version, commit, build, backends and MPI library.
+int print_version();
+
+}  // namespace stream_cqsa

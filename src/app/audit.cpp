@@ -1,0 +1,80 @@
+#include "app/audit.hpp"
+
+#include <cstring>
+
+namespace stream_cqsa {
+
+void AuditedSource::read(const Block& block, std::span<std::byte> into) {
+  inner_.read(block, into);
+  {
+    const std::scoped_lock lock(mutex_);
+    if (!seen_.insert({block.batch, block.heads.begin, block.tokens.begin}).second) return;
+  }
+  const DType dtype = storage_type(desc_.dtype);
+  Fingerprint own;
+  own.add(desc_, dtype, block,
+          packed_rows(into.data(), block, desc_.layout, desc_.dim * size_of(dtype)));
+  const std::scoped_lock lock(mutex_);
+  fingerprint_ += own;
+}
+
+Fingerprint AuditedSource::fingerprint() const {
+  const std::scoped_lock lock(mutex_);
+  return fingerprint_;
+}
+
+AuditedSink::AuditedSink(TensorSink& inner, std::span<const RowIndex> rows)
+    : TensorSink(inner.desc()), inner_(inner) {
+  for (const RowIndex& row : rows) rows_[{row.batch, row.token, row.head}];
+}
+
+void AuditedSink::write(const Block& block, std::span<const std::byte> from) {
+  inner_.write(block, from);
+  const std::int64_t vector_bytes = desc_.dim * size_of(desc_.dtype);
+  fingerprint_.add(desc_, desc_.dtype, block,
+                   packed_rows(from.data(), block, Layout::bshd, vector_bytes));
+  for (auto& [key, kept] : rows_) {
+    const auto [batch, token, head] = key;
+    if (batch != block.batch || !block.tokens.contains(token) || !block.heads.contains(head)) {
+      continue;
+    }
+    const std::int64_t vector =
+        (token - block.tokens.begin) * block.heads.size() + head - block.heads.begin;
+    const std::byte* begin = from.data() + vector * vector_bytes;
+    kept.assign(begin, begin + vector_bytes);
+  }
+}
+
+std::vector<double> AuditedSink::row(const RowIndex& index) const {
+  const auto found = rows_.find({index.batch, index.token, index.head});
+  if (found == rows_.end()) return {};
+  return to_double(desc_.dtype, found->second);
+}
+
+std::vector<double> to_double(DType dtype, std::span<const std::byte> data) {
+  const auto element = static_cast<std::size_t>(size_of(dtype));
+  std::vector<double> values(data.size() / element);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const std::byte* at = data.data() + i * element;
+    const auto load = [at]<typename T>(T value) {
+      return std::memcpy(&value, at, sizeof value), value;
+    };
+    switch (dtype) {
+      case DType::f16:
+        values[i] = f16_to_f32(load(std::uint16_t{}));
+        break;
+      case DType::bf16:
+        values[i] = bf16_to_f32(load(std::uint16_t{}));
+        break;
+      case DType::f32:
+        values[i] = load(float{});
+        break;
+      case DType::f64:
+        values[i] = load(double{});
+        break;
+    }
+  }
+  return values;
+}
+
+}  // namespace stream_cqsa

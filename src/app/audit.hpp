@@ -1,0 +1,57 @@
+// Sources and sinks that watch what passes through them.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <set>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "stream_cqsa/fingerprint.hpp"
+#include "stream_cqsa/reference.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Fingerprints each block when it is first read.
+class AuditedSource : public TensorSource {
+ public:
+  explicit AuditedSource(TensorSource& inner) : TensorSource(inner.desc()), inner_(inner) {}
+
+  void read(const Block& block, std::span<std::byte> into) override;
+  std::optional<StridedRows> resident(const Block& block) const override {
+    return inner_.resident(block);
+  }
+  Fingerprint fingerprint() const;
+
+ private:
+  TensorSource& inner_;
+  mutable std::mutex mutex_;
+  std::set<std::tuple<std::int64_t, std::int64_t, std::int64_t>> seen_;  // batch, head, token
+  Fingerprint fingerprint_;
+};
+
+/// Fingerprints what is written and keeps copies of chosen rows.
+class AuditedSink : public TensorSink {
+ public:
+  AuditedSink(TensorSink& inner, std::span<const RowIndex> rows);
+
+  void write(const Block& block, std::span<const std::byte> from) override;
+  void commit() override { inner_.commit(); }
+
+  const Fingerprint& fingerprint() const { return fingerprint_; }
+  /// A chosen row as it was written, [dim]; empty if it was not.
+  std::vector<double> row(const RowIndex& index) const;
+
+ private:
+  using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, token, head
+  TensorSink& inner_;
+  std::map<Key, std::vector<std::byte>> rows_;
+  Fingerprint fingerprint_;
+};
+
+/// The elements of `data`, exactly.
+std::vector<double> to_double(DType dtype, std::span<const std::byte> data);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,71 @@
+// stream-cqsa: exact attention over sequences of any length, under any memory budget.
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+#include "app/arguments.hpp"
+#include "app/commands.hpp"
+#include "mpi/environment.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace {
+
+using stream_cqsa::Arguments;
+using stream_cqsa::MpiEnvironment;
+
+struct Command {
+  std::string_view name;
+  int (*run)(const Arguments&, const MpiEnvironment&);
+  std::string_view summary;
+};
+
+constexpr std::array commands = {
+    Command{"run", stream_cqsa::run_command, "computes attention"},
+    Command{"plan", stream_cqsa::plan_command,
+            "shows how a run would be divided; computes nothing"},
+    Command{"generate", stream_cqsa::generate_command, "writes synthetic inputs"},
+    Command{"verify", stream_cqsa::verify_command, "checks an output against fp64 on sampled rows"},
+    Command{"devices", stream_cqsa::devices_command, "says what this machine offers"},
+    Command{"bench", stream_cqsa::bench_command, "measures kernel, copy, merge and I/O rates"},
+};
+
+std::string usage() {
+  std::string text = "usage: stream-cqsa COMMAND [OPTION...]\n\ncommands:\n";
+  for (const Command& command : commands) {
+    text += fmt::format("  {:<10} {}\n", command.name, command.summary);
+  }
+  return text +
+         "\nstream-cqsa COMMAND --help lists a command's options; --version says what this is.\n";
+}
+
+int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
+  const std::string first = arguments.empty() ? "" : arguments.front();
+  if (first == "--version") return stream_cqsa::print_version();
+  if (first == "--help" || first == "-h") return fmt::print("{}", usage()), 0;
+  for (const Command& command : commands) {
+    if (command.name == first) return command.run({arguments.begin() + 1, arguments.end()}, mpi);
+  }
+  throw stream_cqsa::InputError(
+      fmt::format("{}; stream-cqsa --help lists the commands",
+                  first.empty() ? "no command given" : "unknown command '" + first + "'"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    const MpiEnvironment mpi(argc, argv);
+    try {
+      return dispatch({argv + 1, argv + argc}, mpi);
+    } catch (const stream_cqsa::InputError& error) {
+      fmt::print(stderr, "stream-cqsa: {}\n", error.what());
+      return 2;
+    }
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "stream-cqsa: {}\n", error.what());
+    return 1;
+  }
+}

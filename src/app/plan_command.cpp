@@ -1,0 +1,68 @@
+#include <fmt/format.h>
+
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+#include "app/commands.hpp"
+#include "app/problem.hpp"
+#include "app/report.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+struct PlanArguments {
+  InputOptions input;
+  AttentionOptions attention;
+  ResourceOptions resources;
+  OutputOptions output;  // taken, so that a run's command line plans as it is
+  bool json = false;
+  bool subproblems = false;
+  std::string svg;
+};
+
+bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
+  namespace po = boost::program_options;
+  OptionGroup printing("Printing");
+  printing.add_options()("json", po::bool_switch(&plan.json), "print the plan as JSON, for --plan")(
+      "subproblems", po::bool_switch(&plan.subproblems),
+      "with --json: every subproblem with its chunk pairs")(
+      "svg", po::value(&plan.svg)->value_name("FILE"),
+      "draw the chunk-pair matrix and the planned memory");
+  OptionGroup all;
+  all.add(input_group(plan.input))
+      .add(synthetic_group(plan.input))
+      .add(attention_group(plan.attention))
+      .add(resource_group(plan.resources))
+      .add(output_group(plan.output))
+      .add(printing);
+  return parse(arguments,
+               "usage: stream-cqsa plan --input FILE [OPTION...]\n"
+               "Prints how a run with the same options would be divided. Computes nothing.\n",
+               all);
+}
+
+}  // namespace
+
+int plan_command(const Arguments& arguments, const MpiEnvironment&) {
+  PlanArguments options;
+  if (!parse_plan(arguments, options)) return 0;
+  if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
+  const OpenProblem open = open_problem(options.input, options.attention);
+  const auto backend = make_backend(options.resources);
+  const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(), *backend);
+  if (!options.svg.empty()) {
+    std::ostringstream drawing;
+    write_svg(plan, drawing);
+    write_whole(options.svg, drawing.str());
+  }
+  if (options.json) {
+    write_json(plan, options.subproblems, std::cout);
+  } else {
+    fmt::print("{}", describe(plan));
+  }
+  return 0;
+}
+
+}  // namespace stream_cqsa

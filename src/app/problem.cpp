@@ -1,0 +1,245 @@
+#include "app/problem.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <charconv>
+#include <filesystem>
+#include <fstream>
+
+#include "app/machine.hpp"
+#include "mpi/file.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/synthetic.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constexpr std::string_view synthetic_prefix = "synthetic:";
+
+std::optional<std::uint64_t> synthetic_seed(const std::string& text) {
+  if (!text.starts_with(synthetic_prefix)) return std::nullopt;
+  const std::string digits = text.substr(synthetic_prefix.size());
+  std::uint64_t seed = 0;
+  const auto [end, failed] = std::from_chars(digits.data(), digits.data() + digits.size(), seed);
+  if (failed != std::errc() || end != digits.data() + digits.size() || digits.empty()) {
+    throw InputError(fmt::format("{}: the seed is not a number; write synthetic:1", text));
+  }
+  return seed;
+}
+
+std::vector<std::int64_t> shape_option(const std::string& text) {
+  std::vector<std::int64_t> shape;
+  const char* at = text.data();
+  const char* end = text.data() + text.size();
+  while (at < end) {
+    std::int64_t extent = 0;
+    const auto [next, failed] = std::from_chars(at, end, extent);
+    if (failed != std::errc() || extent < 1 || (next < end && *next != ',')) break;
+    shape.push_back(extent);
+    at = next + 1;
+  }
+  if (at <= end || shape.size() != 4) {
+    throw InputError(fmt::format(
+        "--shape '{}': not four positive numbers; write B,N,H,D such as 1,65536,8,64", text));
+  }
+  return shape;
+}
+
+void check_same(const char* what, const TensorDesc& a, std::int64_t of_a, const TensorDesc& b,
+                std::int64_t of_b) {
+  if (of_a == of_b) return;
+  throw InputError(
+      fmt::format("{} has {} {} and {} has {}; they must agree", a.name, of_a, what, b.name, of_b));
+}
+
+Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorDesc& value) {
+  check_same("dimensions", query, query.rank, key, key.rank);
+  check_same("dimensions", key, key.rank, value, value.rank);
+  check_same("batch entries", query, query.batch, key, key.batch);
+  check_same("batch entries", key, key.batch, value, value.batch);
+  check_same("tokens", key, key.tokens, value, value.tokens);
+  check_same("heads", key, key.heads, value, value.heads);
+  check_same("elements a head", query, query.dim, key, key.dim);
+  check_same("elements a head", key, key.dim, value, value.dim);
+  for (const TensorDesc* other : {&key, &value}) {
+    if (other->dtype != query.dtype) {
+      throw InputError(fmt::format("{} is {} and {} is {}; they must agree", query.name,
+                                   name_of(query.dtype), other->name, name_of(other->dtype)));
+    }
+  }
+  if (query.heads % key.heads != 0) {
+    throw InputError(fmt::format("{} has {} heads, not a multiple of the {} heads of {}",
+                                 query.name, query.heads, key.heads, key.name));
+  }
+  return {query.batch, query.heads, key.heads,   query.tokens, key.tokens,
+          query.dim,   query.dtype, query.dtype, Mask::none,   default_scale(query.dim)};
+}
+
+void require_inputs(const InputOptions& input) {
+  const bool three = !input.query.empty() || !input.key.empty() || !input.value.empty();
+  if (!input.input.empty() && three) {
+    throw InputError("--input excludes --query, --key and --value");
+  }
+  if (input.input.empty() && (input.query.empty() || input.key.empty() || input.value.empty())) {
+    throw InputError("no input; give --input FILE, or --query, --key and --value");
+  }
+  if (!synthetic_seed(input.input) &&
+      (!input.shape.empty() || !input.dtype.empty() || input.kv_heads || input.key_length)) {
+    throw InputError(
+        "--shape, --dtype, --kv-heads and --key-length belong to --input synthetic:SEED");
+  }
+}
+
+}  // namespace
+
+Layout layout_option(const std::string& name) {
+  const auto layout = parse_layout(name);
+  if (!layout) throw InputError(fmt::format("--layout {}: unknown layout; use bshd or bhsd", name));
+  return *layout;
+}
+
+DType dtype_option(const std::string& option, const std::string& name) {
+  const auto dtype = parse_dtype(name);
+  if (!dtype) {
+    throw InputError(fmt::format("{} {}: unknown type; use f16, bf16, f32 or f64", option, name));
+  }
+  return *dtype;
+}
+
+OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
+  if (input.shape.empty()) throw InputError("a synthetic input needs --shape B,N,H,D");
+  const auto shape = shape_option(input.shape);
+  if (input.kv_heads < 0 || input.key_length < 0) {
+    throw InputError("--kv-heads and --key-length must be positive");
+  }
+  TensorDesc query;
+  query.name = fmt::format("synthetic:{} query", seed);
+  query.dtype = dtype_option("--dtype", input.dtype.empty() ? "f16" : input.dtype);
+  query.layout = layout_option(input.layout);
+  query.batch = shape[0];
+  query.tokens = shape[1];
+  query.heads = shape[2];
+  query.dim = shape[3];
+  TensorDesc key = query;
+  key.name = fmt::format("synthetic:{} key", seed);
+  if (input.kv_heads) key.heads = input.kv_heads;
+  if (input.key_length) key.tokens = input.key_length;
+  TensorDesc value = key;
+  value.name = fmt::format("synthetic:{} value", seed);
+
+  OpenProblem open;
+  open.problem = problem_of(query, key, value);
+  validate(open.problem);
+  open.query = make_synthetic_source(query, seed, 0);
+  open.key = make_synthetic_source(key, seed, 1);
+  open.value = make_synthetic_source(value, seed, 2);
+  return open;
+}
+
+OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention) {
+  require_inputs(input);
+  OpenProblem open;
+  if (const auto seed = synthetic_seed(input.input)) {
+    open = open_synthetic(input, *seed);
+  } else {
+    const Layout layout = layout_option(input.layout);
+    const auto path = [&](const std::string& own) {
+      return input.input.empty() ? own : input.input;
+    };
+    open.query = open_tensor(path(input.query), input.query_name, layout, open_mpi_file);
+    open.key = open_tensor(path(input.key), input.key_name, layout, open_mpi_file);
+    open.value = open_tensor(path(input.value), input.value_name, layout, open_mpi_file);
+    open.problem = problem_of(open.query->desc(), open.key->desc(), open.value->desc());
+  }
+  if (attention.causal) open.problem.mask = Mask::causal;
+  if (attention.scale) open.problem.scale = *attention.scale;
+  if (!attention.output_dtype.empty()) {
+    open.problem.output_dtype = dtype_option("--output-dtype", attention.output_dtype);
+  }
+  validate(open.problem);
+  return open;
+}
+
+std::unique_ptr<Backend> make_backend(const ResourceOptions& resources) {
+  if (resources.backend != "auto" && resources.backend != "cpu") {
+    throw InputError(
+        fmt::format("--backend {}: not in this build; use auto or cpu", resources.backend));
+  }
+  if (resources.threads < 0) throw InputError("--threads must not be negative");
+  return make_cpu_backend({resources.threads});
+}
+
+Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+              const Backend& backend) {
+  if (resources.chunks < 0 || resources.heads_per_group < 0) {
+    throw InputError("--chunks and --heads-per-group must be positive");
+  }
+  const std::int64_t available = this_machine().available_memory;
+  const auto budget = [&](const char* option, const std::string& text, std::int64_t otherwise) {
+    return text.empty() ? otherwise : parse_bytes(text, option);
+  };
+  PlanRequest request;
+  request.problem = open.problem;
+  request.device = backend.traits(open.problem);
+  request.query.layout = open.query->desc().layout;
+  request.key.layout = open.key->desc().layout;
+  request.value.layout = open.value->desc().layout;
+  request.output_layout = open.query->desc().layout;
+  request.lse = lse;
+  request.device_budget = budget("--device-memory", resources.device_memory, available / 4);
+  request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
+  request.scratch = !resources.scratch.empty();
+  if (resources.chunks) request.chunks = resources.chunks;
+  if (resources.heads_per_group) request.heads_per_group = resources.heads_per_group;
+  if (resources.plan.empty()) return make_plan(request);
+
+  std::ifstream file(resources.plan);
+  if (!file) throw InputError(fmt::format("{}: cannot be read", resources.plan));
+  Plan plan = read_plan(file, resources.plan);
+  if (!(plan.problem() == request.problem) || !(plan.request.device == request.device) ||
+      !(plan.request.query == request.query) || !(plan.request.key == request.key) ||
+      !(plan.request.value == request.value) || plan.request.lse != request.lse ||
+      plan.request.output_layout != request.output_layout) {
+    throw InputError(fmt::format(
+        "{}: was made for another problem or device; make it again with plan --json and the same "
+        "options",
+        resources.plan));
+  }
+  return plan;
+}
+
+TensorDesc output_desc(const OpenProblem& open) {
+  TensorDesc desc = open.query->desc();
+  desc.dtype = open.problem.output_dtype;
+  return desc;
+}
+
+void check_output_paths(const InputOptions& input, const std::vector<std::string>& outputs) {
+  namespace fs = std::filesystem;
+  const auto same = [](const fs::path& a, const fs::path& b) {
+    std::error_code ignored;
+    return fs::equivalent(a, b, ignored) ||
+           fs::weakly_canonical(a, ignored) == fs::weakly_canonical(b, ignored);
+  };
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    if (outputs[i].empty()) continue;
+    for (const std::string& given : {input.input, input.query, input.key, input.value}) {
+      if (!given.empty() && same(outputs[i], given)) {
+        throw InputError(fmt::format("{}: is an input; give the output another name", outputs[i]));
+      }
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (!outputs[j].empty() && same(outputs[i], outputs[j])) {
+        throw InputError(fmt::format("{}: is named for two outputs", outputs[i]));
+      }
+    }
+    const fs::path parent = fs::path(outputs[i]).parent_path();
+    if (!parent.empty() && !fs::is_directory(parent)) {
+      throw InputError(fmt::format("{}: there is no directory {}", outputs[i], parent.string()));
+    }
+  }
+}
+
+}  // namespace stream_cqsa

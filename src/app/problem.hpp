@@ -1,0 +1,47 @@
+// From options to open tensors, a problem, a plan and a backend.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "app/arguments.hpp"
+#include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/files.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Q, K and V, open for reading, and what is to be computed of them.
+struct OpenProblem {
+  std::unique_ptr<TensorSource> query, key, value;
+  Problem problem;
+};
+
+/// Opens the inputs and checks that they agree. Throws InputError with one line otherwise.
+OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention);
+
+/// The synthetic tensors of --shape and its companions, numbered by `seed`.
+OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed);
+
+/// A layout by name. Throws InputError for an unknown one.
+Layout layout_option(const std::string& name);
+
+/// A dtype by name. Throws InputError that names `option`.
+DType dtype_option(const std::string& option, const std::string& name);
+
+/// The backend of --backend and --threads.
+std::unique_ptr<Backend> make_backend(const ResourceOptions& resources);
+
+/// The plan for a problem within the given resources, or the one of --plan.
+Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+              const Backend& backend);
+
+/// What Q looks like with O's dtype: the description of O.
+TensorDesc output_desc(const OpenProblem& open);
+
+/// Throws InputError when two of the outputs, or an output and an input, are one file, or when an
+/// output's directory does not exist.
+void check_output_paths(const InputOptions& input, const std::vector<std::string>& outputs);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,177 @@
+#include "app/report.hpp"
+
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <sstream>
+
+#include "app/machine.hpp"
+#include "app/text.hpp"
+#include "mpi/environment.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/error.hpp"
+#include "version.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+using nlohmann::json;
+
+std::int64_t sum(const std::vector<std::int64_t>& values) {
+  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+
+double flops_of(const Plan& plan, std::int64_t scores) {
+  return 4.0 * static_cast<double>(plan.problem().head_dim) * static_cast<double>(scores);
+}
+
+std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", value); }
+
+std::string stage_table(const RunRecord& record) {
+  std::string text = fmt::format("{:<10} {:>12} {:>7} {:>12} {:>12} {:>11}\n", "stage", "busy",
+                                 "of wall", "operations", "bytes", "rate");
+  const auto totals = record.telemetry.totals();
+  for (std::size_t i = 0; i < totals.size(); ++i) {
+    const auto& [busy, operations, bytes] = totals[i];
+    const auto stage = static_cast<Stage>(i);
+    if (operations == 0) continue;
+    std::string rate;
+    if (stage == Stage::compute) {
+      rate = format_flops(flops_of(record.plan, sum(record.certificate.merged_scores)) / busy);
+    } else if (bytes > 0 && busy > 0) {
+      rate = fmt::format("{:.2f} GB/s", static_cast<double>(bytes) / busy * 1e-9);
+    }
+    text += fmt::format("{:<10} {:>12} {:>6.1f}% {:>12} {:>12} {:>11}\n", name_of(stage),
+                        format_duration(busy), 100 * busy / record.result.seconds, operations,
+                        bytes ? format_bytes(bytes) : "", rate);
+  }
+  return text;
+}
+
+json fingerprint_json(const Fingerprint& fingerprint, std::int64_t vectors) {
+  return {{"checksum", hexadecimal(fingerprint.checksum)},
+          {"vectors", fingerprint.vectors},
+          {"of_vectors", vectors},
+          {"nan", fingerprint.non_finite.nan},
+          {"infinite", fingerprint.non_finite.infinite}};
+}
+
+json certificate_json(const RunRecord& record) {
+  const Certificate& certificate = record.certificate;
+  const Problem& problem = record.plan.problem();
+  const std::int64_t queries = problem.batch * problem.query_length * problem.query_heads;
+  const std::int64_t keys = problem.batch * problem.key_length * problem.kv_heads;
+  return {{"ok", certificate.ok()},
+          {"scores_merged", certificate.merged_scores},
+          {"scores_kept_by_mask", certificate.kept_scores},
+          {"rows", to_json(certificate.verification)},
+          {"query", fingerprint_json(certificate.query, queries)},
+          {"key", fingerprint_json(certificate.key, keys)},
+          {"value", fingerprint_json(certificate.value, keys)},
+          {"output", fingerprint_json(certificate.output, queries)}};
+}
+
+json stages_json(const Telemetry& telemetry) {
+  json stages = json::object();
+  const auto totals = telemetry.totals();
+  for (std::size_t i = 0; i < totals.size(); ++i) {
+    stages[std::string(name_of(static_cast<Stage>(i)))] = {{"busy_seconds", totals[i].busy_seconds},
+                                                           {"operations", totals[i].operations},
+                                                           {"bytes", totals[i].bytes}};
+  }
+  return stages;
+}
+
+}  // namespace
+
+std::string describe(const RunRecord& record) {
+  const Plan& plan = record.plan;
+  const Certificate& certificate = record.certificate;
+  const std::int64_t merged = sum(certificate.merged_scores);
+  const std::int64_t kept = sum(certificate.kept_scores);
+  std::string text = stage_table(record);
+  text += fmt::format("wall       {:>12}   {}\n", format_duration(record.result.seconds),
+                      format_flops(flops_of(plan, kept) / record.result.seconds));
+  text +=
+      fmt::format("memory     device {} of {}, host {} of {}, peak resident {}\n",
+                  format_bytes(record.result.device_bytes),
+                  format_bytes(plan.request.device_budget), format_bytes(record.result.host_bytes),
+                  format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
+  text += fmt::format("scores     {} merged of {} that the mask keeps\n", merged, kept);
+  text += fmt::format("output     {} NaN, {} infinite; checksum {}\n",
+                      certificate.output.non_finite.nan, certificate.output.non_finite.infinite,
+                      hexadecimal(certificate.output.checksum));
+  return text + "rows       " + describe(certificate.verification) + "\n";
+}
+
+json versions_json() {
+  const Machine machine = this_machine();
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  return {{"version", version_number},
+          {"commit", version_commit},
+          {"build", version_build},
+          {"backends", version_backends},
+          {"mpi", MpiEnvironment::library_version()},
+          {"host", host},
+          {"cpu", machine.cpu},
+          {"cores", machine.cores},
+          {"memory_bytes", machine.memory}};
+}
+
+json to_json(const RunRecord& record) {
+  const Plan& plan = record.plan;
+  const RunResult& result = record.result;
+  std::ostringstream plan_text;
+  write_json(plan, false, plan_text);
+  const double compute =
+      record.telemetry.totals()[static_cast<std::size_t>(Stage::compute)].busy_seconds;
+  const double flops = flops_of(plan, sum(record.certificate.kept_scores));
+  return {
+      {"versions", versions_json()},
+      {"command", record.command},
+      {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
+      {"seconds", result.seconds},
+      {"flop", flops},
+      {"flop_per_second", flops / result.seconds},
+      {"compute_share_of_wall", compute / result.seconds},
+      {"scores_computed", result.scores_computed},
+      {"stages", stages_json(record.telemetry)},
+      {"memory",
+       {{"device",
+         {{"budget", plan.request.device_budget},
+          {"planned", plan.device.bytes()},
+          {"allocated", result.device_bytes}}},
+        {"host",
+         {{"budget", plan.request.host_budget},
+          {"planned", plan.host.bytes()},
+          {"allocated", result.host_bytes}}},
+        {"scratch", {{"planned", plan.scratch_bytes}, {"used", result.scratch_bytes}}},
+        {"peak_resident", peak_resident_bytes()}}},
+      {"certificate", certificate_json(record)},
+      {"plan", json::parse(plan_text.str())},
+  };
+}
+
+void write_whole(const std::string& path, const std::string& text) {
+  const std::string partial = path + ".partial";
+  std::ofstream out(partial, std::ios::binary);
+  out << text << std::flush;
+  out.close();
+  std::error_code failed;
+  if (out) std::filesystem::rename(partial, path, failed);
+  if (!out || failed) {
+    const std::string reason = failed ? failed.message() : std::strerror(errno);
+    std::filesystem::remove(partial, failed);
+    throw Error(fmt::format("{}: cannot be written: {}", path, reason));
+  }
+}
+
+}  // namespace stream_cqsa

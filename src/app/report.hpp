@@ -1,0 +1,49 @@
+// What a run says at its end: the certificate, the closing table, the JSON report.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "app/verification.hpp"
+#include "stream_cqsa/engine.hpp"
+#include "stream_cqsa/fingerprint.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/telemetry.hpp"
+
+namespace stream_cqsa {
+
+/// What shows that an output is the whole attention of its inputs.
+struct Certificate {
+  std::vector<std::int64_t> merged_scores;  ///< per query chunk
+  std::vector<std::int64_t> kept_scores;    ///< per query chunk, by the mask
+  Verification verification;
+  Fingerprint query, key, value;  ///< of what was read
+  Fingerprint output;             ///< of what was written
+
+  /// Every score that the mask keeps was merged, and every sampled row agrees.
+  bool ok() const { return merged_scores == kept_scores && verification.ok(); }
+};
+
+/// A finished run and what it was given.
+struct RunRecord {
+  const Plan& plan;
+  const RunResult& result;
+  const Telemetry& telemetry;
+  const Certificate& certificate;
+  std::vector<std::string> command;  ///< as given, without the program's name
+};
+
+/// The table of where the time went, memory beside the budgets, and the certificate.
+std::string describe(const RunRecord& record);
+
+nlohmann::json to_json(const RunRecord& record);
+
+/// Version, commit, build flags, MPI library and machine.
+nlohmann::json versions_json();
+
+/// Writes `text` under `path` all at once: a reader sees the whole file or none.
+/// Throws Error with the reason when that fails.
+void write_whole(const std::string& path, const std::string& text);
+
+}  // namespace stream_cqsa

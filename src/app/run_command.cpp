@@ -1,0 +1,183 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <numeric>
+
+#include "app/audit.hpp"
+#include "app/commands.hpp"
+#include "app/problem.hpp"
+#include "app/progress.hpp"
+#include "app/report.hpp"
+#include "mpi/file.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/engine.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constexpr std::int64_t verified_rows = 8;
+constexpr std::uint64_t verified_seed = 1;
+
+struct RunArguments {
+  InputOptions input;
+  AttentionOptions attention;
+  ResourceOptions resources;
+  OutputOptions output;
+  std::string report, trace;
+  bool no_verify = false;
+  bool quiet = false;
+};
+
+bool parse_run(const Arguments& arguments, RunArguments& run) {
+  OptionGroup reporting("Reporting");
+  namespace po = boost::program_options;
+  reporting.add_options()("report", po::value(&run.report)->value_name("FILE"),
+                          "write plan, times, memory and certificate as JSON")(
+      "trace", po::value(&run.trace)->value_name("FILE"),
+      "write a trace-event file, for Perfetto or chrome://tracing")(
+      "no-verify", po::bool_switch(&run.no_verify), "do not check sampled rows at the end")(
+      "quiet", po::bool_switch(&run.quiet), "no progress and no closing table");
+  OptionGroup all;
+  all.add(input_group(run.input))
+      .add(synthetic_group(run.input))
+      .add(attention_group(run.attention))
+      .add(resource_group(run.resources))
+      .add(output_group(run.output))
+      .add(reporting);
+  return parse(arguments,
+               "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
+               "Computes O = softmax(scale Q K^T) V exactly, within the given memory.\n",
+               all);
+}
+
+void check_scratch(const Plan& plan, const std::string& scratch) {
+  namespace fs = std::filesystem;
+  if (scratch.empty()) return;
+  if (!fs::is_directory(scratch)) {
+    throw InputError(fmt::format("--scratch {}: is not a directory", scratch));
+  }
+  const auto free = static_cast<std::int64_t>(fs::space(scratch).available);
+  if (plan.placement == AccumulatorPlacement::file && free < plan.scratch_bytes) {
+    throw InputError(fmt::format("--scratch {}: the accumulators need {}, and {} are free", scratch,
+                                 format_bytes(plan.scratch_bytes), format_bytes(free)));
+  }
+}
+
+/// A trace that appears under its name when it is complete.
+class TraceFile {
+ public:
+  explicit TraceFile(const std::string& path) : path_(path) {
+    if (path.empty()) return;
+    stream_.open(path + ".partial");
+    if (!stream_) throw InputError(fmt::format("{}: cannot be written", path));
+  }
+  ~TraceFile() {
+    std::error_code ignored;
+    if (!path_.empty()) std::filesystem::remove(path_ + ".partial", ignored);
+  }
+  TraceFile(const TraceFile&) = delete;
+  TraceFile& operator=(const TraceFile&) = delete;
+
+  std::ostream* stream() { return path_.empty() ? nullptr : &stream_; }
+  void commit() {
+    if (path_.empty()) return;
+    stream_.close();
+    if (!stream_) throw Error(fmt::format("{}: cannot be written", path_));
+    std::filesystem::rename(path_ + ".partial", path_);
+  }
+
+ private:
+  std::string path_;
+  std::ofstream stream_;
+};
+
+struct Sinks {
+  std::unique_ptr<TensorSink> output, lse;
+};
+
+Sinks create_sinks(const OpenProblem& open, const OutputOptions& options) {
+  const Problem& problem = open.problem;
+  Sinks sinks;
+  sinks.output =
+      create_tensor(options.output, "o", output_desc(open), options.overwrite, open_mpi_file);
+  if (!options.lse.empty()) {
+    sinks.lse = create_tensor(options.lse, "lse",
+                              lse_desc(problem.batch, problem.query_heads, problem.query_length),
+                              options.overwrite, open_mpi_file);
+  }
+  return sinks;
+}
+
+std::int64_t total(const std::vector<std::int64_t>& values) {
+  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+}
+
+int execute(const RunArguments& arguments, const Arguments& command) {
+  OpenProblem open = open_problem(arguments.input, arguments.attention);
+  check_output_paths(arguments.input, {arguments.output.output, arguments.output.lse,
+                                       arguments.report, arguments.trace});
+  const auto backend = make_backend(arguments.resources);
+  const Plan plan = plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend);
+  check_scratch(plan, arguments.resources.scratch);
+  Sinks sinks = create_sinks(open, arguments.output);
+  TraceFile trace(arguments.trace);
+
+  const auto rows =
+      sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
+  AuditedSource query(*open.query), key(*open.key), value(*open.value);
+  AuditedSink output(*sinks.output, rows);
+  Certificate certificate;
+  certificate.kept_scores = expected_scores(plan);
+  RunResult result;
+  auto telemetry = std::make_unique<Telemetry>(trace.stream());
+  {
+    std::unique_ptr<Progress> progress;
+    if (!arguments.quiet) {
+      progress = std::make_unique<Progress>(*telemetry, plan, total(certificate.kept_scores));
+    }
+    RunOptions options;
+    options.scratch = arguments.resources.scratch;
+    result =
+        run(plan, {query, key, value}, {output, sinks.lse.get()}, *backend, options, *telemetry);
+  }
+  certificate.merged_scores = result.merged_scores;
+  certificate.query = query.fingerprint();
+  certificate.key = key.fingerprint();
+  certificate.value = value.fingerprint();
+  certificate.output = output.fingerprint();
+  certificate.verification =
+      verify_rows(open, rows, [&](const RowIndex& row) { return output.row(row); });
+
+  const RunRecord record{plan, result, *telemetry, certificate, command};
+  if (!arguments.quiet) fmt::print("{}", describe(record));
+  if (!arguments.report.empty()) write_whole(arguments.report, to_json(record).dump(1) + "\n");
+  telemetry.reset();
+  trace.commit();
+  if (!certificate.ok()) {
+    throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
+                            describe(certificate.verification), arguments.output.output));
+  }
+  if (sinks.lse) sinks.lse->commit();
+  sinks.output->commit();
+  return 0;
+}
+
+}  // namespace
+
+int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
+  RunArguments run;
+  if (!parse_run(arguments, run)) return 0;
+  if (mpi.size() > 1) {
+    throw InputError(
+        fmt::format("run works on one rank and was started on {}; use mpirun -n 1", mpi.size()));
+  }
+  if (run.output.output.empty()) throw InputError("no output; give --output FILE");
+  Arguments command = arguments;
+  command.insert(command.begin(), "run");
+  return execute(run, command);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,130 @@
+#include "stream_cqsa/plan.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/plan_search.hpp"
+#include "core/plan_sizes.hpp"
+#include "stream_cqsa/difference_cover.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+void validate(const PlanRequest& request) {
+  validate(request.problem);
+  if (request.device.tile < 1 || request.device.slot_alignment < 1 ||
+      request.device.workspace_bytes < 0) {
+    throw InputError(fmt::format(
+        "device '{}': a tile of {} tokens, an alignment of {} bytes, a workspace of {} bytes; at "
+        "least 1, 1 and 0 are needed",
+        request.device.kind, request.device.tile, request.device.slot_alignment,
+        request.device.workspace_bytes));
+  }
+  if (request.chunks && (*request.chunks < 1 || *request.chunks > max_modulus)) {
+    throw InputError(
+        fmt::format("{} chunks; from 1 to {} are supported", *request.chunks, max_modulus));
+  }
+  const std::int64_t heads = request.problem.kv_heads;
+  if (request.heads_per_group &&
+      (*request.heads_per_group < 1 || *request.heads_per_group > heads)) {
+    throw InputError(fmt::format("{} heads per group; the problem allows 1 to {} key/value heads",
+                                 *request.heads_per_group, heads));
+  }
+}
+
+// Groups that differ by at most one head.
+std::vector<HeadGroup> head_groups(const Problem& problem, std::int64_t count) {
+  std::vector<HeadGroup> groups;
+  groups.reserve(count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Range heads = split(problem.kv_heads, 1, count, i);
+    groups.push_back({heads.begin, heads.size()});
+  }
+  return groups;
+}
+
+struct Schedule {
+  ScheduleOrder order = ScheduleOrder::groups_outer;
+  HostLayout host;
+};
+
+// Head groups go in the outer loop, where the fewest accumulators are open, unless going through
+// them in the inner one moves fewer bytes between files and memory: token rows of bshd files hold
+// all heads, and are then read once for all groups instead of once for each.
+Schedule choose_schedule(const PlanRequest& request, const Cut& cut, const DeviceArena& device) {
+  const auto outer = host_layout(request, cut, ScheduleOrder::groups_outer);
+  if (!outer) throw std::logic_error("the cut chosen has no host arena");
+  if (cut.groups == 1) return {ScheduleOrder::groups_outer, *outer};
+  const auto inner = host_layout(request, cut, ScheduleOrder::groups_inner);
+  if (!inner) return {ScheduleOrder::groups_outer, *outer};
+  const auto file_bytes = [&](ScheduleOrder order, const HostLayout& host) {
+    const Traffic traffic = estimate_traffic(request, cut, order, device, host);
+    return traffic.read + traffic.spilled;
+  };
+  if (file_bytes(ScheduleOrder::groups_inner, *inner) <
+      file_bytes(ScheduleOrder::groups_outer, *outer)) {
+    return {ScheduleOrder::groups_inner, *inner};
+  }
+  return {ScheduleOrder::groups_outer, *outer};
+}
+
+}  // namespace
+
+Plan make_plan(const PlanRequest& request) {
+  validate(request);
+  const Cut cut = choose_cut(request);
+  const DeviceArena device = device_arena(request, cut);
+  const Schedule schedule = choose_schedule(request, cut, device);
+  const HostLayout& host = schedule.host;
+  return {.request = request,
+          .division = Division(request.problem, cut.c, cut.tile),
+          .groups = head_groups(request.problem, cut.groups),
+          .order = schedule.order,
+          .device = device,
+          .host = host.arena,
+          .placement = host.placement,
+          .scratch_bytes = host.scratch_bytes,
+          .query_block_tokens = host.query_block_tokens,
+          .key_block_tokens = host.key_block_tokens,
+          .piece_tokens = host.piece_tokens};
+}
+
+std::int64_t Plan::subproblem_count() const {
+  return problem().batch * static_cast<std::int64_t>(groups.size()) * division.chunk_count();
+}
+
+SubproblemKey Plan::key(std::int64_t id) const {
+  const auto group_count = static_cast<std::int64_t>(groups.size());
+  const std::int64_t c = division.chunk_count();
+  const std::int64_t batch = id / (group_count * c);
+  const std::int64_t rest = id % (group_count * c);
+  if (order == ScheduleOrder::groups_outer) return {batch, rest / c, rest % c};
+  return {batch, rest % group_count, rest / group_count};
+}
+
+std::int64_t Plan::id(const SubproblemKey& key) const {
+  const auto group_count = static_cast<std::int64_t>(groups.size());
+  const std::int64_t c = division.chunk_count();
+  if (order == ScheduleOrder::groups_outer) {
+    return (key.batch * group_count + key.group) * c + key.quorum;
+  }
+  return (key.batch * c + key.quorum) * group_count + key.group;
+}
+
+std::int64_t Plan::device_bytes(const QuorumWork& work) const {
+  std::vector<bool> is_query(work.chunks.size(), false);
+  std::vector<bool> is_key(work.chunks.size(), false);
+  for (const ChunkPair& pair : work.pairs) {
+    is_query[pair.query] = true;
+    is_key[pair.key] = true;
+  }
+  const std::int64_t queries = std::count(is_query.begin(), is_query.end(), true);
+  const std::int64_t keys = std::count(is_key.begin(), is_key.end(), true);
+  return queries * (device.query_slot_bytes + device.state_slot_bytes) +
+         keys * device.kv_slot_bytes;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,117 @@
+// The cut of a problem and the sizes of its device arena.
+#include <bit>
+
+#include "core/plan_sizes.hpp"
+#include "stream_cqsa/difference_cover.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// The full kernel tile while it gives c chunks with tokens in them, else the largest power of two
+// that does.
+std::int64_t tile_for(const PlanRequest& request, std::int64_t c) {
+  const std::int64_t longer = std::max(request.problem.query_length, request.problem.key_length);
+  std::int64_t tile = request.device.tile;
+  while (tile > 1 && ceil_div(longer, tile) < c) {
+    tile = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(tile - 1)));
+  }
+  return tile;
+}
+
+// The largest part that split(length, tile, c, .) gives.
+std::int64_t largest_part(std::int64_t length, std::int64_t tile, std::int64_t c) {
+  const std::int64_t tiles = ceil_div(length, tile);
+  const std::int64_t last = split(length, tile, c, c - 1).size();
+  if (c == 1) return last;
+  // The last part always has ceil(tiles / c) tiles, but its last tile may be ragged; another part
+  // has as many unless that one takes the whole remainder.
+  const std::int64_t others = tiles % c == 1 ? tiles / c : ceil_div(tiles, c);
+  return std::max(last, std::min(others * tile, length));
+}
+
+// Counts between those of `from` and `to`, in proportion, as large as the budget allows.
+DeviceArena grow(const DeviceArena& from, const DeviceArena& to, std::int64_t budget) {
+  const std::int64_t steps =
+      std::max({to.query_slots - from.query_slots, to.kv_slots - from.kv_slots,
+                to.state_slots - from.state_slots});
+  const auto at = [&](std::int64_t step) {
+    DeviceArena arena = from;
+    if (step == 0) return arena;
+    arena.query_slots += (to.query_slots - from.query_slots) * step / steps;
+    arena.kv_slots += (to.kv_slots - from.kv_slots) * step / steps;
+    arena.state_slots += (to.state_slots - from.state_slots) * step / steps;
+    return arena;
+  };
+  std::int64_t low = 0;
+  std::int64_t high = steps;
+  while (low < high) {
+    const std::int64_t middle = (low + high + 1) / 2;
+    if (at(middle).bytes() <= budget) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return at(low);
+}
+
+}  // namespace
+
+Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups) {
+  const Problem& problem = request.problem;
+  Cut cut;
+  cut.c = c;
+  cut.quorum_size = difference_cover_size(c);
+  cut.tile = tile_for(request, c);
+  cut.groups = groups;
+  cut.group_heads = ceil_div(problem.kv_heads, groups);
+  cut.query_chunk_tokens = largest_part(problem.query_length, cut.tile, c);
+  cut.key_chunk_tokens = largest_part(problem.key_length, cut.tile, c);
+  cut.query_chunks = std::min(c, ceil_div(problem.query_length, cut.tile));
+  cut.key_chunks = std::min(c, ceil_div(problem.key_length, cut.tile));
+  cut.subproblems = problem.batch * groups * c;
+  return cut;
+}
+
+DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
+  const Problem& problem = request.problem;
+  const std::int64_t alignment = request.device.slot_alignment;
+  const std::int64_t query_heads = cut.group_heads * problem.query_heads_per_kv_head();
+  const std::int64_t vector_bytes = problem.head_dim * size_of(storage_type(problem.dtype));
+  const std::int64_t key_bytes = cut.key_chunk_tokens * cut.group_heads * vector_bytes;
+
+  DeviceArena arena;
+  arena.query_slots = std::min(cut.quorum_size, cut.query_chunks);
+  arena.query_slot_bytes = round_up(cut.query_chunk_tokens * query_heads * vector_bytes, alignment);
+  arena.kv_slots = std::min(cut.quorum_size, cut.key_chunks);
+  arena.kv_slot_bytes = 2 * round_up(key_bytes, alignment);
+  arena.state_slots = arena.query_slots;
+  arena.state_slot_bytes = round_up(
+      softmax_state_bytes(cut.query_chunk_tokens * query_heads, problem.head_dim), alignment);
+  arena.workspace_bytes = request.device.workspace_bytes;
+  return arena;
+}
+
+DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut) {
+  const std::int64_t sweeps = request.problem.batch * cut.groups;
+  DeviceArena arena = minimum_device_arena(request, cut);
+  arena.query_slots = std::min(2 * arena.query_slots, sweeps * cut.query_chunks);
+  arena.kv_slots = std::min(2 * arena.kv_slots, sweeps * cut.key_chunks);
+  arena.state_slots = arena.query_slots;
+  return arena;
+}
+
+DeviceArena device_arena(const PlanRequest& request, const Cut& cut) {
+  const DeviceArena preferred = preferred_device_arena(request, cut);
+  if (preferred.bytes() > request.device_budget) {
+    return grow(minimum_device_arena(request, cut), preferred, request.device_budget);
+  }
+  const std::int64_t sweeps = std::min<std::int64_t>(2, request.problem.batch * cut.groups);
+  DeviceArena everything = preferred;
+  everything.query_slots = std::max(preferred.query_slots, sweeps * cut.query_chunks);
+  everything.kv_slots = std::max(preferred.kv_slots, sweeps * cut.key_chunks);
+  return grow(preferred, everything, request.device_budget);
+}
+
+}  // namespace stream_cqsa

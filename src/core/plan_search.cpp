@@ -1,0 +1,129 @@
+#include "core/plan_search.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/difference_cover.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// Calls visit(cut) for every c and number of head groups that the request leaves open. Of the
+// numbers of groups with the same largest group only the smallest counts.
+template <typename Visit>
+void for_each_cut(const PlanRequest& request, const Visit& visit) {
+  const Problem& problem = request.problem;
+  const std::int64_t longer = std::max(problem.query_length, problem.key_length);
+  const std::int64_t first = request.chunks.value_or(1);
+  const std::int64_t last = request.chunks.value_or(std::min(max_modulus, longer));
+  const std::int64_t heads = problem.kv_heads;
+  std::int64_t groups = ceil_div(heads, request.heads_per_group.value_or(heads));
+  while (true) {
+    const std::int64_t group_heads = ceil_div(heads, groups);
+    for (std::int64_t c = first; c <= last; ++c) visit(cut_of(request, c, groups));
+    if (request.heads_per_group || group_heads == 1) return;
+    groups = ceil_div(heads, group_heads - 1);
+  }
+}
+
+struct Found {
+  bool any = false;
+  Cut cut;
+  std::int64_t bytes = std::numeric_limits<std::int64_t>::max();
+};
+
+// The cut with the fewest `bytes(cut)` among those that `accept(cut)`; ties to fewer subproblems.
+template <typename Bytes, typename Accept>
+Found smallest(const PlanRequest& request, const Bytes& bytes, const Accept& accept) {
+  Found found;
+  for_each_cut(request, [&](const Cut& cut) {
+    const std::int64_t needed = bytes(cut);
+    const bool better =
+        needed < found.bytes || (needed == found.bytes && cut.subproblems < found.cut.subproblems);
+    if (better && accept(cut)) found = {true, cut, needed};
+  });
+  return found;
+}
+
+std::string division_text(const Cut& cut) {
+  return fmt::format("c = {}, {} key/value head{} per group", cut.c, cut.group_heads,
+                     cut.group_heads == 1 ? "" : "s");
+}
+
+std::string exact(std::int64_t bytes) {
+  return bytes < 1024 ? format_bytes(bytes)
+                      : fmt::format("{} ({} bytes)", format_bytes(bytes), bytes);
+}
+
+// What would make a smaller host budget work.
+std::string scratch_hint(const PlanRequest& request, const Cut& cut, std::int64_t host_bytes) {
+  if (request.scratch) return "";
+  PlanRequest with_scratch = request;
+  with_scratch.scratch = true;
+  const std::int64_t bytes = smallest_host_bytes(with_scratch, cut);
+  if (bytes >= host_bytes) return "";
+  return fmt::format("; with --scratch {} would do", exact(bytes));
+}
+
+[[noreturn]] void throw_too_small(const PlanRequest& request) {
+  const auto device_bytes = [&](const Cut& cut) {
+    return minimum_device_arena(request, cut).bytes();
+  };
+  const auto host_bytes = [&](const Cut& cut) { return smallest_host_bytes(request, cut); };
+  const Found device = smallest(request, device_bytes, [&](const Cut& cut) {
+    return host_bytes(cut) <= request.host_budget;
+  });
+  if (device.any) {
+    throw InputError(fmt::format(
+        "device memory {} is too small: the smallest budget that works for this "
+        "problem is {}, with {}",
+        format_bytes(request.device_budget), exact(device.bytes), division_text(device.cut)));
+  }
+  const Found host = smallest(request, host_bytes, [&](const Cut& cut) {
+    return device_bytes(cut) <= request.device_budget;
+  });
+  if (host.any) {
+    throw InputError(fmt::format(
+        "host memory {} is too small: the smallest budget that works for this problem is {}, "
+        "with {}{}",
+        format_bytes(request.host_budget), exact(host.bytes), division_text(host.cut),
+        scratch_hint(request, host.cut, host.bytes)));
+  }
+  const Found least = smallest(request, device_bytes, [](const Cut&) { return true; });
+  const Found both = smallest(request, host_bytes,
+                              [&](const Cut& cut) { return device_bytes(cut) <= least.bytes; });
+  throw InputError(fmt::format(
+      "device memory {} and host memory {} are both too small: the smallest device budget that "
+      "works for this problem is {}, with a host budget of {}, {}{}",
+      format_bytes(request.device_budget), format_bytes(request.host_budget), exact(least.bytes),
+      exact(both.bytes), division_text(both.cut), scratch_hint(request, both.cut, both.bytes)));
+}
+
+}  // namespace
+
+Cut choose_cut(const PlanRequest& request) {
+  Found best;      // bytes: of the preferred device arena
+  Found tightest;  // bytes: of the minimum device arena
+  const auto fewer = [](const Cut& a, const Cut& b) {
+    return a.subproblems != b.subproblems ? a.subproblems < b.subproblems : a.c < b.c;
+  };
+  for_each_cut(request, [&](const Cut& cut) {
+    const std::int64_t least = minimum_device_arena(request, cut).bytes();
+    const std::int64_t preferred = preferred_device_arena(request, cut).bytes();
+    const bool better = preferred <= request.device_budget && (!best.any || fewer(cut, best.cut));
+    const bool less = least < tightest.bytes ||
+                      (least == tightest.bytes && tightest.any && fewer(cut, tightest.cut));
+    if (!better && !less) return;
+    if (smallest_host_bytes(request, cut) > request.host_budget) return;
+    if (better) best = {true, cut, preferred};
+    if (less) tightest = {true, cut, least};
+  });
+  if (!tightest.any || tightest.bytes > request.device_budget) throw_too_small(request);
+  return !best.any || fewer(tightest.cut, best.cut) ? tightest.cut : best.cut;
+}
+
+}  // namespace stream_cqsa

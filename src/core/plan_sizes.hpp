@@ -1,0 +1,66 @@
+// The sizes of a plan's arenas for one choice of c and head groups.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "stream_cqsa/plan.hpp"
+
+namespace stream_cqsa {
+
+/// One choice of c and head groups, and the extents that every size follows from.
+struct Cut {
+  std::int64_t c = 1;
+  std::int64_t quorum_size = 1;  ///< k
+  std::int64_t tile = 1;
+  std::int64_t groups = 1;
+  std::int64_t group_heads = 1;         ///< key/value heads of the largest group
+  std::int64_t query_chunk_tokens = 1;  ///< of the largest chunk
+  std::int64_t key_chunk_tokens = 1;
+  std::int64_t query_chunks = 1;  ///< that are not empty
+  std::int64_t key_chunks = 1;
+  std::int64_t subproblems = 1;
+};
+
+Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups);
+
+/// The fewest slots that every subproblem fits: the chunks of one quorum.
+DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut);
+
+/// Twice as many: one quorum is copied in while another computes. Never more slots than chunks.
+DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut);
+
+/// The arena for the budget: between minimum and preferred where it is short; where it is larger,
+/// more query and key/value slots in proportion, up to the chunks of two consecutive head groups.
+DeviceArena device_arena(const PlanRequest& request, const Cut& cut);
+
+/// A host arena and what its sizes mean.
+struct HostLayout {
+  HostArena arena;
+  AccumulatorPlacement placement = AccumulatorPlacement::memory;
+  std::int64_t scratch_bytes = 0;
+  std::int64_t query_block_tokens = 1;
+  std::int64_t key_block_tokens = 1;
+  std::int64_t piece_tokens = 1;
+};
+
+/// The smallest host budget for which host_layout() succeeds.
+std::int64_t smallest_host_bytes(const PlanRequest& request, const Cut& cut);
+
+/// The host arena for the budget, none when nothing fits.
+std::optional<HostLayout> host_layout(const PlanRequest& request, const Cut& cut,
+                                      ScheduleOrder order);
+
+/// Estimated bytes moved by a whole run.
+struct Traffic {
+  double read = 0;        ///< from files
+  double copied_in = 0;   ///< to the device
+  double copied_out = 0;  ///< partials from the device
+  double spilled = 0;     ///< accumulators to and from the scratch file
+  double written = 0;     ///< outputs
+};
+
+Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrder order,
+                         const DeviceArena& device, const HostLayout& host);
+
+}  // namespace stream_cqsa

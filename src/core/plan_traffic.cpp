@@ -1,0 +1,99 @@
+// Estimated bytes moved by a plan.
+#include <algorithm>
+
+#include "core/plan_sizes.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// How often each of `chunks` is loaded in a sweep over all quorums, when `kept` of them stay: once,
+// and again at each of its other k - 1 uses unless it was kept.
+double loads_per_chunk(const Cut& cut, double kept, double chunks) {
+  const double missed = 1.0 - std::min(1.0, kept / chunks);
+  return 1.0 + static_cast<double>(cut.quorum_size - 1) * missed;
+}
+
+double tensor_bytes(const Problem& problem, std::int64_t heads, std::int64_t tokens) {
+  return static_cast<double>(heads) * static_cast<double>(tokens) *
+         static_cast<double>(problem.head_dim * size_of(storage_type(problem.dtype)));
+}
+
+struct ReadModel {
+  const PlanRequest& request;
+  const Cut& cut;
+  ScheduleOrder order;
+  double cache_bytes;
+  double query_loads;  // per chunk and sweep
+  double key_loads;
+
+  // Bytes of a tensor of one batch entry that the schedule returns to.
+  double working_set(const InputTraits& input, std::int64_t heads, std::int64_t tokens) const {
+    if (input.resident) return 0;
+    const double whole = tensor_bytes(request.problem, heads, tokens);
+    const bool one_group = input.layout == Layout::bhsd && order == ScheduleOrder::groups_outer;
+    return one_group ? whole / static_cast<double>(cut.groups) : whole;
+  }
+
+  double reads(const InputTraits& input, std::int64_t heads, std::int64_t tokens, double loads,
+               double all_sets) const {
+    if (input.resident) return 0;
+    const double whole = tensor_bytes(request.problem, heads, tokens);
+    const double kept = std::min(1.0, cache_bytes / all_sets);
+    const double quorum_set =
+        all_sets * static_cast<double>(cut.quorum_size) / static_cast<double>(cut.c);
+    // With bshd, each head group reads whole token rows, unless the group before left them.
+    const bool shared = order == ScheduleOrder::groups_inner && cache_bytes >= quorum_set;
+    const bool every_group = input.layout == Layout::bshd && !shared;
+    const double passes = loads * (every_group ? static_cast<double>(cut.groups) : 1.0);
+    return whole * (1.0 + (passes - 1.0) * (1.0 - kept));
+  }
+
+  double total() const {
+    const Problem& p = request.problem;
+    const double sets = working_set(request.query, p.query_heads, p.query_length) +
+                        working_set(request.key, p.kv_heads, p.key_length) +
+                        working_set(request.value, p.kv_heads, p.key_length);
+    if (!(sets > 0)) return 0;
+    return static_cast<double>(p.batch) *
+           (reads(request.query, p.query_heads, p.query_length, query_loads, sets) +
+            reads(request.key, p.kv_heads, p.key_length, key_loads, sets) +
+            reads(request.value, p.kv_heads, p.key_length, key_loads, sets));
+  }
+};
+
+}  // namespace
+
+Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrder order,
+                         const DeviceArena& device, const HostLayout& host) {
+  const Problem& p = request.problem;
+  const auto batch = static_cast<double>(p.batch);
+  const auto query_chunks = static_cast<double>(cut.query_chunks);
+  const double query_loads =
+      loads_per_chunk(cut, static_cast<double>(device.query_slots), query_chunks);
+  const double key_loads = loads_per_chunk(cut, static_cast<double>(device.kv_slots),
+                                           static_cast<double>(cut.key_chunks));
+  const double cache_bytes = static_cast<double>(host.arena.cache_blocks) *
+                             static_cast<double>(host.arena.cache_block_bytes);
+  const double rows =
+      batch * static_cast<double>(p.query_heads) * static_cast<double>(p.query_length);
+
+  Traffic traffic;
+  traffic.read = ReadModel{request, cut, order, cache_bytes, query_loads, key_loads}.total();
+  traffic.copied_in = batch * (query_loads * tensor_bytes(p, p.query_heads, p.query_length) +
+                               key_loads * 2 * tensor_bytes(p, p.kv_heads, p.key_length));
+  traffic.copied_out = rows * static_cast<double>(cut.quorum_size) *
+                       static_cast<double>(softmax_state_bytes(1, p.head_dim));
+  if (host.placement == AccumulatorPlacement::file) {
+    const double open = query_chunks * static_cast<double>(cut.query_chunk_tokens) *
+                        static_cast<double>(order == ScheduleOrder::groups_inner ? cut.groups : 1);
+    const double held = static_cast<double>(host.arena.accumulators * host.piece_tokens);
+    // A merge into an accumulator in the file reads it and writes it.
+    traffic.spilled = 2 * traffic.copied_out * (1.0 - std::min(1.0, held / open));
+  }
+  traffic.written =
+      rows * static_cast<double>(p.head_dim * size_of(p.output_dtype) + (request.lse ? 4 : 0));
+  return traffic;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,87 @@
+#include "stream_cqsa/problem.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constexpr double max_elements = 0x1p48;
+constexpr double max_scores = 0x1p62;
+
+void require_positive(const char* name, std::int64_t value) {
+  if (value < 1) throw InputError(fmt::format("{} is {}; it must be at least 1", name, value));
+}
+
+// Products in double: they cannot overflow, and a rounding error at the limits is harmless.
+void require_countable(const Problem& problem) {
+  const auto elements = [&](std::int64_t heads, std::int64_t length) {
+    return static_cast<double>(problem.batch) * static_cast<double>(heads) *
+           static_cast<double>(length) * static_cast<double>(problem.head_dim);
+  };
+  const double largest = std::max(elements(problem.query_heads, problem.query_length),
+                                  elements(problem.kv_heads, problem.key_length));
+  if (!(largest <= max_elements)) {
+    throw InputError(fmt::format(
+        "a tensor of {:.3g} elements is too large; at most 2^48 are supported", largest));
+  }
+  const double scores =
+      static_cast<double>(problem.batch) * static_cast<double>(problem.query_heads) *
+      static_cast<double>(problem.query_length) * static_cast<double>(problem.key_length);
+  if (!(scores <= max_scores)) {
+    throw InputError(
+        fmt::format("{:.3g} attention scores are too many; at most 2^62 are supported", scores));
+  }
+}
+
+}  // namespace
+
+Liveness Problem::liveness(Range queries, Range keys) const {
+  if (queries.empty() || keys.empty()) return Liveness::dead;
+  // Visibility grows with the query, so the last row decides dead and the first decides full.
+  if (keys.begin >= visible_keys(queries.end - 1)) return Liveness::dead;
+  return keys.end <= visible_keys(queries.begin) ? Liveness::full : Liveness::partial;
+}
+
+std::int64_t Problem::live_scores(Range queries, Range keys) const {
+  if (queries.empty() || keys.empty()) return 0;
+  const std::int64_t width = keys.size();
+  if (mask == Mask::none) return queries.size() * width;
+  // From row to row one more key is visible: `first` to `last` of this block's, where values
+  // below 1 mean none and values from `width` on mean all.
+  const std::int64_t first = visible_keys(queries.begin) - keys.begin;
+  const std::int64_t last = visible_keys(queries.end - 1) - keys.begin;
+  const std::int64_t full_rows = std::max<std::int64_t>(0, last - std::max(first, width) + 1);
+  const std::int64_t low = std::max<std::int64_t>(first, 1);
+  const std::int64_t high = std::min(last, width - 1);
+  const std::int64_t partial_scores = low <= high ? (low + high) * (high - low + 1) / 2 : 0;
+  return full_rows * width + partial_scores;
+}
+
+void validate(const Problem& problem) {
+  require_positive("batch", problem.batch);
+  require_positive("the number of query heads", problem.query_heads);
+  require_positive("the number of key/value heads", problem.kv_heads);
+  require_positive("the query length", problem.query_length);
+  require_positive("the key length", problem.key_length);
+  require_positive("the head dimension", problem.head_dim);
+  if (problem.query_heads % problem.kv_heads != 0) {
+    throw InputError(
+        fmt::format("{} query heads cannot share {} key/value heads; the first must be a multiple "
+                    "of the second",
+                    problem.query_heads, problem.kv_heads));
+  }
+  if (problem.head_dim > 256) {
+    throw InputError(
+        fmt::format("the head dimension is {}; at most 256 is supported", problem.head_dim));
+  }
+  if (!std::isfinite(problem.scale)) {
+    throw InputError(fmt::format("the scale is {}; it must be finite", problem.scale));
+  }
+  require_countable(problem);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,270 @@
+// The CPU backend: lanes, an arena in host memory, and the kernel spread over a pool of threads.
+#include "stream_cqsa/backend.hpp"
+
+#include <cblas.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <fstream>
+#include <new>
+#include <string_view>
+#include <thread>
+
+#include "cpu/attention_kernel.hpp"
+#include "cpu/lanes.hpp"
+#include "cpu/thread_pool.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constexpr std::int64_t arena_alignment = 64;
+
+struct FreeArena {
+  void operator()(std::byte* memory) const {
+    ::operator delete (memory, std::align_val_t{arena_alignment});
+  }
+};
+using Arena = std::unique_ptr<std::byte, FreeArena>;
+
+Arena allocate_arena(std::int64_t bytes) {
+  void* memory = ::operator new (static_cast<std::size_t>(bytes), std::align_val_t{arena_alignment},
+                                 std::nothrow);
+  if (memory == nullptr) {
+    throw Error(
+        fmt::format("CPU backend: {} bytes of memory for the device arena are not to be "
+                    "had; a smaller --device-memory needs less",
+                    bytes));
+  }
+  return Arena(static_cast<std::byte*>(memory));
+}
+
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  constexpr std::string_view field = "model name";
+  for (std::string line; std::getline(info, line);) {
+    const auto colon = line.find(": ");
+    if (line.starts_with(field) && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "CPU";
+}
+
+int thread_count(const CpuOptions& options) {
+  if (options.threads > 0) return options.threads;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+class CpuBackend final : public Backend {
+ public:
+  explicit CpuBackend(const CpuOptions& options) : pool_(thread_count(options)) {
+    // Our own threads call the matrix products; OpenBLAS must not start more below them.
+    openblas_set_num_threads(1);
+  }
+
+  DeviceTraits traits(const Problem& problem) const override {
+    DeviceTraits traits;
+    traits.kind = "cpu";
+    traits.name = fmt::format("{}, {} threads", processor_name(), pool_.threads());
+    traits.tile = KernelShape::mask_keys;
+    traits.slot_alignment = arena_alignment;
+    traits.workspace_bytes = pool_.threads() * KernelScratch::bytes(problem);
+    return traits;
+  }
+
+  void prepare(const Plan& plan, Telemetry& telemetry) override {
+    problem_ = plan.problem();
+    device_ = plan.device;
+    telemetry_ = &telemetry;
+    const std::int64_t needed = pool_.threads() * KernelScratch::bytes(problem_);
+    if (device_.workspace_bytes < needed) {
+      throw Error(
+          fmt::format("CPU backend: the plan has {} bytes of workspace, {} threads need {}; "
+                      "plan again with this number of threads",
+                      device_.workspace_bytes, pool_.threads(), needed));
+    }
+    arena_ = allocate_arena(device_.bytes());
+  }
+
+  std::int64_t allocated_bytes() const override { return arena_ ? device_.bytes() : 0; }
+
+  Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
+    return submit(Lane::copy_in, "copy in", copy.subproblem, after,
+                  [this, copy] { run_copy_in(copy); });
+  }
+
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    const std::int64_t subproblem = work.subproblem;
+    return submit(Lane::compute, "compute", subproblem, after,
+                  [this, list = std::move(work)] { run_work(list); });
+  }
+
+  Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
+    return submit(Lane::copy_out, "copy out", copy.subproblem, after,
+                  [this, copy] { run_copy_out(copy); });
+  }
+
+  void wait(Ticket ticket) override { lanes_.wait(ticket); }
+  void quiesce() noexcept override { lanes_.quiesce(); }
+  std::int64_t scores_computed() const override { return scores_computed_; }
+
+ private:
+  template <class Work>
+  Ticket submit(Lane lane, std::string_view call, std::int64_t subproblem,
+                std::span<const Ticket> after, Work work) {
+    return lanes_.submit(
+        lane,
+        [call, subproblem, work = std::move(work)] {
+          try {
+            work();
+          } catch (const std::exception& error) {
+            throw Error(
+                fmt::format("subproblem {}: {} on the CPU: {}", subproblem, call, error.what()));
+          }
+        },
+        after);
+  }
+
+  std::byte* query_slot(std::int64_t slot) const {
+    return arena_.get() + device_.query_offset() + slot * device_.query_slot_bytes;
+  }
+  std::byte* key_slot(std::int64_t slot) const {
+    return arena_.get() + device_.kv_offset() + slot * device_.kv_slot_bytes;
+  }
+  std::byte* value_slot(std::int64_t slot) const {
+    return key_slot(slot) + device_.kv_slot_bytes / 2;
+  }
+  SoftmaxStates state_slot(std::int64_t slot, std::int64_t rows) const {
+    std::byte* memory = arena_.get() + device_.state_offset() + slot * device_.state_slot_bytes;
+    return softmax_states_at(memory, rows, problem_.head_dim);
+  }
+
+  void run_copy_in(const CopyIn& copy) const;
+  void run_copy_out(const CopyOut& copy) const;
+  void run_work(const WorkList& work);
+  std::vector<KernelKeys> keys_of(const WorkList& work) const;
+  std::vector<KernelTile> tiles_of(const WorkList& work, const std::vector<KernelKeys>& keys) const;
+  void append_tiles(const KernelTile& chunk, std::vector<KernelTile>& tiles) const;
+
+  Problem problem_;
+  DeviceArena device_;
+  Telemetry* telemetry_ = nullptr;
+  Arena arena_;
+  std::atomic<std::int64_t> scores_computed_{0};
+  ThreadPool pool_;
+  Lanes lanes_;  // last: destroyed first, while what its work uses is still there
+};
+
+void CpuBackend::run_copy_in(const CopyIn& copy) const {
+  const std::int64_t vector = problem_.head_dim * size_of(storage_type(problem_.dtype));
+  const std::int64_t row = copy.heads * vector;
+  const StageTimer timer(*telemetry_, Stage::copy_in, copy.tokens * row, copy.subproblem);
+  std::byte* to = copy.tensor == SlotTensor::query ? query_slot(copy.slot)
+                  : copy.tensor == SlotTensor::key ? key_slot(copy.slot)
+                                                   : value_slot(copy.slot);
+  to += copy.first_token * row;
+  const StridedRows& from = copy.source;
+  // Runs of bytes that are contiguous on both sides are copied at once.
+  const bool whole_rows = from.head_stride == vector || copy.heads == 1;
+  const bool whole_block = whole_rows && from.token_stride == row;
+  const std::int64_t tokens = whole_block ? 1 : copy.tokens;
+  const std::int64_t heads = whole_rows ? 1 : copy.heads;
+  const auto run = static_cast<std::size_t>(copy.tokens * row / (tokens * heads));
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t head = 0; head < heads; ++head, to += run) {
+      std::memcpy(to, from.data + token * from.token_stride + head * from.head_stride, run);
+    }
+  }
+}
+
+void CpuBackend::run_copy_out(const CopyOut& copy) const {
+  const std::int64_t dim = problem_.head_dim;
+  const std::int64_t rows = copy.into.rows;
+  const StageTimer timer(*telemetry_, Stage::copy_out, softmax_state_bytes(rows, dim),
+                         copy.subproblem);
+  const SoftmaxStates from = state_slot(copy.state_slot, copy.slot_rows);
+  std::copy_n(from.acc + copy.first_row * dim, rows * dim, copy.into.acc);
+  std::copy_n(from.m + copy.first_row, rows, copy.into.m);
+  std::copy_n(from.l + copy.first_row, rows, copy.into.l);
+}
+
+std::vector<KernelKeys> CpuBackend::keys_of(const WorkList& work) const {
+  std::vector<KernelKeys> keys;
+  keys.reserve(work.keys.size());
+  for (const KeyWork& key : work.keys) {
+    keys.push_back({key_slot(key.slot), value_slot(key.slot), key.keys, key.partial});
+  }
+  return keys;
+}
+
+// Cuts a query chunk, given as one tile of one key/value head, into tiles.
+void CpuBackend::append_tiles(const KernelTile& chunk, std::vector<KernelTile>& tiles) const {
+  const KernelShape shape(problem_);
+  const std::int64_t end_head = chunk.first_head + chunk.heads;
+  for (std::int64_t begin = chunk.queries.begin; begin < chunk.queries.end;) {
+    const std::int64_t end = begin / shape.tokens * shape.tokens + shape.tokens;
+    KernelTile tile = chunk;
+    tile.tokens = {begin, std::min(end, chunk.queries.end)};
+    for (std::int64_t head = chunk.first_head; head < end_head; head += shape.heads) {
+      tile.first_head = head;
+      tile.heads = std::min(shape.heads, end_head - head);
+      tiles.push_back(tile);
+    }
+    begin = tile.tokens.end;
+  }
+}
+
+std::vector<KernelTile> CpuBackend::tiles_of(const WorkList& work,
+                                             const std::vector<KernelKeys>& keys) const {
+  const std::int64_t ratio = problem_.query_heads_per_kv_head();
+  std::vector<KernelTile> tiles;
+  for (const QueryWork& query : work.queries) {
+    KernelTile chunk{};
+    chunk.group_heads = work.heads.count * ratio;
+    chunk.group_kv_heads = work.heads.count;
+    chunk.query = query_slot(query.slot);
+    chunk.queries = query.queries;
+    chunk.states = state_slot(query.state_slot, query.queries.size() * chunk.group_heads);
+    chunk.first_key = keys.begin() + query.first_key;
+    chunk.last_key = chunk.first_key + query.key_count;
+    for (chunk.kv_head = 0; chunk.kv_head < work.heads.count; ++chunk.kv_head) {
+      chunk.first_head = chunk.kv_head * ratio;
+      chunk.heads = ratio;
+      append_tiles(chunk, tiles);
+    }
+  }
+  return tiles;
+}
+
+void CpuBackend::run_work(const WorkList& work) {
+  const StageTimer timer(*telemetry_, Stage::compute, 0, work.subproblem);
+  const std::vector<KernelKeys> keys = keys_of(work);
+  const std::vector<KernelTile> tiles = tiles_of(work, keys);
+  // Longest first: what is left for the last thread to end is short.
+  std::vector<std::pair<std::int64_t, std::size_t>> order;
+  order.reserve(tiles.size());
+  for (const KernelTile& tile : tiles)
+    order.emplace_back(-score_count(problem_, tile), order.size());
+  std::sort(order.begin(), order.end());
+
+  std::atomic<std::size_t> next{0};
+  pool_.run([&](int worker) {
+    std::byte* memory = arena_.get() + device_.workspace_offset();
+    const KernelScratch scratch(memory + worker * KernelScratch::bytes(problem_), problem_);
+    while (true) {
+      const std::size_t at = next++;
+      if (at >= order.size()) return;
+      compute_tile(problem_, tiles[order[at].second], scratch);
+      scores_computed_ -= order[at].first;
+    }
+  });
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cpu_backend(const CpuOptions& options) {
+  return std::make_unique<CpuBackend>(options);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,32 @@
+# Finds every dependency, and names the packages of all that are missing in one message.
+
+if(STREAM_CQSA_STATIC_BOOST)
+  set(Boost_USE_STATIC_LIBS ON)
+endif()
+
+set(missing_packages "")
+macro(find_dependency_in debian_package name)
+  find_package(${name} ${ARGN} QUIET)
+  if(NOT ${name}_FOUND)
+    list(APPEND missing_packages ${debian_package})
+  endif()
+endmacro()
+
+find_package(Threads REQUIRED)
+find_dependency_in(libopenmpi-dev MPI COMPONENTS CXX)
+find_dependency_in(libboost-program-options-dev Boost 1.74 COMPONENTS program_options)
+if(STREAM_CQSA_TESTS)
+  find_dependency_in(libboost-test-dev Boost 1.74 COMPONENTS unit_test_framework)
+endif()
+find_dependency_in(nlohmann-json3-dev nlohmann_json 3.10)
+find_dependency_in(libfmt-dev fmt)
+find_dependency_in(libhwy-dev hwy)
+include(${CMAKE_CURRENT_LIST_DIR}/openblas.cmake)
+if(NOT OpenBLAS_FOUND)
+  list(APPEND missing_packages libopenblas-pthread-dev)
+endif()
+
+if(missing_packages)
+  list(JOIN missing_packages " " missing_packages)
+  message(FATAL_ERROR "Missing libraries. On Debian or Ubuntu:\n  apt-get install ${missing_packages}")
+endif()

@@ -1,0 +1,242 @@
+#include "engine/assembler.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <stdexcept>
+
+namespace stream_cqsa {
+namespace {
+
+std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
+  std::vector<std::int32_t> numbers(static_cast<std::size_t>(count));
+  std::iota(numbers.rbegin(), numbers.rend(), 0);
+  return numbers;
+}
+
+std::int64_t count_pieces(const Plan& plan) {
+  std::int64_t pieces = 0;
+  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+    pieces += piece_count(plan, plan.division.chunk(chunk).queries);
+  }
+  return pieces * static_cast<std::int64_t>(plan.groups.size()) * plan.problem().batch;
+}
+
+std::int64_t rows_bytes(const Plan& plan, const Block& block) {
+  return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
+}
+
+}  // namespace
+
+Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory,
+                     const RunOptions& options, Telemetry& telemetry, Abort& abort)
+    : plan_(plan),
+      outputs_(outputs),
+      memory_(memory),
+      // A merge thread holds one accumulator at a time.
+      merge_threads_(static_cast<int>(
+          std::clamp<std::int64_t>(options.merge_threads, 1, plan.host.accumulators))),
+      telemetry_(telemetry),
+      monitor_(abort),
+      uses_(plan),
+      merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
+      pieces_left_(count_pieces(plan)),
+      store_(plan, memory + plan.host.accumulator_offset(), options.scratch, telemetry, abort),
+      state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
+      output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
+      ready_(abort, static_cast<std::size_t>(plan.host.state_buffers) + 1),
+      finished_(abort, static_cast<std::size_t>(plan.host.output_buffers) + 1) {}
+
+void Assembler::start(Crew& crew) {
+  producers_ = merge_threads_ + 1;
+  crew.start([this] {
+    finish_keyless();
+    end_producer();
+  });
+  for (int i = 0; i < merge_threads_; ++i) {
+    crew.start([this] {
+      while (const auto partial = ready_.pop()) merge_chain(*partial);
+      end_producer();
+    });
+  }
+  crew.start([this] { write_pieces(); });
+}
+
+void Assembler::end_of_partials() { ready_.close(); }
+
+// --- state buffers ---
+
+bool Assembler::try_buffer(Buffer& buffer) {
+  const auto number = state_buffers_.try_take();
+  if (!number) return false;
+  buffer = {*number, memory_ + plan_.host.state_offset() + *number * plan_.host.state_buffer_bytes};
+  return true;
+}
+
+PartialReceiver::Buffer Assembler::wait_buffer() {
+  const std::int32_t number = state_buffers_.take();
+  return {number, memory_ + plan_.host.state_offset() + number * plan_.host.state_buffer_bytes};
+}
+
+// --- merging ---
+
+std::int64_t Assembler::subproblem_of(const PieceKey& key, std::int64_t quorum) const {
+  return plan_.id({key.batch, key.group, quorum});
+}
+
+void Assembler::deliver(const Partial& partial) {
+  {
+    const auto lock = monitor_.lock();
+    Entry& entry = entries_[partial.key];
+    const auto& quorums = uses_.quorums(Side::query, partial.key.chunk);
+    if (entry.busy || partial.subproblem != subproblem_of(partial.key, quorums[entry.next])) {
+      entry.early.emplace(partial.subproblem, partial);
+      return;
+    }
+    entry.busy = true;
+  }
+  ready_.push(partial);
+}
+
+void Assembler::merge_chain(Partial partial) {
+  // The same thread goes on with the partials that were waiting for this one: put back into the
+  // queue they could stand behind pieces that wait for this piece's accumulator.
+  for (;;) {
+    const std::vector<std::int64_t>* quorums;
+    std::size_t position;
+    {
+      const auto lock = monitor_.lock();
+      quorums = &uses_.quorums(Side::query, partial.key.chunk);
+      position = entries_.at(partial.key).next;
+    }
+    merge_one(partial, *quorums, position);
+
+    const auto lock = monitor_.lock();
+    const std::int64_t heads = block_of(partial.key).heads.size();
+    merged_scores_[static_cast<std::size_t>(partial.key.chunk)] += partial.scores * heads;
+    const auto at = entries_.find(partial.key);
+    Entry& entry = at->second;
+    if (++entry.next == quorums->size()) {
+      entries_.erase(at);
+      return;
+    }
+    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[entry.next]));
+    if (follower == entry.early.end()) {
+      entry.busy = false;
+      return;
+    }
+    partial = follower->second;
+    entry.early.erase(follower);
+  }
+}
+
+void Assembler::merge_one(const Partial& partial, const std::vector<std::int64_t>& quorums,
+                          std::size_t position) {
+  const bool last = position + 1 == quorums.size();
+  if (quorums.size() == 1) {  // nothing to merge with: finished where it lies
+    finish(partial.key, partial.states);
+    state_buffers_.give(partial.buffer);
+    return;
+  }
+  const auto [states, fresh] = store_.open(partial.key, partial.subproblem);
+  {
+    const std::int64_t bytes = softmax_state_bytes(states.rows, states.dim);
+    const StageTimer timer(telemetry_, Stage::merge, bytes, partial.subproblem);
+    if (fresh) {
+      std::memcpy(states.acc, partial.states.acc, static_cast<std::size_t>(bytes));
+    } else {
+      merge(states, partial.states);
+    }
+  }
+  state_buffers_.give(partial.buffer);
+  if (last) {
+    finish(partial.key, states);
+    store_.remove(partial.key);
+  } else {
+    store_.close(partial.key, subproblem_of(partial.key, quorums[position + 1]));
+  }
+}
+
+// --- finishing and writing ---
+
+Block Assembler::block_of(const PieceKey& key) const {
+  const HeadGroup& group = plan_.groups[static_cast<std::size_t>(key.group)];
+  return {key.batch, piece_range(plan_, key), group.query_heads(plan_.problem())};
+}
+
+std::byte* Assembler::output_at(std::int32_t buffer) const {
+  return memory_ + plan_.host.output_offset() + buffer * plan_.host.output_buffer_bytes;
+}
+
+float* Assembler::lse_at(std::int32_t buffer, const Block& block) const {
+  if (!outputs_.lse) return nullptr;
+  return reinterpret_cast<float*>(output_at(buffer) + round_up(rows_bytes(plan_, block), 64));
+}
+
+void Assembler::finish(const PieceKey& key, const SoftmaxStates& states) {
+  const std::int32_t buffer = output_buffers_.take();
+  const Block block = block_of(key);
+  // visible_keys grows by one a token, so the keyless tokens are the first ones.
+  const std::int64_t keyless = std::clamp<std::int64_t>(
+      1 - plan_.problem().visible_keys(block.tokens.begin), 0, block.tokens.size());
+  NonFinite non_finite;
+  {
+    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
+    non_finite = finalise(states, block.heads.size(), keyless, plan_.problem().output_dtype,
+                          output_at(buffer), lse_at(buffer, block));
+  }
+  {
+    const auto lock = monitor_.lock();
+    non_finite_ += non_finite;
+  }
+  finished_.push({key, buffer});
+}
+
+void Assembler::finish_keyless() {
+  // Chunks whose last row sees no key have no partial at all: O = 0, lse = -infinity.
+  const Problem& problem = plan_.problem();
+  for (std::int64_t chunk = 0; chunk < plan_.division.chunk_count(); ++chunk) {
+    const Range queries = plan_.division.chunk(chunk).queries;
+    if (queries.empty() || problem.visible_keys(queries.end - 1) > 0) continue;
+    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
+      for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
+        for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {
+          const PieceKey key{batch, static_cast<std::int64_t>(group), chunk, piece};
+          finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim});
+        }
+      }
+    }
+  }
+}
+
+void Assembler::write_pieces() {
+  while (const auto finished = finished_.pop()) {
+    write_piece(*finished);
+    output_buffers_.give(finished->buffer);
+    --pieces_left_;
+  }
+  if (pieces_left_ != 0) {
+    throw std::logic_error(fmt::format("{} output pieces never became complete", pieces_left_));
+  }
+}
+
+void Assembler::write_piece(const Finished& finished) {
+  const Block block = block_of(finished.key);
+  const auto bytes = static_cast<std::size_t>(rows_bytes(plan_, block));
+  const StageTimer timer(telemetry_, Stage::write, static_cast<std::int64_t>(bytes), -1);
+  outputs_.output.write(block, {output_at(finished.buffer), bytes});
+  if (outputs_.lse) {
+    const std::span<const float> lse(lse_at(finished.buffer, block),
+                                     static_cast<std::size_t>(block.vectors()));
+    outputs_.lse->write(block, std::as_bytes(lse));
+  }
+}
+
+void Assembler::end_producer() {
+  const auto lock = monitor_.lock();
+  if (--producers_ == 0) finished_.close();
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,90 @@
+// The merging side: partials in, finished rows out.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "engine/accumulator_store.hpp"
+#include "engine/monitor.hpp"
+#include "engine/partial.hpp"
+#include "engine/use_table.hpp"
+#include "stream_cqsa/engine.hpp"
+
+namespace stream_cqsa {
+
+/// Merges partials into accumulators, finishes the pieces that are complete, and writes them.
+///
+/// The partials of a piece are merged in ascending order of subproblem, whatever the order in which
+/// they are delivered: an early one stays in its state buffer until those before it have come. The
+/// result's bits therefore depend on the partials alone. Different pieces are merged at once.
+class Assembler : public PartialReceiver {
+ public:
+  /// `memory` is the plan's whole host arena; the part for cache blocks is not used here.
+  Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory, const RunOptions& options,
+            Telemetry& telemetry, Abort& abort);
+
+  /// Starts the merge threads and the writer. They end when every piece is written.
+  void start(Crew& crew);
+
+  /// Says that no more partials will come: a piece that is then incomplete is a failure.
+  void end_of_partials();
+
+  bool try_buffer(Buffer& buffer) override;
+  Buffer wait_buffer() override;
+  void deliver(const Partial& partial) override;
+
+  /// Valid after the crew has been joined.
+  const std::vector<std::int64_t>& merged_scores() const { return merged_scores_; }
+  NonFinite non_finite() const { return non_finite_; }
+  std::int64_t scratch_bytes() const { return store_.file_bytes(); }
+
+ private:
+  /// An open piece: which of its partials is merged next, and those that came early.
+  struct Entry {
+    std::size_t next = 0;                   ///< into the chunk's quorums
+    bool busy = false;                      ///< a merge thread has it
+    std::map<std::int64_t, Partial> early;  ///< by subproblem
+  };
+  struct Finished {
+    PieceKey key;
+    std::int32_t buffer = 0;
+  };
+
+  void finish_keyless();
+  void merge_chain(Partial partial);
+  void merge_one(const Partial& partial, const std::vector<std::int64_t>& quorums,
+                 std::size_t position);
+  void finish(const PieceKey& key, const SoftmaxStates& states);
+  void write_pieces();
+  void write_piece(const Finished& finished);
+  void end_producer();
+  std::int64_t subproblem_of(const PieceKey& key, std::int64_t quorum) const;
+  Block block_of(const PieceKey& key) const;
+  std::byte* output_at(std::int32_t buffer) const;
+  /// lse lies behind the rows of O, at the next multiple of 64 bytes.
+  float* lse_at(std::int32_t buffer, const Block& block) const;
+
+  const Plan& plan_;
+  const Outputs& outputs_;
+  std::byte* memory_;
+  int merge_threads_;
+  Telemetry& telemetry_;
+
+  Monitor monitor_;  // guards uses_, entries_, non_finite_, merged_scores_, producers_
+  UseTable uses_;
+  std::map<PieceKey, Entry> entries_;
+  std::vector<std::int64_t> merged_scores_;
+  NonFinite non_finite_;
+  std::int64_t pieces_left_ = 0;
+  int producers_ = 0;  ///< threads that may still push into finished_
+
+  AccumulatorStore store_;
+  Pool<std::int32_t> state_buffers_;
+  Pool<std::int32_t> output_buffers_;
+  BoundedQueue<Partial> ready_;
+  BoundedQueue<Finished> finished_;
+};
+
+}  // namespace stream_cqsa

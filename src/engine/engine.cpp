@@ -1,0 +1,102 @@
+#include "stream_cqsa/engine.hpp"
+
+#include <fmt/format.h>
+
+#include "engine/assembler.hpp"
+#include "engine/buffer.hpp"
+#include "engine/monitor.hpp"
+#include "engine/pipeline.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+void check_tensor(const TensorDesc& desc, const Problem& problem, std::int64_t tokens,
+                  std::int64_t heads, DType dtype, Layout layout) {
+  if (desc.batch == problem.batch && desc.tokens == tokens && desc.heads == heads &&
+      desc.dim == problem.head_dim && desc.dtype == dtype && desc.layout == layout) {
+    return;
+  }
+  throw InputError(fmt::format(
+      "{}: [{}, {}, {}, {}] {} {} is not what the plan was made for, [{}, {}, {}, {}] {} {}; "
+      "plan again for this tensor",
+      desc.name, desc.batch, desc.tokens, desc.heads, desc.dim, name_of(desc.dtype),
+      name_of(desc.layout), problem.batch, tokens, heads, problem.head_dim, name_of(dtype),
+      name_of(layout)));
+}
+
+void check_tensors(const Plan& plan, const Inputs& inputs, const Outputs& outputs) {
+  const Problem& problem = plan.problem();
+  const PlanRequest& request = plan.request;
+  check_tensor(inputs.query.desc(), problem, problem.query_length, problem.query_heads,
+               problem.dtype, request.query.layout);
+  check_tensor(inputs.key.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
+               request.key.layout);
+  check_tensor(inputs.value.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
+               request.value.layout);
+  check_tensor(outputs.output.desc(), problem, problem.query_length, problem.query_heads,
+               problem.output_dtype, request.output_layout);
+  if (request.lse != (outputs.lse != nullptr)) {
+    throw InputError("the plan and the outputs disagree on whether lse is written");
+  }
+  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
+    throw InputError("the plan keeps accumulators in a file: give a scratch directory");
+  }
+}
+
+/// Nothing may be freed while a lane still copies to or from it.
+struct Quiesce {
+  Backend& backend;
+  ~Quiesce() { backend.quiesce(); }
+};
+
+}  // namespace
+
+RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
+              const RunOptions& options, Telemetry& telemetry) {
+  check_tensors(plan, inputs, outputs);
+  backend.prepare(plan, telemetry);
+  const HostBuffer memory(plan.host.bytes());
+  const double begin = now_seconds();
+
+  Abort abort;
+  Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
+  Pipeline pipeline(plan, inputs, memory.data() + plan.host.cache_offset(), backend, assembler,
+                    telemetry, abort);
+  {
+    const Quiesce quiesce{backend};
+    Crew crew(abort);
+    assembler.start(crew);
+    pipeline.start(
+        crew,
+        [next = std::int64_t{0}, count = plan.subproblem_count()]() mutable {
+          return next < count ? std::optional(next++) : std::nullopt;
+        },
+        options.read_threads, [&] { assembler.end_of_partials(); });
+    crew.join();
+  }
+  abort.rethrow_if_failed();
+
+  RunResult result;
+  result.seconds = now_seconds() - begin;
+  result.merged_scores = assembler.merged_scores();
+  result.output = assembler.non_finite();
+  result.scores_computed = backend.scores_computed();
+  result.device_bytes = backend.allocated_bytes();
+  result.host_bytes = memory.bytes();
+  result.scratch_bytes = assembler.scratch_bytes();
+  return result;
+}
+
+std::vector<std::int64_t> expected_scores(const Plan& plan) {
+  const Problem& problem = plan.problem();
+  std::vector<std::int64_t> scores;
+  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+    scores.push_back(
+        problem.live_scores(plan.division.chunk(chunk).queries, {0, problem.key_length}) *
+        problem.batch * problem.query_heads);
+  }
+  return scores;
+}
+
+}  // namespace stream_cqsa

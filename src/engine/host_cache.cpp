@@ -1,0 +1,100 @@
+#include "engine/host_cache.hpp"
+
+namespace stream_cqsa {
+
+HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
+                     Telemetry& telemetry, Abort& abort)
+    : inputs_(inputs),
+      memory_(memory),
+      block_bytes_(plan.host.cache_block_bytes),
+      backend_(backend),
+      telemetry_(telemetry),
+      monitor_(abort),
+      entries_(static_cast<std::size_t>(plan.host.cache_blocks)),
+      reads_(abort, entries_.size() + 1) {}
+
+std::int32_t HostCache::request(SlotTensor tensor, const Block& block, std::int64_t subproblem,
+                                std::int64_t next_use) {
+  const Key key{tensor, block.batch, block.heads.begin, block.tokens.begin};
+  auto lock = monitor_.lock();
+  if (const auto found = where_.find(key); found != where_.end()) {
+    Entry& entry = entries_[static_cast<std::size_t>(found->second)];
+    ++entry.pins;
+    entry.next_use = next_use;
+    return found->second;
+  }
+  const std::int32_t number = evict(lock);
+  entries_[static_cast<std::size_t>(number)] = {true, false, key, block, 1, next_use, {}};
+  where_[key] = number;
+  lock.unlock();
+  reads_.push({number, subproblem});
+  return number;
+}
+
+std::int32_t HostCache::evict(Monitor::Lock& lock) {
+  // An empty block first, then the one whose next use is farthest.
+  const auto find = [&]() -> std::int32_t {
+    std::int32_t best = -1;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const Entry& entry = entries_[i];
+      if (entry.pins > 0) continue;
+      if (!entry.used) return static_cast<std::int32_t>(i);
+      if (best < 0 || entry.next_use > entries_[static_cast<std::size_t>(best)].next_use) {
+        best = static_cast<std::int32_t>(i);
+      }
+    }
+    return best;
+  };
+  std::int32_t victim = -1;
+  monitor_.wait(lock, [&] { return (victim = find()) >= 0; });
+  Entry& entry = entries_[static_cast<std::size_t>(victim)];
+  if (!entry.used) return victim;
+  where_.erase(entry.key);
+  entry.pins = 1;  // ours, while the lock is open
+  const Ticket copy = entry.last_copy;
+  lock.unlock();
+  backend_.wait(copy);
+  lock.lock();
+  return victim;
+}
+
+StridedRows HostCache::wait_read(std::int32_t number) {
+  auto lock = monitor_.lock();
+  const Entry& entry = entries_[static_cast<std::size_t>(number)];
+  monitor_.wait(lock, [&] { return entry.read; });
+  const TensorDesc& desc = inputs_.of(entry.key.tensor).desc();
+  return packed_rows(data_of(number), entry.block, desc.layout,
+                     desc.dim * size_of(storage_type(desc.dtype)));
+}
+
+void HostCache::release(std::int32_t number, Ticket copy) {
+  const auto lock = monitor_.lock();
+  Entry& entry = entries_[static_cast<std::size_t>(number)];
+  entry.last_copy = copy;
+  if (--entry.pins == 0) monitor_.notify();
+}
+
+void HostCache::read_blocks() {
+  while (const auto task = reads_.pop()) {
+    SlotTensor tensor;
+    Block block;
+    {
+      const auto lock = monitor_.lock();
+      const Entry& entry = entries_[static_cast<std::size_t>(task->number)];
+      tensor = entry.key.tensor;
+      block = entry.block;
+    }
+    TensorSource& source = inputs_.of(tensor);
+    const std::int64_t bytes =
+        block.vectors() * source.desc().dim * size_of(storage_type(source.desc().dtype));
+    {
+      const StageTimer timer(telemetry_, Stage::read, bytes, task->subproblem);
+      source.read(block, {data_of(task->number), static_cast<std::size_t>(bytes)});
+    }
+    const auto lock = monitor_.lock();
+    entries_[static_cast<std::size_t>(task->number)].read = true;
+    monitor_.notify();
+  }
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,83 @@
+// Input rows in host memory: read once while they fit, evicted by farthest next use.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "engine/monitor.hpp"
+#include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/engine.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/telemetry.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// A fixed number of blocks of input rows. One thread requests blocks in the order in which they
+/// will be copied to the device; reader threads fill them; another thread takes them, in the same
+/// order, and submits the copies.
+///
+/// A block is reused only when every requested copy from it is complete. That cannot deadlock: the
+/// blocks requested first are the ones copied first, so a request that finds none free waits for
+/// copies that do not depend on it.
+class HostCache {
+ public:
+  HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
+            Telemetry& telemetry, Abort& abort);
+
+  /// Finds or starts reading a block of `tensor`. Returns the cache block's number, which stays
+  /// pinned until release(). `next_use` is when the schedule wants the block after this.
+  std::int32_t request(SlotTensor tensor, const Block& block, std::int64_t subproblem,
+                       std::int64_t next_use);
+
+  /// Waits until the block has been read; it lies packed in its source's layout.
+  StridedRows wait_read(std::int32_t number);
+
+  /// The copy from the block has been submitted as `copy`.
+  void release(std::int32_t number, Ticket copy);
+
+  /// No more requests: lets the readers end.
+  void close() { reads_.close(); }
+
+  /// A reader thread's body.
+  void read_blocks();
+
+ private:
+  struct Key {
+    SlotTensor tensor = SlotTensor::query;
+    std::int64_t batch = 0;
+    std::int64_t first_head = 0;
+    std::int64_t first_token = 0;
+    friend auto operator<=>(const Key&, const Key&) = default;
+  };
+  struct Entry {
+    bool used = false;
+    bool read = false;
+    Key key;
+    Block block;
+    std::int64_t pins = 0;      ///< requested copies not yet submitted
+    std::int64_t next_use = 0;  ///< subproblem id
+    Ticket last_copy;
+  };
+  struct ReadTask {
+    std::int32_t number = 0;
+    std::int64_t subproblem = 0;
+  };
+
+  std::int32_t evict(Monitor::Lock& lock);
+  std::byte* data_of(std::int32_t number) const { return memory_ + number * block_bytes_; }
+
+  const Inputs& inputs_;
+  std::byte* memory_;
+  std::int64_t block_bytes_;
+  Backend& backend_;
+  Telemetry& telemetry_;
+  Monitor monitor_;
+  std::vector<Entry> entries_;
+  std::map<Key, std::int32_t> where_;
+  BoundedQueue<ReadTask> reads_;
+};
+
+}  // namespace stream_cqsa

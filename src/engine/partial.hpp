@@ -1,0 +1,56 @@
+// What the computing side hands to the merging side.
+#pragma once
+
+#include <cstdint>
+
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+
+namespace stream_cqsa {
+
+/// A run of query rows of one head group whose states are merged, kept and written together.
+/// Piece j of a chunk starts j * Plan::piece_tokens after the chunk does.
+struct PieceKey {
+  std::int64_t batch = 0;
+  std::int64_t group = 0;
+  std::int64_t chunk = 0;
+  std::int64_t piece = 0;
+  friend auto operator<=>(const PieceKey&, const PieceKey&) = default;
+};
+
+/// Pieces of the largest query chunk; a shorter chunk may have fewer.
+std::int64_t piece_count(const Plan& plan, const Range& queries);
+
+/// The query rows of a piece.
+Range piece_range(const Plan& plan, const PieceKey& key);
+
+/// Rows (tokens times query heads of the group) of a piece.
+std::int64_t piece_rows(const Plan& plan, const PieceKey& key);
+
+/// The states of one piece from one subproblem, in a buffer lent by the receiver.
+struct Partial {
+  PieceKey key;
+  std::int64_t subproblem = 0;
+  std::int64_t scores = 0;  ///< live scores of one head that went into it
+  std::int32_t buffer = 0;
+  SoftmaxStates states;
+};
+
+/// Where partials go: the merger of this rank, or messages to another.
+class PartialReceiver {
+ public:
+  virtual ~PartialReceiver() = default;
+
+  /// A state buffer if one is free (its number, and where it lies).
+  struct Buffer {
+    std::int32_t number = 0;
+    std::byte* data = nullptr;
+  };
+  virtual bool try_buffer(Buffer& buffer) = 0;
+  /// Waits for one. The caller must have delivered every buffer that it already holds.
+  virtual Buffer wait_buffer() = 0;
+  /// Hands over a filled buffer. May be called in any order of subproblems.
+  virtual void deliver(const Partial& partial) = 0;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,248 @@
+#include "engine/pipeline.hpp"
+
+#include <algorithm>
+
+namespace stream_cqsa {
+namespace {
+
+// How far schedule may be ahead of submit: enough to read from files across a subproblem boundary.
+// The pinned blocks of the host cache bound it further.
+constexpr std::size_t orders_ahead = 256;
+
+std::vector<bool> chunks_on(Side side, const QuorumWork& work) {
+  std::vector<bool> on(work.chunks.size(), false);
+  for (const ChunkPair& pair : work.pairs) {
+    on[static_cast<std::size_t>(side == Side::query ? pair.query : pair.key)] = true;
+  }
+  return on;
+}
+
+}  // namespace
+
+Pipeline::Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memory,
+                   Backend& backend, PartialReceiver& receiver, Telemetry& telemetry, Abort& abort)
+    : plan_(plan),
+      inputs_(inputs),
+      backend_(backend),
+      receiver_(receiver),
+      telemetry_(telemetry),
+      uses_(plan),
+      query_slots_(plan.device.query_slots),
+      kv_slots_(plan.device.kv_slots),
+      query_last_use_(static_cast<std::size_t>(plan.device.query_slots), Ticket{Lane::compute, 0}),
+      kv_last_use_(static_cast<std::size_t>(plan.device.kv_slots), Ticket{Lane::compute, 0}),
+      cache_(plan, inputs, cache_memory, backend, telemetry, abort),
+      orders_(abort, orders_ahead),
+      launched_(abort, static_cast<std::size_t>(plan.device.state_slots)),
+      state_slots_(abort, [&] {
+        std::vector<StateSlot> slots;
+        for (std::int64_t i = plan.device.state_slots; i-- > 0;) {
+          slots.push_back({static_cast<std::int32_t>(i), Ticket{Lane::copy_out, 0}});
+        }
+        return slots;
+      }()) {}
+
+void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
+                     std::function<void()> finished) {
+  crew.start([this, next = std::move(next)] { schedule(next); });
+  for (int i = 0; i < read_threads; ++i) crew.start([this] { cache_.read_blocks(); });
+  crew.start([this] { submit(); });
+  crew.start([this, finished = std::move(finished)] {
+    drain();
+    finished();
+  });
+}
+
+// --- schedule ---
+
+void Pipeline::schedule(const NextSubproblem& next) {
+  while (const auto id = next()) {
+    Step step = plan_step(*id);
+    if (!step.work.pairs.empty()) orders_.push(std::move(step));
+  }
+  cache_.close();
+  orders_.close();
+}
+
+Pipeline::Step Pipeline::plan_step(std::int64_t id) {
+  Step step{id, plan_.key(id), plan_.work(id), {}, {}};
+  step.query_slots = assign_slots(step, Side::query);
+  step.kv_slots = assign_slots(step, Side::key);
+  return step;
+}
+
+std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
+  const std::vector<bool> needed = chunks_on(side, step.work);
+  const auto [batch, group, quorum] = step.key;
+  std::vector<SlotCache::Need> needs;
+  std::vector<std::size_t> positions;
+  for (std::size_t position = 0; position < needed.size(); ++position) {
+    if (!needed[position]) continue;
+    const std::int64_t chunk = step.work.chunks[position].index;
+    needs.push_back({{batch, group, chunk}, uses_.next(side, batch, group, chunk, step.id)});
+    positions.push_back(position);
+  }
+  const auto assigned = (side == Side::query ? query_slots_ : kv_slots_).assign(needs);
+  std::vector<std::int32_t> slots(needed.size(), -1);
+  for (std::size_t i = 0; i < assigned.size(); ++i) {
+    const auto [slot, load] = assigned[i];
+    slots[positions[i]] = slot;
+    if (!load) continue;
+    const Chunk& chunk = step.work.chunks[positions[i]];
+    if (side == Side::query) {
+      order_copies(step, SlotTensor::query, chunk, slot);
+    } else {
+      order_copies(step, SlotTensor::key, chunk, slot);
+      order_copies(step, SlotTensor::value, chunk, slot);
+    }
+  }
+  return slots;
+}
+
+void Pipeline::order_copies(const Step& step, SlotTensor tensor, const Chunk& chunk,
+                            std::int32_t slot) {
+  const TensorSource& source = inputs_.of(tensor);
+  const bool query = tensor == SlotTensor::query;
+  const Side side = query ? Side::query : Side::key;
+  const Range tokens = query ? chunk.queries : chunk.keys;
+  const auto [batch, group, quorum] = step.key;
+  const HeadGroup& head_group = plan_.groups[static_cast<std::size_t>(group)];
+  const Range heads = query ? head_group.query_heads(plan_.problem()) : head_group.kv_heads();
+
+  Copy copy{step.id, tensor, heads, {batch, tokens, heads}, slot, tokens.size(), 0, -1};
+  if (source.resident(copy.block)) {
+    orders_.push(copy);
+    return;
+  }
+  copy.block.heads = source.desc().readable_heads(heads);
+  const std::int64_t next = copy.block.heads == heads
+                                ? uses_.next(side, batch, group, chunk.index, step.id)
+                                : uses_.next_of_any_group(side, batch, chunk.index, step.id);
+  const std::int64_t block_tokens = query ? plan_.query_block_tokens : plan_.key_block_tokens;
+  for (std::int64_t at = tokens.begin; at < tokens.end; at += block_tokens) {
+    copy.block.tokens = {at, std::min(at + block_tokens, tokens.end)};
+    copy.first_token = at - tokens.begin;
+    copy.cached = cache_.request(tensor, copy.block, step.id, next);
+    orders_.push(copy);
+  }
+}
+
+// --- submit ---
+
+void Pipeline::submit() {
+  Ticket last_copy{Lane::copy_in, 0};
+  while (auto order = orders_.pop()) {
+    if (const Copy* copy = std::get_if<Copy>(&*order)) {
+      last_copy = submit_copy(*copy);
+    } else {
+      launched_.push(launch(std::move(std::get<Step>(*order)), last_copy));
+    }
+  }
+  launched_.close();
+}
+
+Ticket Pipeline::submit_copy(const Copy& copy) {
+  StridedRows rows = copy.cached < 0 ? *inputs_.of(copy.tensor).resident(copy.block)
+                                     : cache_.wait_read(copy.cached);
+  rows.data += (copy.heads.begin - copy.block.heads.begin) * rows.head_stride;
+  const auto& last_use = copy.tensor == SlotTensor::query ? query_last_use_ : kv_last_use_;
+  const Ticket ticket =
+      backend_.copy_in({copy.subproblem, copy.tensor, copy.slot, copy.first_token,
+                        copy.block.tokens.size(), copy.heads.size(), copy.slot_tokens, rows},
+                       std::span(&last_use[static_cast<std::size_t>(copy.slot)], 1));
+  if (copy.cached >= 0) cache_.release(copy.cached, ticket);
+  return ticket;
+}
+
+Pipeline::Launched Pipeline::launch(Step step, Ticket last_copy) {
+  const std::size_t chunks = step.work.chunks.size();
+  std::vector<std::int32_t> state_slots(chunks, -1);
+  std::vector<Ticket> after = {last_copy};
+  WorkList list;
+  list.subproblem = step.id;
+  list.heads = plan_.groups[static_cast<std::size_t>(step.key.group)];
+  for (const ChunkPair& pair : step.work.pairs) {
+    const auto query = static_cast<std::size_t>(pair.query);
+    const auto key = static_cast<std::size_t>(pair.key);
+    if (state_slots[query] < 0) {
+      const StateSlot state = state_slots_.take();
+      state_slots[query] = state.number;
+      after.push_back(state.last_copy_out);
+      list.queries.push_back({step.query_slots[query], state.number,
+                              step.work.chunks[query].queries,
+                              static_cast<std::int64_t>(list.keys.size()), 0});
+    }
+    list.keys.push_back(
+        {step.kv_slots[key], step.work.chunks[key].keys, pair.liveness == Liveness::partial});
+    ++list.queries.back().key_count;
+  }
+  const Ticket ticket = backend_.launch(std::move(list), after);
+  for (std::size_t i = 0; i < chunks; ++i) {
+    if (step.query_slots[i] >= 0)
+      query_last_use_[static_cast<std::size_t>(step.query_slots[i])] = ticket;
+    if (step.kv_slots[i] >= 0) kv_last_use_[static_cast<std::size_t>(step.kv_slots[i])] = ticket;
+  }
+  return {step.id, step.key, std::move(step.work), ticket, std::move(state_slots)};
+}
+
+// --- drain ---
+
+void Pipeline::drain() {
+  while (const auto launched = launched_.pop()) {
+    backend_.wait(launched->ticket);
+    for (std::size_t i = 0; i < launched->state_slots.size(); ++i) {
+      if (launched->state_slots[i] >= 0) drain_chunk(*launched, static_cast<std::int32_t>(i));
+    }
+    deliver_in_flight();
+    telemetry_.add_subproblem();
+  }
+}
+
+void Pipeline::drain_chunk(const Launched& launched, std::int32_t position) {
+  const auto at = static_cast<std::size_t>(position);
+  const Chunk& chunk = launched.work.chunks[at];
+  const auto [batch, group, quorum] = launched.key;
+  const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(group)];
+  const std::int64_t head_count = heads.query_heads(plan_.problem()).size();
+  const std::int64_t slot_rows = chunk.queries.size() * head_count;
+  const std::int64_t dim = plan_.problem().head_dim;
+  Ticket copied{Lane::copy_out, 0};
+  for (std::int64_t piece = 0; piece < piece_count(plan_, chunk.queries); ++piece) {
+    const PieceKey key{batch, group, chunk.index, piece};
+    const Range queries = piece_range(plan_, key);
+    PartialReceiver::Buffer buffer;
+    if (!receiver_.try_buffer(buffer)) {
+      deliver_in_flight();
+      buffer = receiver_.wait_buffer();
+    }
+    const SoftmaxStates into = softmax_states_at(buffer.data, queries.size() * head_count, dim);
+    copied = backend_.copy_out({launched.id, launched.state_slots[at], slot_rows,
+                                (queries.begin - chunk.queries.begin) * head_count, into},
+                               std::span(&launched.ticket, 1));
+    const std::int64_t scores = scores_of(launched, position, queries);
+    telemetry_.add_scores(scores * head_count);
+    in_flight_.push_back({{key, launched.id, scores, buffer.number, into}, copied});
+  }
+  state_slots_.give({launched.state_slots[at], copied});
+}
+
+void Pipeline::deliver_in_flight() {
+  for (const auto& [partial, copied] : in_flight_) {
+    backend_.wait(copied);
+    receiver_.deliver(partial);
+  }
+  in_flight_.clear();
+}
+
+std::int64_t Pipeline::scores_of(const Launched& launched, std::int32_t position,
+                                 Range queries) const {
+  std::int64_t scores = 0;
+  for (const ChunkPair& pair : launched.work.pairs) {
+    if (pair.query != position) continue;
+    scores += plan_.problem().live_scores(
+        queries, launched.work.chunks[static_cast<std::size_t>(pair.key)].keys);
+  }
+  return scores;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,111 @@
+// The computing side of a rank: subproblems in, partials out.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <variant>
+#include <vector>
+
+#include "engine/host_cache.hpp"
+#include "engine/monitor.hpp"
+#include "engine/partial.hpp"
+#include "engine/slot_cache.hpp"
+#include "engine/use_table.hpp"
+#include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/engine.hpp"
+
+namespace stream_cqsa {
+
+/// Runs subproblems through a backend with three threads of its own, one subproblem after another
+/// in each of them, several subproblems at once in all:
+///
+///   schedule  takes the next subproblem, assigns device slots, requests input blocks
+///   submit    waits for the blocks, submits copies and the launch
+///   drain     waits for the launch, copies the states out, delivers the partials
+///
+/// and with the readers of the host cache. Threads are started in the given crew; a failure in any
+/// of them aborts the group.
+class Pipeline {
+ public:
+  using NextSubproblem = std::function<std::optional<std::int64_t>()>;
+
+  /// `cache_memory` holds the plan's host cache blocks. Everything given must outlive the crew.
+  Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memory, Backend& backend,
+           PartialReceiver& receiver, Telemetry& telemetry, Abort& abort);
+
+  /// Starts the threads. `next` is called by one thread, ascending ids; the pipeline ends when it
+  /// gives nothing and all partials are delivered. `finished` is called at that end.
+  void start(Crew& crew, NextSubproblem next, int read_threads, std::function<void()> finished);
+
+ private:
+  /// Rows of one cache block, or of a resident source, that go into a slot.
+  struct Copy {
+    std::int64_t subproblem = 0;
+    SlotTensor tensor = SlotTensor::query;
+    Range heads;  ///< of the head group
+    Block block;  ///< as read: perhaps of more heads
+    std::int32_t slot = 0;
+    std::int64_t slot_tokens = 0;  ///< tokens of the chunk
+    std::int64_t first_token = 0;  ///< of the block, within the chunk
+    std::int32_t cached = -1;      ///< host cache block, or -1: the source is resident
+  };
+  /// A subproblem whose slots are assigned. Slots are by position in work.chunks, -1 where the
+  /// chunk is not needed on that side.
+  struct Step {
+    std::int64_t id = 0;
+    SubproblemKey key;
+    QuorumWork work;
+    std::vector<std::int32_t> query_slots, kv_slots;
+  };
+  /// What schedule tells submit, in order: a subproblem's copies, then its launch. Copies are told
+  /// one by one, so that a chunk larger than the whole host cache still streams through it.
+  using Order = std::variant<Copy, Step>;
+  /// A launched subproblem on its way from submit to drain.
+  struct Launched {
+    std::int64_t id = 0;
+    SubproblemKey key;
+    QuorumWork work;
+    Ticket ticket;
+    std::vector<std::int32_t> state_slots;  ///< by position in work.chunks, -1 where none
+  };
+  struct StateSlot {
+    std::int32_t number = 0;
+    Ticket last_copy_out;
+  };
+
+  void schedule(const NextSubproblem& next);
+  Step plan_step(std::int64_t id);
+  std::vector<std::int32_t> assign_slots(const Step& step, Side side);
+  void order_copies(const Step& step, SlotTensor tensor, const Chunk& chunk, std::int32_t slot);
+
+  void submit();
+  Ticket submit_copy(const Copy& copy);
+  Launched launch(Step step, Ticket last_copy);
+
+  void drain();
+  void drain_chunk(const Launched& launched, std::int32_t position);
+  void deliver_in_flight();
+  std::int64_t scores_of(const Launched& launched, std::int32_t position, Range queries) const;
+
+  const Plan& plan_;
+  const Inputs& inputs_;
+  Backend& backend_;
+  PartialReceiver& receiver_;
+  Telemetry& telemetry_;
+
+  // Schedule's own.
+  UseTable uses_;
+  SlotCache query_slots_, kv_slots_;
+  // Submit's own: the launch that last read each slot.
+  std::vector<Ticket> query_last_use_, kv_last_use_;
+  // Drain's own: copies out that are submitted and not delivered.
+  std::vector<std::pair<Partial, Ticket>> in_flight_;
+  // Shared.
+  HostCache cache_;
+  BoundedQueue<Order> orders_;
+  BoundedQueue<Launched> launched_;
+  Pool<StateSlot> state_slots_;
+};
+
+}  // namespace stream_cqsa

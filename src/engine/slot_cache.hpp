@@ -1,0 +1,56 @@
+// Which device slot holds which chunk.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <span>
+#include <vector>
+
+#include "engine/use_table.hpp"
+
+namespace stream_cqsa {
+
+/// A chunk of Q, or of K and V, for one head group.
+struct ChunkKey {
+  std::int64_t batch = 0;
+  std::int64_t group = 0;
+  std::int64_t chunk = 0;
+  friend auto operator<=>(const ChunkKey&, const ChunkKey&) = default;
+};
+
+/// Assigns slots to the chunks of one subproblem after another. A chunk that is still in a slot
+/// stays there. A slot is taken from the chunk whose next use is farthest (Belady 1966), but not
+/// from a chunk of the subproblem just before while others are left: that one is still computing,
+/// and the copy would have to wait for it. Pure bookkeeping: the same calls give the same slots.
+class SlotCache {
+ public:
+  explicit SlotCache(std::int64_t slots) : slots_(static_cast<std::size_t>(slots)) {}
+
+  struct Need {
+    ChunkKey key;
+    std::int64_t next_use = never;  ///< subproblem id
+  };
+  struct Assignment {
+    std::int32_t slot = 0;
+    bool load = false;  ///< the chunk was not there
+  };
+
+  /// The slots of `needs` (distinct chunks) for the next subproblem, in order.
+  /// Throws std::logic_error when there are more needs than slots.
+  std::vector<Assignment> assign(std::span<const Need> needs);
+
+ private:
+  struct Slot {
+    bool used = false;
+    ChunkKey key;
+    std::int64_t next_use = never;
+    std::int64_t last_step = -2;
+  };
+  std::size_t victim() const;
+
+  std::vector<Slot> slots_;
+  std::map<ChunkKey, std::int32_t> where_;
+  std::int64_t step_ = 0;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,45 @@
+// When the schedule uses a chunk next.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "stream_cqsa/plan.hpp"
+
+namespace stream_cqsa {
+
+/// Larger than every subproblem's id: the chunk is not used again.
+inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
+
+enum class Side { query, key };
+
+/// The subproblems that use each chunk, looked up when first asked for and kept: at most
+/// 16 * c * k bytes. Not thread-safe.
+class UseTable {
+ public:
+  explicit UseTable(const Plan& plan)
+      : plan_(plan), of_query_(plan.division.chunk_count()), of_key_(plan.division.chunk_count()) {}
+
+  /// The quorums with a live pair whose query (key) chunk is `chunk`, ascending.
+  const std::vector<std::int64_t>& quorums(Side side, std::int64_t chunk);
+
+  /// The first subproblem after `id` of (batch, group) that uses `chunk` as `side`.
+  std::int64_t next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,
+                    std::int64_t id);
+
+  /// The same over all groups of the batch entry.
+  std::int64_t next_of_any_group(Side side, std::int64_t batch, std::int64_t chunk,
+                                 std::int64_t id);
+
+ private:
+  struct Uses {
+    bool known = false;
+    std::vector<std::int64_t> quorums;
+  };
+  const Plan& plan_;
+  std::vector<Uses> of_query_;
+  std::vector<Uses> of_key_;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,51 @@
+// Tensors whose elements lie packed in a file from some offset on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "io/partial_file.hpp"
+#include "stream_cqsa/files.hpp"
+#include "stream_cqsa/tensor.hpp"
+
+namespace stream_cqsa {
+
+/// Reads what a block needs, in requests as long as the layout allows. float64 is rounded to fp32
+/// through a buffer of at most 1 MiB.
+class FileSource final : public TensorSource {
+ public:
+  /// desc.bytes() bytes of `file` from `offset` on.
+  FileSource(TensorDesc desc, std::unique_ptr<File> file, std::uint64_t offset);
+  void read(const Block& block, std::span<std::byte> into) override;
+
+ private:
+  void read_doubles(std::uint64_t offset, std::span<std::byte> into);
+
+  std::unique_ptr<File> file_;
+  std::uint64_t offset_;
+};
+
+/// Writes `header` and then the tensor, in requests of about 1 MiB or more wherever the block is
+/// that large. Memory: one buffer of 1 MiB, or of one token row where that is longer.
+class FileSink final : public TensorSink {
+ public:
+  /// Takes the file's full size at once; what is never written stays zero. Throws Error.
+  FileSink(TensorDesc desc, std::unique_ptr<PartialFile> file, const std::string& header);
+  void write(const Block& block, std::span<const std::byte> from) override;
+  void commit() override;
+
+ private:
+  void write_vectors(std::int64_t first, std::span<const std::byte> from);
+  void overlay_heads(const Block& block, std::span<const std::byte> from);
+  void write_by_head(const Block& block, std::span<const std::byte> from);
+
+  std::unique_ptr<PartialFile> file_;
+  std::uint64_t offset_;      ///< of the data in the file
+  std::size_t vector_bytes_;  ///< dim * element size
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,127 @@
+// open_tensor and create_tensor: formats told by the file's extension.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "io/blocks.hpp"
+#include "io/file_tensor.hpp"
+#include "io/npy_header.hpp"
+#include "io/partial_file.hpp"
+#include "io/safetensors_header.hpp"
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/files.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+enum class Format { npy, safetensors };
+
+Format format_of(const std::filesystem::path& path) {
+  if (path.extension() == ".npy") return Format::npy;
+  if (path.extension() == ".safetensors") return Format::safetensors;
+  throw InputError(fmt::format("{}: unknown file format; name a .npy or .safetensors file",
+                               in_quotes(path.string())));
+}
+
+/// The file's first bytes: as many as hold its header, told by `header_bytes` from a prefix.
+template <typename HeaderBytes>
+std::vector<std::byte> read_header(File& file, std::uint64_t file_size, std::uint64_t prefix_bytes,
+                                   HeaderBytes header_bytes) {
+  std::vector<std::byte> start(std::min(prefix_bytes, file_size));
+  file.read_at(0, start);
+  start.resize(header_bytes(start, file_size));
+  file.read_at(0, start);
+  return start;
+}
+
+std::unique_ptr<TensorSource> open_format(Format format, const std::string& path,
+                                          const std::string& names, Layout layout,
+                                          std::unique_ptr<File> file) {
+  const std::uint64_t size = file->size();
+  NamedTensor found{path, {}};
+  if (format == Format::npy) {
+    const auto start = read_header(*file, size, npy_prefix_bytes, npy_header_bytes);
+    found.tensor = parse_npy_header(start, size);
+  } else {
+    const auto start = read_header(*file, size, safetensors_prefix_bytes, safetensors_header_bytes);
+    found = find_tensor(parse_safetensors_header(start, size), names);
+    found.name = fmt::format("{}:{}", path, found.name);
+  }
+  TensorDesc desc = describe(found.tensor, layout, std::move(found.name));
+  return std::make_unique<FileSource>(std::move(desc), std::move(file), found.tensor.offset);
+}
+
+/// Opening a pipe would wait for its other end, and only regular files have offsets.
+void check_regular(const std::filesystem::path& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  if (!std::filesystem::exists(status)) {
+    throw InputError(fmt::format("{} cannot be opened: {}", path.string(), error.message()));
+  }
+  if (!std::filesystem::is_regular_file(status)) {
+    throw InputError(fmt::format("{} is not a regular file", path.string()));
+  }
+}
+
+void check_output(const std::filesystem::path& path, bool overwrite) {
+  std::error_code ignored;
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return;
+  if (!std::filesystem::is_regular_file(path, ignored)) {
+    throw InputError(fmt::format("{} exists and is not a regular file", path.string()));
+  }
+  if (!overwrite) {
+    throw InputError(fmt::format("{} exists; use --overwrite, or another name", path.string()));
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, Layout layout,
+                                          const FileOpener& open) {
+  const Format format = format_of(path);
+  check_regular(path);
+  std::unique_ptr<File> file;
+  try {
+    file = open(path, FileMode::read);
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+  try {
+    return open_format(format, path.string(), tensor, layout, std::move(file));
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{} {}", path.string(), error.what()));
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+}
+
+std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, const TensorDesc& desc,
+                                          bool overwrite, const FileOpener& open) {
+  const Format format = format_of(path);
+  TensorDesc named = desc;
+  named.name = format == Format::npy ? path.string() : fmt::format("{}:{}", path.string(), tensor);
+  check_desc(named);
+  const auto shape = named.shape();
+  std::string header;
+  try {
+    header = format == Format::npy ? format_npy_header(named.dtype, shape)
+                                   : format_safetensors_header(tensor, named.dtype, shape);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", path.string(), error.what()));
+  }
+  check_output(path, overwrite);
+  std::unique_ptr<PartialFile> file;
+  try {
+    file = std::make_unique<PartialFile>(path, open);
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+  return std::make_unique<FileSink>(std::move(named), std::move(file), header);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,41 @@
+#include "mpi/environment.hpp"
+
+#include <mpi.h>
+
+#include <array>
+
+#include "mpi/error.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+
+MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
+  int provided = MPI_THREAD_SINGLE;
+  STREAM_CQSA_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
+  try {
+    if (provided < MPI_THREAD_MULTIPLE) {
+      throw Error("this MPI library cannot be called from several threads (MPI_THREAD_MULTIPLE)");
+    }
+    STREAM_CQSA_MPI(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    STREAM_CQSA_MPI(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN));
+    // The handler of MPI_FILE_NULL is that of failing opens and the default of every file.
+    STREAM_CQSA_MPI(MPI_File_set_errhandler(MPI_FILE_NULL, MPI_ERRORS_RETURN));
+    STREAM_CQSA_MPI(MPI_Comm_rank(MPI_COMM_WORLD, &rank_));
+    STREAM_CQSA_MPI(MPI_Comm_size(MPI_COMM_WORLD, &size_));
+  } catch (...) {
+    MPI_Finalize();
+    throw;
+  }
+}
+
+MpiEnvironment::~MpiEnvironment() { MPI_Finalize(); }
+
+std::string MpiEnvironment::library_version() {
+  std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
+  int length = 0;
+  STREAM_CQSA_MPI(MPI_Get_library_version(text.data(), &length));
+  const std::string version(text.data(), static_cast<std::size_t>(length));
+  return version.substr(0, version.find('\n'));
+}
+
+}  // namespace stream_cqsa

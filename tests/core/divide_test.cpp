@@ -1,0 +1,360 @@
+#define BOOST_TEST_MODULE divide
+#include "stream_cqsa/divide.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <numeric>
+#include <random>
+#include <set>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "stream_cqsa/error.hpp"
+
+using namespace stream_cqsa;
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define STREAM_CQSA_TEST_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define STREAM_CQSA_TEST_SANITIZED
+#endif
+#endif
+
+namespace {
+
+// Under a sanitizer, which slows these loops tenfold, the exhaustive ones take every seventh c.
+#ifdef STREAM_CQSA_TEST_SANITIZED
+constexpr std::int64_t stride = 7;
+#else
+constexpr std::int64_t stride = 1;
+#endif
+
+using IndexPair = std::pair<std::int64_t, std::int64_t>;
+
+Problem make_problem(std::int64_t query_length, std::int64_t key_length, Mask mask) {
+  Problem problem;
+  problem.query_length = query_length;
+  problem.key_length = key_length;
+  problem.head_dim = 1;
+  problem.mask = mask;
+  return problem;
+}
+
+// Counts how often each single score is computed and checks every piece of work on its own,
+// straight from the mask's definition.
+class ScoreCounter {
+ public:
+  explicit ScoreCounter(const Problem& problem)
+      : problem_(problem), counts_(problem.query_length * problem.key_length, 0) {}
+
+  void add(const QuorumWork& work) {
+    check_chunks(work);
+    for (std::size_t i = 0; i < work.pairs.size(); ++i) {
+      const ChunkPair& pair = work.pairs[i];
+      if (i > 0 && !before(work.pairs[i - 1], pair)) ++errors_;
+      add_block(work.chunks[pair.query].queries, work.chunks[pair.key].keys, pair.liveness);
+    }
+  }
+
+  // The number of broken promises so far, and of scores not computed exactly once.
+  std::int64_t errors() const {
+    std::int64_t errors = errors_;
+    for (std::int64_t i = 0; i < problem_.query_length; ++i) {
+      for (std::int64_t j = 0; j < problem_.key_length; ++j) {
+        errors += counts_[i * problem_.key_length + j] != (visible(i, j) ? 1 : 0);
+      }
+    }
+    return errors;
+  }
+
+  std::int64_t scores() const { return scores_; }
+
+ private:
+  bool visible(std::int64_t i, std::int64_t j) const {
+    return problem_.mask == Mask::none || j <= i + problem_.key_length - problem_.query_length;
+  }
+
+  static bool before(const ChunkPair& x, const ChunkPair& y) {
+    return x.query < y.query || (x.query == y.query && x.key < y.key);
+  }
+
+  void check_chunks(const QuorumWork& work) {
+    std::vector<bool> needed(work.chunks.size(), false);
+    for (const ChunkPair& pair : work.pairs) needed.at(pair.query) = needed.at(pair.key) = true;
+    errors_ += std::count(needed.begin(), needed.end(), false);
+    for (std::size_t i = 1; i < work.chunks.size(); ++i) {
+      const Chunk& low = work.chunks[i - 1];
+      const Chunk& high = work.chunks[i];
+      errors_ += !(low.index <= high.index && low.queries.end <= high.queries.begin &&
+                   low.keys.end <= high.keys.begin && !(low == high));
+    }
+  }
+
+  void add_block(Range queries, Range keys, Liveness liveness) {
+    std::int64_t live = 0;
+    for (std::int64_t i = queries.begin; i < queries.end; ++i) {
+      for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+        if (!visible(i, j)) continue;
+        ++live;
+        ++counts_[i * problem_.key_length + j];
+      }
+    }
+    scores_ += live;
+    const bool full = live == queries.size() * keys.size();
+    errors_ += live == 0 || liveness != (full ? Liveness::full : Liveness::partial);
+  }
+
+  Problem problem_;
+  std::vector<std::uint8_t> counts_;  // [query][key]
+  std::int64_t scores_ = 0;
+  std::int64_t errors_ = 0;
+};
+
+// Adds `work` divided again once for every entry of `parts`, each piece by the next entry.
+void add_divided(ScoreCounter& counter, const Problem& problem, const QuorumWork& work,
+                 std::span<const std::int64_t> parts, std::int64_t tile) {
+  if (parts.empty()) return counter.add(work);
+  for (const QuorumWork& piece : divide_again(problem, work, parts.front(), tile)) {
+    add_divided(counter, problem, piece, parts.subspan(1), tile);
+  }
+}
+
+void check_exactly_once(const Problem& problem, std::int64_t c, std::int64_t tile,
+                        const std::vector<std::int64_t>& parts) {
+  const Division division(problem, c, tile);
+  ScoreCounter counter(problem);
+  for (std::int64_t i = 0; i < c; ++i) {
+    add_divided(counter, problem, division.work(i), parts, tile);
+  }
+  BOOST_TEST_CONTEXT("c " << c << ", Nq " << problem.query_length << ", Nk " << problem.key_length
+                          << ", tile " << tile << ", depth " << parts.size() << ", causal "
+                          << (problem.mask == Mask::causal)) {
+    BOOST_REQUIRE_EQUAL(counter.errors(), 0);
+    BOOST_REQUIRE_EQUAL(counter.scores(),
+                        problem.live_scores({0, problem.query_length}, {0, problem.key_length}));
+  }
+}
+
+void check_both_masks(std::int64_t nq, std::int64_t nk, std::int64_t c, std::int64_t tile,
+                      const std::vector<std::int64_t>& parts = {}) {
+  for (const Mask mask : {Mask::none, Mask::causal}) {
+    check_exactly_once(make_problem(nq, nk, mask), c, tile, parts);
+  }
+}
+
+// Whether r(d) has the difference d for every d and r(-d) is r(d) swapped: with c quorums, this
+// is what makes every ordered pair of chunks computed exactly once.
+bool responsibilities_are_good(const Division& division) {
+  const std::int64_t c = division.chunk_count();
+  const auto& residues = division.cover().residues;
+  const auto r = division.responsibilities();
+  if (static_cast<std::int64_t>(r.size()) != c || !(r[0] == Responsibility{0, 0})) return false;
+  for (std::int64_t d = 1; d < c; ++d) {
+    if ((residues.at(r[d].key) - residues.at(r[d].query) + c) % c != d) return false;
+    const Responsibility swapped{r[d].key, r[d].query};
+    if (2 * d != c && !(r[c - d] == swapped)) return false;
+  }
+  return true;
+}
+
+std::vector<IndexPair> index_pairs(const QuorumWork& work) {
+  std::vector<IndexPair> result;
+  for (const ChunkPair& pair : work.pairs) {
+    result.emplace_back(work.chunks[pair.query].index, work.chunks[pair.key].index);
+  }
+  return result;
+}
+
+// owner(), quorums_of_query() and quorums_of_key() against what work() hands out.
+void check_inverse_maps(const Problem& problem, std::int64_t c, std::int64_t tile) {
+  const Division division(problem, c, tile);
+  std::vector<std::set<std::int64_t>> of_query(c);
+  std::vector<std::set<std::int64_t>> of_key(c);
+  for (std::int64_t i = 0; i < c; ++i) {
+    const QuorumWork work = division.work(i);
+    for (const Chunk& chunk : work.chunks) BOOST_REQUIRE(chunk == division.chunk(chunk.index));
+    for (const auto& [p, q] : index_pairs(work)) {
+      BOOST_REQUIRE_EQUAL(division.owner(p, q), i);
+      of_query[p].insert(i);
+      of_key[q].insert(i);
+    }
+  }
+  for (std::int64_t p = 0; p < c; ++p) {
+    const std::vector<std::int64_t> query(of_query[p].begin(), of_query[p].end());
+    const std::vector<std::int64_t> key(of_key[p].begin(), of_key[p].end());
+    BOOST_REQUIRE_MESSAGE(division.quorums_of_query(p) == query, "c " << c << ", chunk " << p);
+    BOOST_REQUIRE_MESSAGE(division.quorums_of_key(p) == key, "c " << c << ", chunk " << p);
+  }
+}
+
+// More tokens per chunk for the smaller c, so that partial pairs have many shapes.
+std::int64_t tokens_for(std::int64_t c, std::int64_t parts) {
+  const std::int64_t per_part = c <= 20 ? 4 : c <= 60 ? 2 : 1;
+  return c * parts * per_part + c / 3;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(worked_example) {
+  const Division division(make_problem(7, 7, Mask::none), 7, 1);
+  const std::vector<IndexPair> expected = {{2, 2}, {2, 3}, {2, 5}, {3, 2}, {3, 5}, {5, 2}, {5, 3}};
+  BOOST_TEST((index_pairs(division.work(2)) == expected));
+  const Division causal(make_problem(7, 7, Mask::causal), 7, 1);
+  const std::vector<IndexPair> live = {{2, 2}, {3, 2}, {5, 2}, {5, 3}};
+  BOOST_TEST((index_pairs(causal.work(2)) == live));
+}
+
+BOOST_AUTO_TEST_CASE(depth_0_every_c) {
+  for (std::int64_t c = 1; c <= 300; c += stride)
+    check_both_masks(tokens_for(c, 1), tokens_for(c, 1), c, 1);
+}
+
+BOOST_AUTO_TEST_CASE(depth_1_every_c) {
+  for (std::int64_t c = 1; c <= 300; c += stride) {
+    const std::int64_t parts = c <= 100 && c % 3 == 0 ? 3 : 2;
+    check_both_masks(tokens_for(c, parts), tokens_for(c, parts), c, 1, {parts});
+  }
+}
+
+BOOST_AUTO_TEST_CASE(depth_2) {
+  for (std::int64_t c = 1; c <= 60; ++c) {
+    check_both_masks(tokens_for(c, 4), tokens_for(c, 4), c, 1, {2, 2});
+  }
+  check_both_masks(90, 90, 7, 1, {3, 4});
+  for (const std::int64_t c : {133, 183, 300}) {
+    check_exactly_once(make_problem(4 * c + 5, 4 * c + 5, Mask::causal), c, 1, {2, 2});
+  }
+  check_exactly_once(make_problem(4 * 133, 4 * 133, Mask::none), 133, 1, {2, 2});
+}
+
+BOOST_AUTO_TEST_CASE(depth_0_larger_c) {
+  for (const std::int64_t c : {307, 381, 512, 553, 651, 757, 871, 993, 1057, 1407}) {
+    check_exactly_once(make_problem(c, c, c % 2 == 0 ? Mask::none : Mask::causal), c, 1, {});
+  }
+}
+
+BOOST_AUTO_TEST_CASE(responsibilities_up_to_20000) {
+  std::vector<std::int64_t> moduli(300);
+  std::iota(moduli.begin(), moduli.end(), 1);
+  for (std::int64_t q = 11; q * q + q + 1 <= max_modulus; ++q) moduli.push_back(q * q + q + 1);
+  const unsigned seed = 3;
+  std::mt19937 random(seed);
+  for (int i = 0; i < 20; ++i) moduli.push_back(301 + random() % (max_modulus - 300));
+  moduli.push_back(max_modulus);
+  for (const std::int64_t c : moduli) {
+    const Division division(make_problem(c, c, Mask::none), c, 1);
+    BOOST_REQUIRE_MESSAGE(responsibilities_are_good(division), "c " << c << ", seed " << seed);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(work_of_large_divisions) {
+  for (const std::int64_t c : {11557L, 16257L, 19999L, 20000L}) {
+    const std::int64_t n = c * 64 - 17;
+    const Division division(make_problem(n, n, Mask::none), c, 64);
+    for (const std::int64_t i : {std::int64_t{0}, c / 2, c - 1}) {
+      const QuorumWork work = division.work(i);
+      BOOST_TEST(static_cast<std::int64_t>(work.pairs.size()) == c);
+      BOOST_TEST(static_cast<std::int64_t>(work.chunks.size()) == division.quorum_size());
+      const auto pairs = index_pairs(work);
+      BOOST_TEST(std::is_sorted(pairs.begin(), pairs.end()));
+      for (const auto& [p, q] : pairs) BOOST_REQUIRE_EQUAL(division.owner(p, q), i);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(queries_and_keys_differ) {
+  for (const std::int64_t c : {1, 2, 3, 7, 12, 31, 57}) {
+    for (const auto& [nq, nk] : {IndexPair{50, 130}, {130, 50}, {1, 100}, {100, 1}, {64, 63}}) {
+      check_both_masks(nq, nk, c, 1);
+      check_both_masks(nq, nk, c, 16);
+      check_both_masks(nq, nk, c, 1, {2});
+      check_both_masks(nq, nk, c, 4, {3, 2});
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(fewer_tokens_than_chunks) {
+  for (const std::int64_t n : {1, 2, 5, 30, 129}) {
+    for (const std::int64_t c : {2, 6, 7, 31, 133, 300}) {
+      check_both_masks(n, n, c, 1);
+      check_both_masks(n, n, c, 8, {2});
+      check_both_masks(n, n, c, 128);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(random_problems) {
+  const unsigned seed = 5;
+  BOOST_TEST_CONTEXT("seed " << seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](std::int64_t low, std::int64_t high) {
+      return low + static_cast<std::int64_t>(random() % (high - low + 1));
+    };
+    for (int trial = 0; trial < 150; ++trial) {
+      std::vector<std::int64_t> parts(draw(0, 2));
+      for (std::int64_t& m : parts) m = draw(1, 5);
+      check_both_masks(draw(1, 200), draw(1, 200), draw(1, 40), draw(1, 20), parts);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(inverse_maps_agree_with_work) {
+  for (const Mask mask : {Mask::none, Mask::causal}) {
+    for (std::int64_t c = 1; c <= 120; ++c) check_inverse_maps(make_problem(c, c, mask), c, 1);
+    for (const std::int64_t c : {2, 7, 12, 31, 57, 133, 300}) {
+      check_inverse_maps(make_problem(1000, 1000, mask), c, 4);
+      check_inverse_maps(make_problem(20, 20, mask), c, 1);
+      check_inverse_maps(make_problem(90, 400, mask), c, 1);
+      check_inverse_maps(make_problem(400, 90, mask), c, 1);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(causal_work_is_balanced_for_odd_c) {
+  for (std::int64_t c = 1; c <= 301; c += 2) {
+    const Division division(make_problem(c * 32, c * 32, Mask::causal), c, 16);
+    for (std::int64_t i = 0; i < c; ++i) {
+      const QuorumWork work = division.work(i);
+      const auto full = std::count_if(work.pairs.begin(), work.pairs.end(), [](const auto& pair) {
+        return pair.liveness == Liveness::full;
+      });
+      BOOST_REQUIRE_EQUAL(full, (c - 1) / 2);
+      BOOST_REQUIRE_EQUAL(static_cast<std::int64_t>(work.pairs.size()), (c - 1) / 2 + 1);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(parts_keep_the_index_and_range_of_their_chunk) {
+  const Problem problem = make_problem(1000, 1500, Mask::causal);
+  const Division division(problem, 13, 8);
+  for (std::int64_t i = 0; i < 13; ++i) {
+    for (const QuorumWork& piece : divide_again(problem, division.work(i), 3, 8)) {
+      for (const Chunk& part : piece.chunks) {
+        const Chunk whole = division.chunk(part.index);
+        BOOST_REQUIRE(part.queries.begin >= whole.queries.begin);
+        BOOST_REQUIRE(part.queries.end <= whole.queries.end);
+        BOOST_REQUIRE(part.keys.begin >= whole.keys.begin && part.keys.end <= whole.keys.end);
+        BOOST_REQUIRE(part.queries.begin % 8 == 0 || part.queries.empty());
+        BOOST_REQUIRE(part.keys.begin % 8 == 0 || part.keys.empty());
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(hostile_arguments) {
+  const Problem problem = make_problem(64, 64, Mask::none);
+  for (const std::int64_t c : {std::int64_t{0}, std::int64_t{-1}, max_modulus + 1, INT64_MAX}) {
+    BOOST_CHECK_THROW(Division(problem, c, 1), InputError);
+  }
+  for (const std::int64_t tile : {0, -16}) {
+    BOOST_CHECK_THROW(Division(problem, 7, tile), InputError);
+  }
+  const QuorumWork work = Division(problem, 7, 1).work(0);
+  for (const std::int64_t parts : {std::int64_t{0}, std::int64_t{-2}, max_modulus, INT64_MAX}) {
+    BOOST_CHECK_THROW(divide_again(problem, work, parts, 1), InputError);
+  }
+  BOOST_CHECK_THROW(divide_again(problem, work, 2, 0), InputError);
+  BOOST_TEST(divide_again(problem, {}, 2, 1).empty());
+}

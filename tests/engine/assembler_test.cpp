@@ -1,0 +1,162 @@
+#define BOOST_TEST_MODULE engine_assembler
+#include "engine/assembler.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <filesystem>
+#include <random>
+
+#include "engine/buffer.hpp"
+#include "stream_cqsa/files.hpp"
+#include "support/small_plan.hpp"
+
+using namespace stream_cqsa;
+using stream_cqsa::testing::small_plan;
+using stream_cqsa::testing::SmallPlan;
+
+namespace {
+
+// All partials that a plan's subproblems produce, with made-up states that depend on the key alone.
+std::vector<Partial> all_partials(const Plan& plan, std::vector<std::vector<std::byte>>& storage) {
+  std::vector<Partial> partials;
+  for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {
+    const SubproblemKey subproblem = plan.key(id);
+    const QuorumWork work = plan.work(id);
+    for (std::size_t position = 0; position < work.chunks.size(); ++position) {
+      const bool query = std::any_of(
+          work.pairs.begin(), work.pairs.end(),
+          [&](const ChunkPair& pair) { return pair.query == static_cast<std::int32_t>(position); });
+      if (!query) continue;
+      const Chunk& chunk = work.chunks[position];
+      for (std::int64_t piece = 0; piece < piece_count(plan, chunk.queries); ++piece) {
+        const PieceKey key{subproblem.batch, subproblem.group, chunk.index, piece};
+        const std::int64_t rows = piece_rows(plan, key);
+        const std::int64_t dim = plan.problem().head_dim;
+        storage.emplace_back(static_cast<std::size_t>(softmax_state_bytes(rows, dim)));
+        const SoftmaxStates states = softmax_states_at(storage.back().data(), rows, dim);
+        std::mt19937_64 random(
+            static_cast<std::uint64_t>(id * 1000003 + chunk.index * 101 + piece));
+        std::normal_distribution<float> normal;
+        for (std::int64_t i = 0; i < rows; ++i) {
+          states.m[i] = 3 * normal(random);
+          states.l[i] = 1 + std::abs(normal(random));
+          for (std::int64_t d = 0; d < dim; ++d) states.acc[i * dim + d] = normal(random);
+        }
+        partials.push_back({key, id, 1, 0, states});
+      }
+    }
+  }
+  return partials;
+}
+
+struct Outcome {
+  std::vector<std::byte> output;
+  std::vector<std::byte> lse;
+  std::int64_t scratch_bytes = 0;
+};
+
+// Delivers the partials in the given order, each in a buffer of the assembler's.
+Outcome assemble(const Plan& plan, const std::vector<Partial>& partials, int merge_threads) {
+  const Problem& problem = plan.problem();
+  TensorDesc desc{"o",           problem.output_dtype, Layout::bshd,        4,
+                  problem.batch, problem.query_length, problem.query_heads, problem.head_dim};
+  Outcome outcome;
+  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
+  const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
+  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  const auto output_sink = make_memory_sink(desc, outcome.output);
+  const auto lse_sink = make_memory_sink(lse, outcome.lse);
+  const Outputs outputs{*output_sink, lse_sink.get()};
+  const HostBuffer memory(plan.host.bytes());
+  RunOptions options;
+  options.scratch = std::filesystem::temp_directory_path();
+  options.merge_threads = merge_threads;
+
+  Telemetry telemetry;
+  Abort abort;
+  Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
+  {
+    Crew crew(abort);
+    assembler.start(crew);
+    crew.start([&] {
+      for (Partial partial : partials) {
+        const auto buffer = assembler.wait_buffer();
+        std::memcpy(
+            buffer.data, partial.states.acc,
+            static_cast<std::size_t>(softmax_state_bytes(partial.states.rows, partial.states.dim)));
+        partial.buffer = buffer.number;
+        partial.states = softmax_states_at(buffer.data, partial.states.rows, partial.states.dim);
+        assembler.deliver(partial);
+      }
+      assembler.end_of_partials();
+    });
+    crew.join();
+  }
+  abort.rethrow_if_failed();
+  outcome.scratch_bytes = assembler.scratch_bytes();
+  return outcome;
+}
+
+// Every buffer that shuffled deliveries may hold: the largest number of partials at once.
+Plan with_buffers(Plan plan, std::size_t count) {
+  plan.host.state_buffers = static_cast<std::int64_t>(count);
+  return plan;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(any_order_of_delivery_gives_the_same_bits) {
+  const Plan plan = small_plan({.batch = 2, .ratio = 2, .kv_heads = 2, .length = 40, .chunks = 13});
+  std::vector<std::vector<std::byte>> storage;
+  std::vector<Partial> partials = all_partials(plan, storage);
+  const Plan roomy = with_buffers(plan, partials.size());
+  const Outcome in_order = assemble(roomy, partials, 1);
+  std::mt19937_64 random(5);
+  for (int trial = 0; trial < 12; ++trial) {
+    std::shuffle(partials.begin(), partials.end(), random);
+    const Outcome shuffled = assemble(roomy, partials, 1 + trial % 4);
+    BOOST_TEST(shuffled.output == in_order.output);
+    BOOST_TEST(shuffled.lse == in_order.lse);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(accumulators_in_a_file_give_the_same_bits) {
+  const Plan memory = small_plan({.kv_heads = 2, .length = 64, .chunks = 13});
+  std::vector<std::vector<std::byte>> storage;
+  const std::vector<Partial> partials = all_partials(memory, storage);
+  const Outcome expected = assemble(memory, partials, 2);
+  BOOST_TEST(expected.scratch_bytes == 0);
+
+  Plan file = memory;
+  file.placement = AccumulatorPlacement::file;
+  file.host.accumulators = 4;
+  for (const int threads : {1, 2, 4}) {
+    const Outcome spilled = assemble(file, partials, threads);
+    BOOST_TEST(spilled.scratch_bytes > 0);
+    BOOST_TEST(spilled.output == expected.output);
+    BOOST_TEST(spilled.lse == expected.lse);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(rows_without_a_key_end_as_zero) {
+  // 40 queries, 8 keys, causal: the first 32 rows see nothing, whole chunks among them.
+  const Plan plan = small_plan({.length = 40, .key_length = 8, .causal = true, .chunks = 7});
+  std::vector<std::vector<std::byte>> storage;
+  const Outcome outcome = assemble(plan, all_partials(plan, storage), 2);
+  const auto* rows = reinterpret_cast<const float*>(outcome.output.data());
+  const auto* lse = reinterpret_cast<const float*>(outcome.lse.data());
+  for (std::int64_t row = 0; row < 40; ++row) {
+    const bool keyless = row < 32;
+    BOOST_TEST((lse[row] == -std::numeric_limits<float>::infinity()) == keyless);
+    for (int i = 0; i < 4; ++i) BOOST_TEST((rows[row * 4 + i] == 0.0f) == keyless);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_missing_partial_is_a_failure_and_not_a_hang) {
+  const Plan plan = small_plan({});
+  std::vector<std::vector<std::byte>> storage;
+  std::vector<Partial> partials = all_partials(plan, storage);
+  partials.pop_back();
+  BOOST_CHECK_THROW(assemble(with_buffers(plan, partials.size()), partials, 2), std::logic_error);
+}

@@ -1,0 +1,213 @@
+#define BOOST_TEST_MODULE engine_run
+#include <boost/test/unit_test.hpp>
+#include <filesystem>
+#include <random>
+
+#include "stream_cqsa/engine.hpp"
+#include "stream_cqsa/error.hpp"
+#include "support/attention.hpp"
+#include "support/delayed_backend.hpp"
+
+using namespace stream_cqsa;
+using namespace stream_cqsa::testing;
+
+namespace {
+
+struct Outcome {
+  std::vector<std::byte> output, lse;
+  RunResult result;
+};
+
+PlanRequest request_for(const Problem& problem, Layout layout, const Backend& backend) {
+  PlanRequest request;
+  request.problem = problem;
+  request.device = backend.traits(problem);
+  request.query.layout = request.key.layout = request.value.layout = layout;
+  request.output_layout = layout;
+  request.lse = true;
+  request.device_budget = std::int64_t{1} << 30;
+  request.host_budget = std::int64_t{1} << 30;
+  request.scratch = true;
+  return request;
+}
+
+Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident) {
+  const Problem& problem = plan.problem();
+  TensorDesc desc = input.query.desc;
+  desc.name = "o";
+  desc.dtype = problem.output_dtype;
+  Outcome outcome;
+  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
+  const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
+  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  const auto open = [&](const TestTensor& tensor) {
+    return resident ? make_memory_source(tensor.desc, tensor.data) : block_source(tensor);
+  };
+  const auto query = open(input.query), key = open(input.key), value = open(input.value);
+  const auto output_sink = make_memory_sink(desc, outcome.output);
+  const auto lse_sink = make_memory_sink(lse, outcome.lse);
+  RunOptions options;
+  options.scratch = std::filesystem::temp_directory_path();
+  Telemetry telemetry;
+  outcome.result = run(plan, {*query, *key, *value}, {*output_sink, lse_sink.get()}, backend,
+                       options, telemetry);
+  return outcome;
+}
+
+Problem random_problem(std::mt19937_64& random) {
+  const auto pick = [&](std::int64_t from, std::int64_t to) {
+    return from + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(to - from + 1));
+  };
+  Problem problem;
+  problem.batch = pick(1, 2);
+  problem.kv_heads = pick(1, 3);
+  problem.query_heads = problem.kv_heads * pick(1, 3);
+  problem.query_length = pick(1, 150);
+  problem.key_length = random() % 2 ? problem.query_length : pick(1, 150);
+  problem.head_dim = pick(1, 40);
+  problem.dtype = std::array{DType::f16, DType::bf16, DType::f32}[random() % 3];
+  problem.output_dtype = DType::f32;
+  problem.mask = random() % 2 ? Mask::causal : Mask::none;
+  problem.scale = default_scale(problem.head_dim);
+  return problem;
+}
+
+void check_against_definition(const Plan& plan, const TestInput& input, const Outcome& outcome) {
+  const Expected expected = brute_force(plan.problem(), input);
+  TensorDesc desc = input.query.desc;
+  desc.dtype = plan.problem().output_dtype;
+  const double error = largest_error(desc, outcome.output, expected.output);
+  BOOST_TEST(error <= 2e-5);
+  const double lse_error =
+      largest_error(lse_desc(desc.batch, desc.heads, desc.tokens), outcome.lse, [&] {
+        // largest_error takes [batch][token][head].
+        std::vector<double> by_token;
+        for (std::int64_t b = 0; b < desc.batch; ++b)
+          for (std::int64_t n = 0; n < desc.tokens; ++n)
+            for (std::int64_t h = 0; h < desc.heads; ++h)
+              by_token.push_back(
+                  expected.lse[static_cast<std::size_t>((b * desc.heads + h) * desc.tokens + n)]);
+        return by_token;
+      }());
+  BOOST_TEST(lse_error <= 2e-5);
+  BOOST_TEST(outcome.result.merged_scores == expected_scores(plan));
+  BOOST_TEST(outcome.result.device_bytes == plan.device.bytes());
+  BOOST_TEST(outcome.result.host_bytes == plan.host.bytes());
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
+  std::mt19937_64 random(2026);
+  for (int trial = 0; trial < 60; ++trial) {
+    const Problem problem = random_problem(random);
+    const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
+    const auto backend = make_cpu_backend({1 + trial % 3});
+    PlanRequest request = request_for(problem, layout, *backend);
+    const bool resident = random() % 4 == 0;
+    request.query.resident = request.key.resident = request.value.resident = resident;
+    request.chunks = std::array<std::int64_t, 8>{1, 2, 3, 7, 12, 13, 31, 57}[random() % 8];
+    if (random() % 2) request.heads_per_group = 1;
+    const Plan plan = make_plan(request);
+    const TestInput input = random_input(problem, layout, 2.0, random);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << plan.division.chunk_count() << ", Nq "
+                                << problem.query_length << ", Nk " << problem.key_length << ", D "
+                                << problem.head_dim << ", causal "
+                                << (problem.mask == Mask::causal)) {
+      check_against_definition(plan, input, run_plan(plan, input, *backend, resident));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
+  std::mt19937_64 random(7);
+  for (int trial = 0; trial < 12; ++trial) {
+    Problem problem = random_problem(random);
+    problem.query_length += 200;
+    problem.key_length += 200;
+    const auto probe = make_cpu_backend({1});
+    PlanRequest request = request_for(problem, Layout::bshd, *probe);
+    const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
+    // The smallest budgets that plan, found by halving.
+    const auto plans = [&](std::int64_t device, std::int64_t host) {
+      request.device_budget = device;
+      request.host_budget = host;
+      try {
+        make_plan(request);
+        return true;
+      } catch (const InputError&) {
+        return false;
+      }
+    };
+    std::int64_t device = std::int64_t{1} << 28, host = std::int64_t{1} << 28;
+    while (plans(device * 3 / 4, host)) device = device * 3 / 4;
+    while (plans(device, host * 3 / 4)) host = host * 3 / 4;
+    BOOST_TEST(plans(device, host));
+    const Plan plan = make_plan(request);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << plan.division.chunk_count() << ", device "
+                                << device << ", host " << host) {
+      check_against_definition(plan, input, run_plan(plan, input, *probe, false));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
+  std::mt19937_64 random(3);
+  Problem problem = random_problem(random);
+  problem.query_length = problem.key_length = 170;
+  problem.kv_heads = problem.query_heads = 2;
+  problem.mask = Mask::causal;
+  const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
+  PlanRequest request = request_for(problem, Layout::bshd, *make_cpu_backend({1}));
+  request.chunks = 13;
+  request.heads_per_group = 1;
+  // Room for the scratch of the most threads tried below.
+  request.device.workspace_bytes = make_cpu_backend({4})->traits(problem).workspace_bytes;
+  const Plan plan = make_plan(request);
+  const auto first = make_cpu_backend({1});
+  const Outcome expected = run_plan(plan, input, *first, false);
+  for (int trial = 0; trial < 8; ++trial) {
+    DelayedBackend delayed(make_cpu_backend({1 + trial % 4}), static_cast<std::uint64_t>(trial));
+    const Outcome outcome = run_plan(plan, input, delayed, false);
+    BOOST_TEST(outcome.output == expected.output);
+    BOOST_TEST(outcome.lse == expected.lse);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
+  std::mt19937_64 random(9);
+  for (int trial = 0; trial < 24; ++trial) {
+    Problem problem = random_problem(random);
+    problem.dtype = DType::f32;
+    problem.query_length = problem.key_length = 60 + trial;
+    problem.mask = trial % 2 ? Mask::causal : Mask::none;
+    TestInput input = random_input(problem, Layout::bshd, 1.0, random);
+    TestTensor& tensor = *std::array{&input.query, &input.key, &input.value}[random() % 3];
+    const double poison[] = {NAN, INFINITY, -INFINITY};
+    set_element(tensor, 0, static_cast<std::int64_t>(random() % 60), 0, 0, poison[random() % 3]);
+    const auto backend = make_cpu_backend({2});
+    PlanRequest request = request_for(problem, Layout::bshd, *backend);
+    request.chunks = 7;
+    const Plan plan = make_plan(request);
+    const Outcome outcome = run_plan(plan, input, *backend, false);
+    const Expected expected = brute_force(problem, input);
+    std::int64_t touched = 0;
+    for (const double value : expected.output) touched += !std::isfinite(value);
+    BOOST_TEST_CONTEXT("trial " << trial) {
+      TensorDesc desc = input.query.desc;
+      BOOST_TEST(largest_error(desc, outcome.output, expected.output) <= 2e-5);
+      BOOST_TEST(outcome.result.output.nan + outcome.result.output.infinite == touched);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(inputs_of_another_plan_are_refused) {
+  std::mt19937_64 random(1);
+  Problem problem = random_problem(random);
+  const TestInput input = random_input(problem, Layout::bshd, 1.0, random);
+  const auto backend = make_cpu_backend({1});
+  Problem other = problem;
+  other.query_length += 1;
+  const Plan plan = make_plan(request_for(other, Layout::bshd, *backend));
+  BOOST_CHECK_THROW(run_plan(plan, input, *backend, false), InputError);
+}
