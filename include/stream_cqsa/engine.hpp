@@ -39,9 +39,9 @@ struct RunOptions {
 /// What a run leaves beside its outputs.
 struct RunResult {
   /// Per query chunk, the scores that were merged, over all batch entries and query heads.
-  std::vector<std::int64_t> merged_scores;
+  std::vector<std::uint64_t> merged_scores;
   NonFinite output;                  ///< NaN and infinite values in O
-  std::int64_t scores_computed = 0;  ///< Backend::scores_computed()
+  std::uint64_t scores_computed = 0; ///< Backend::scores_computed()
   std::int64_t device_bytes = 0;     ///< Backend::allocated_bytes()
   std::int64_t host_bytes = 0;       ///< of the host arena, allocated
   std::int64_t scratch_bytes = 0;    ///< largest size of the accumulator file
@@ -57,6 +57,6 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
 
 /// The scores the mask keeps for each query chunk, over all batch entries and query heads: what
 /// RunResult::merged_scores must equal.
-std::vector<std::int64_t> expected_scores(const Plan& plan);
+std::vector<std::uint64_t> expected_scores(const Plan& plan);
 
 }  // namespace stream_cqsa

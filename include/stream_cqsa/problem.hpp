@@ -58,7 +58,8 @@ struct Problem {
 
 /// Throws InputError with one line unless every extent is at least 1, kv_heads divides query_heads,
 /// head_dim is at most 256, scale is finite, each tensor has at most 2^48 elements and there are at
-/// most 2^62 scores over all heads, so that no offset or count can overflow 64 bits.
+/// most 2^62 scores a head, 2^63 in all (counted unsigned), so that no offset or count can overflow
+/// 64 bits.
 void validate(const Problem& problem);
 
 inline double default_scale(std::int64_t head_dim) {

@@ -28,15 +28,34 @@ struct ReferenceRow {
 };
 
 /// Computes `rows` in one pass over K and V, reading at most `buffer_bytes` at a time.
-/// Arithmetic is fp64 throughout on the inputs as stored (float64 files are used unrounded only up
-/// to fp32: TensorSource gives their storage type).
+/// Arithmetic is fp64 throughout on the inputs as TensorSource gives them: float64 files rounded to
+/// fp32. A key that the mask hides never touches a row; a NaN score makes the whole row NaN.
 std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& query,
                                          TensorSource& key, TensorSource& value,
                                          std::span<const RowIndex> rows,
                                          std::int64_t buffer_bytes = 64 << 20);
 
-/// The largest |output - reference| that fp32 arithmetic on inputs of problem.dtype may leave in a
-/// row rounded to problem.output_dtype.
+/// The largest |output - reference| that fp32 arithmetic on inputs of problem.dtype may leave in an
+/// element of a row rounded to problem.output_dtype. With u = 2^-24, u_in and u_out the unit
+/// roundoffs of the two types, V = row.max_abs_value, S = row.max_score_magnitude:
+///
+///     u_out max |o| + V min(2, 8 u (S + log2(keys) + 4) + (u_in if 16-bit)) + smallest step of f16
+///
+/// S covers the rounding of the scores, which moves each weight by that share; log2(keys) the growth
+/// of sums; u_in the weights' rounding to the input's type before the product with V, which tensor
+/// cores demand. No weighted mean is off by more than 2 V. Infinite where fp32 itself may overflow.
 double allowed_error(const Problem& problem, const ReferenceRow& row);
+
+/// How an output row compares with the reference.
+struct RowCheck {
+  double max_error = 0;  ///< largest |output - reference| where both are finite
+  double allowed = 0;    ///< allowed_error()
+  bool ok = false;
+};
+
+/// Compares `output` ([dim]) with the reference: within allowed_error() where the reference is finite,
+/// NaN or infinite exactly where it is not (which of the two is not distinguished). A value that
+/// problem.output_dtype cannot hold may end as infinity.
+RowCheck check_row(const Problem& problem, const ReferenceRow& row, std::span<const double> output);
 
 }  // namespace stream_cqsa

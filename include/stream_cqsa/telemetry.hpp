@@ -57,8 +57,8 @@ class Telemetry {
   std::array<StageTotals, stage_count> totals() const;
 
   /// Live scores of subproblems whose kernel has finished, over all heads.
-  void add_scores(std::int64_t scores) { scores_done_ += scores; }
-  std::int64_t scores_done() const { return scores_done_; }
+  void add_scores(std::uint64_t scores) { scores_done_ += scores; }
+  std::uint64_t scores_done() const { return scores_done_; }
   void add_subproblem() { ++subproblems_done_; }
   std::int64_t subproblems_done() const { return subproblems_done_; }
 
@@ -68,7 +68,7 @@ class Telemetry {
   std::ostream* trace_;
   bool first_event_ = true;
   double start_;
-  std::atomic<std::int64_t> scores_done_{0};
+  std::atomic<std::uint64_t> scores_done_{0};
   std::atomic<std::int64_t> subproblems_done_{0};
 };
 

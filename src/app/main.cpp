@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <string>
 #include <string_view>
@@ -56,6 +57,8 @@ int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  // A file that reaches the size limit is then an error of the write, with a message.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     const MpiEnvironment mpi(argc, argv);
     try {

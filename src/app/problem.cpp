@@ -198,10 +198,10 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   std::ifstream file(resources.plan);
   if (!file) throw InputError(fmt::format("{}: cannot be read", resources.plan));
   Plan plan = read_plan(file, resources.plan);
-  if (!(plan.problem() == request.problem) || !(plan.request.device == request.device) ||
-      !(plan.request.query == request.query) || !(plan.request.key == request.key) ||
-      !(plan.request.value == request.value) || plan.request.lse != request.lse ||
-      plan.request.output_layout != request.output_layout) {
+  if (!(plan.problem() == request.problem) || plan.request.device.kind != request.device.kind ||
+      plan.request.device.tile != request.device.tile || !(plan.request.query == request.query) ||
+      !(plan.request.key == request.key) || !(plan.request.value == request.value) ||
+      plan.request.lse != request.lse || plan.request.output_layout != request.output_layout) {
     throw InputError(fmt::format(
         "{}: was made for another problem or device; make it again with plan --json and the same "
         "options",

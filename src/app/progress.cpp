@@ -12,7 +12,7 @@
 
 namespace stream_cqsa {
 
-Progress::Progress(const Telemetry& telemetry, const Plan& plan, std::int64_t total_scores)
+Progress::Progress(const Telemetry& telemetry, const Plan& plan, std::uint64_t total_scores)
     : telemetry_(telemetry),
       subproblems_(plan.subproblem_count()),
       total_scores_(total_scores),

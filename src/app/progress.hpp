@@ -15,7 +15,7 @@ namespace stream_cqsa {
 class Progress {
  public:
   /// total_scores: live scores of the whole run, over all batch entries and query heads.
-  Progress(const Telemetry& telemetry, const Plan& plan, std::int64_t total_scores);
+  Progress(const Telemetry& telemetry, const Plan& plan, std::uint64_t total_scores);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -25,7 +25,7 @@ class Progress {
 
   const Telemetry& telemetry_;
   std::int64_t subproblems_;
-  std::int64_t total_scores_;
+  std::uint64_t total_scores_;
   double flops_per_score_;
   bool terminal_;
   double begin_ = now_seconds();

@@ -24,11 +24,11 @@ namespace {
 
 using nlohmann::json;
 
-std::int64_t sum(const std::vector<std::int64_t>& values) {
-  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+std::uint64_t sum(const std::vector<std::uint64_t>& values) {
+  return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
-double flops_of(const Plan& plan, std::int64_t scores) {
+double flops_of(const Plan& plan, std::uint64_t scores) {
   return 4.0 * static_cast<double>(plan.problem().head_dim) * static_cast<double>(scores);
 }
 
@@ -94,8 +94,8 @@ json stages_json(const Telemetry& telemetry) {
 std::string describe(const RunRecord& record) {
   const Plan& plan = record.plan;
   const Certificate& certificate = record.certificate;
-  const std::int64_t merged = sum(certificate.merged_scores);
-  const std::int64_t kept = sum(certificate.kept_scores);
+  const std::uint64_t merged = sum(certificate.merged_scores);
+  const std::uint64_t kept = sum(certificate.kept_scores);
   std::string text = stage_table(record);
   text += fmt::format("wall       {:>12}   {}\n", format_duration(record.result.seconds),
                       format_flops(flops_of(plan, kept) / record.result.seconds));

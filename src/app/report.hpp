@@ -15,8 +15,8 @@ namespace stream_cqsa {
 
 /// What shows that an output is the whole attention of its inputs.
 struct Certificate {
-  std::vector<std::int64_t> merged_scores;  ///< per query chunk
-  std::vector<std::int64_t> kept_scores;    ///< per query chunk, by the mask
+  std::vector<std::uint64_t> merged_scores;  ///< per query chunk
+  std::vector<std::uint64_t> kept_scores;    ///< per query chunk, by the mask
   Verification verification;
   Fingerprint query, key, value;  ///< of what was read
   Fingerprint output;             ///< of what was written

@@ -111,8 +111,8 @@ Sinks create_sinks(const OpenProblem& open, const OutputOptions& options) {
   return sinks;
 }
 
-std::int64_t total(const std::vector<std::int64_t>& values) {
-  return std::accumulate(values.begin(), values.end(), std::int64_t{0});
+std::uint64_t total(const std::vector<std::uint64_t>& values) {
+  return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
 int execute(const RunArguments& arguments, const Arguments& command) {

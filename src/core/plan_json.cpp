@@ -11,7 +11,8 @@
 namespace stream_cqsa {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;  // written: in the order that people read
+using Json = nlohmann::json;                 // read: in any order
 
 constexpr std::string_view subproblems_key = "subproblems";
 
@@ -25,7 +26,7 @@ std::string_view name_of(AccumulatorPlacement placement) {
   return placement == AccumulatorPlacement::memory ? "memory" : "file";
 }
 
-Json problem_json(const Problem& problem) {
+OrderedJson problem_json(const Problem& problem) {
   return {{"batch", problem.batch},           {"query_heads", problem.query_heads},
           {"kv_heads", problem.kv_heads},     {"query_length", problem.query_length},
           {"key_length", problem.key_length}, {"head_dim", problem.head_dim},
@@ -33,16 +34,16 @@ Json problem_json(const Problem& problem) {
           {"mask", name_of(problem.mask)},    {"scale", problem.scale}};
 }
 
-Json input_json(const InputTraits& input) {
+OrderedJson input_json(const InputTraits& input) {
   return {{"layout", name_of(input.layout)}, {"resident", input.resident}};
 }
 
-Json optional_json(const std::optional<std::int64_t>& value) {
-  return value ? Json(*value) : Json(nullptr);
+OrderedJson optional_json(const std::optional<std::int64_t>& value) {
+  return value ? OrderedJson(*value) : OrderedJson(nullptr);
 }
 
 // What a plan follows from, besides the problem and the budgets.
-Json request_json(const PlanRequest& request) {
+OrderedJson request_json(const PlanRequest& request) {
   const DeviceTraits& device = request.device;
   return {{"device",
            {{"kind", device.kind},
@@ -60,7 +61,7 @@ Json request_json(const PlanRequest& request) {
           {"heads_per_group", optional_json(request.heads_per_group)}};
 }
 
-Json accumulators_json(const Plan& plan) {
+OrderedJson accumulators_json(const Plan& plan) {
   return {{"placement", name_of(plan.placement)},
           {"in_memory", plan.host.accumulators},
           {"bytes_each", plan.host.accumulator_bytes},
@@ -68,7 +69,7 @@ Json accumulators_json(const Plan& plan) {
           {"scratch_bytes", plan.scratch_bytes}};
 }
 
-Json memory_json(const Plan& plan) {
+OrderedJson memory_json(const Plan& plan) {
   const DeviceArena& device = plan.device;
   const HostArena& host = plan.host;
   return {{"device",
@@ -105,8 +106,9 @@ void write_list(std::ostream& out, std::int64_t count, const Element& element) {
 }
 
 // Text that need not be UTF-8 (a device's name) must not stop a plan from being written.
-std::string text_of(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+template <typename AnyJson>
+std::string text_of(const AnyJson& json) {
+  return json.dump(-1, ' ', false, AnyJson::error_handler_t::replace);
 }
 
 void write_division(const Plan& plan, std::ostream& out) {

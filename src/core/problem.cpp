@@ -10,7 +10,8 @@ namespace stream_cqsa {
 namespace {
 
 constexpr double max_elements = 0x1p48;
-constexpr double max_scores = 0x1p62;
+constexpr double max_head_scores = 0x1p62;
+constexpr double max_scores = 0x1p63;
 
 void require_positive(const char* name, std::int64_t value) {
   if (value < 1) throw InputError(fmt::format("{} is {}; it must be at least 1", name, value));
@@ -28,12 +29,14 @@ void require_countable(const Problem& problem) {
     throw InputError(fmt::format(
         "a tensor of {:.3g} elements is too large; at most 2^48 are supported", largest));
   }
-  const double scores =
-      static_cast<double>(problem.batch) * static_cast<double>(problem.query_heads) *
+  const double head_scores =
       static_cast<double>(problem.query_length) * static_cast<double>(problem.key_length);
-  if (!(scores <= max_scores)) {
-    throw InputError(
-        fmt::format("{:.3g} attention scores are too many; at most 2^62 are supported", scores));
+  const double scores =
+      head_scores * static_cast<double>(problem.batch) * static_cast<double>(problem.query_heads);
+  if (!(head_scores <= max_head_scores) || !(scores <= max_scores)) {
+    throw InputError(fmt::format(
+        "{:.3g} attention scores are too many; at most 2^62 a head and 2^63 in all are supported",
+        scores));
   }
 }
 
@@ -57,8 +60,11 @@ std::int64_t Problem::live_scores(Range queries, Range keys) const {
   const std::int64_t full_rows = std::max<std::int64_t>(0, last - std::max(first, width) + 1);
   const std::int64_t low = std::max<std::int64_t>(first, 1);
   const std::int64_t high = std::min(last, width - 1);
-  const std::int64_t partial_scores = low <= high ? (low + high) * (high - low + 1) / 2 : 0;
-  return full_rows * width + partial_scores;
+  if (low > high) return full_rows * width;
+  // Unsigned: twice the sum may need the 64th bit.
+  const auto twice =
+      static_cast<std::uint64_t>(low + high) * static_cast<std::uint64_t>(high - low + 1);
+  return full_rows * width + static_cast<std::int64_t>(twice / 2);
 }
 
 void validate(const Problem& problem) {

@@ -170,7 +170,8 @@ void CpuBackend::run_copy_in(const CopyIn& copy) const {
   const bool whole_block = whole_rows && from.token_stride == row;
   const std::int64_t tokens = whole_block ? 1 : copy.tokens;
   const std::int64_t heads = whole_rows ? 1 : copy.heads;
-  const auto run = static_cast<std::size_t>(copy.tokens * row / (tokens * heads));
+  const std::int64_t run_bytes = whole_block ? copy.tokens * row : whole_rows ? row : vector;
+  const auto run = static_cast<std::size_t>(run_bytes);
   for (std::int64_t token = 0; token < tokens; ++token) {
     for (std::int64_t head = 0; head < heads; ++head, to += run) {
       std::memcpy(to, from.data + token * from.token_stride + head * from.head_stride, run);

@@ -115,7 +115,8 @@ void Assembler::merge_chain(Partial partial) {
 
     const auto lock = monitor_.lock();
     const std::int64_t heads = block_of(partial.key).heads.size();
-    merged_scores_[static_cast<std::size_t>(partial.key.chunk)] += partial.scores * heads;
+    merged_scores_[static_cast<std::size_t>(partial.key.chunk)] +=
+        static_cast<std::uint64_t>(partial.scores) * static_cast<std::uint64_t>(heads);
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     if (++entry.next == quorums->size()) {

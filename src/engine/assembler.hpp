@@ -36,7 +36,7 @@ class Assembler : public PartialReceiver {
   void deliver(const Partial& partial) override;
 
   /// Valid after the crew has been joined.
-  const std::vector<std::int64_t>& merged_scores() const { return merged_scores_; }
+  const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
   NonFinite non_finite() const { return non_finite_; }
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
 
@@ -75,7 +75,7 @@ class Assembler : public PartialReceiver {
   Monitor monitor_;  // guards uses_, entries_, non_finite_, merged_scores_, producers_
   UseTable uses_;
   std::map<PieceKey, Entry> entries_;
-  std::vector<std::int64_t> merged_scores_;
+  std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
   int producers_ = 0;  ///< threads that may still push into finished_

@@ -88,13 +88,14 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   return result;
 }
 
-std::vector<std::int64_t> expected_scores(const Plan& plan) {
+std::vector<std::uint64_t> expected_scores(const Plan& plan) {
   const Problem& problem = plan.problem();
-  std::vector<std::int64_t> scores;
+  const auto heads = static_cast<std::uint64_t>(problem.batch * problem.query_heads);
+  std::vector<std::uint64_t> scores;
   for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
-    scores.push_back(
-        problem.live_scores(plan.division.chunk(chunk).queries, {0, problem.key_length}) *
-        problem.batch * problem.query_heads);
+    const Range queries = plan.division.chunk(chunk).queries;
+    scores.push_back(heads * static_cast<std::uint64_t>(
+                                 problem.live_scores(queries, {0, problem.key_length})));
   }
   return scores;
 }

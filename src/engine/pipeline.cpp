@@ -220,7 +220,8 @@ void Pipeline::drain_chunk(const Launched& launched, std::int32_t position) {
                                 (queries.begin - chunk.queries.begin) * head_count, into},
                                std::span(&launched.ticket, 1));
     const std::int64_t scores = scores_of(launched, position, queries);
-    telemetry_.add_scores(scores * head_count);
+    telemetry_.add_scores(static_cast<std::uint64_t>(scores) *
+                          static_cast<std::uint64_t>(head_count));
     in_flight_.push_back({{key, launched.id, scores, buffer.number, into}, copied});
   }
   state_slots_.give({launched.state_slots[at], copied});

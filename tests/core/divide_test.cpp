@@ -206,6 +206,14 @@ BOOST_AUTO_TEST_CASE(worked_example) {
   BOOST_TEST((index_pairs(causal.work(2)) == live));
 }
 
+// Of several pairs with one difference the first stands, and where d = -d only one order.
+BOOST_AUTO_TEST_CASE(choice_of_responsibilities) {
+  const Division division(make_problem(4, 4, Mask::none), 4, 1);  // A = {0, 1, 2}
+  const std::vector<Responsibility> expected = {{0, 0}, {0, 1}, {0, 2}, {1, 0}};
+  const auto r = division.responsibilities();
+  BOOST_TEST(std::equal(r.begin(), r.end(), expected.begin(), expected.end()));
+}
+
 BOOST_AUTO_TEST_CASE(depth_0_every_c) {
   for (std::int64_t c = 1; c <= 300; c += stride)
     check_both_masks(tokens_for(c, 1), tokens_for(c, 1), c, 1);

@@ -1,0 +1,216 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <thread>
+#include <vector>
+
+#include "app/commands.hpp"
+#include "app/machine.hpp"
+#include "app/report.hpp"
+#include "app/text.hpp"
+#include "cpu/bench.hpp"
+#include "mpi/file.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+#include "stream_cqsa/telemetry.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::int64_t buffer_bytes = std::int64_t{128} << 20;  // far beyond any cache
+constexpr int repetitions = 5;
+
+struct BenchArguments {
+  std::vector<std::string> only;
+  int threads = 0;
+  std::int64_t length = 16384;
+  std::int64_t heads = 8;
+  std::string scratch;
+  bool json = false;
+};
+
+bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
+  namespace po = boost::program_options;
+  OptionGroup group("Options");
+  group.add_options()(
+      "only", po::value(&bench.only)->composing()->value_name("WHAT"),
+      "kernel, copy, merge or io; may be repeated (default: all, io with --scratch)")(
+      "threads", po::value(&bench.threads)->default_value(0)->value_name("T"), "0: one per core")(
+      "length", po::value(&bench.length)->default_value(16384)->value_name("N"),
+      "tokens, for the kernel")("heads", po::value(&bench.heads)->default_value(8)->value_name("H"),
+                                "heads, for the kernel")(
+      "scratch", po::value(&bench.scratch)->value_name("DIR"), "where io writes a file")(
+      "json", po::bool_switch(&bench.json), "print the rates as JSON");
+  return parse(arguments,
+               "usage: stream-cqsa bench [OPTION...]\n"
+               "Measures what this machine does: the attention kernel beside its own matrix "
+               "product, copies, merges, files.\n",
+               group);
+}
+
+// The shortest of several runs, in seconds.
+double shortest(const std::function<void()>& body) {
+  double best = HUGE_VAL;
+  for (int i = 0; i < repetitions; ++i) {
+    const double begin = now_seconds();
+    body();
+    best = std::min(best, now_seconds() - begin);
+  }
+  return best;
+}
+
+// Runs body(thread) on every thread and waits.
+void on_threads(int threads, const std::function<void(int)>& body) {
+  std::vector<std::thread> crew;
+  for (int i = 0; i < threads; ++i) crew.emplace_back(body, i);
+  for (auto& thread : crew) thread.join();
+}
+
+struct Streams {
+  std::vector<std::vector<std::byte>> from, into;
+  Streams(int threads, std::int64_t bytes) : from(threads), into(threads) {
+    for (auto* side : {&from, &into}) {
+      for (auto& buffer : *side)
+        buffer.assign(static_cast<std::size_t>(bytes / threads), std::byte{1});
+    }
+  }
+};
+
+// Bytes written a second.
+double copy_rate(int threads) {
+  Streams streams(threads, buffer_bytes);
+  const double seconds = shortest([&] {
+    on_threads(threads, [&](int i) {
+      const auto at = static_cast<std::size_t>(i);
+      std::memcpy(streams.into[at].data(), streams.from[at].data(), streams.from[at].size());
+    });
+  });
+  return static_cast<double>(buffer_bytes) / seconds;
+}
+
+// Bytes of partials merged a second.
+double merge_rate(int threads, std::int64_t dim) {
+  Streams streams(threads, buffer_bytes);
+  const std::int64_t rows = buffer_bytes / threads / softmax_state_bytes(1, dim);
+  const auto states = [&](std::vector<std::byte>& buffer) {
+    SoftmaxStates view = softmax_states_at(buffer.data(), rows, dim);
+    std::fill_n(view.acc, rows * (dim + 2), 1.0f);
+    return view;
+  };
+  std::vector<SoftmaxStates> from, into;
+  for (auto& buffer : streams.from) from.push_back(states(buffer));
+  for (auto& buffer : streams.into) into.push_back(states(buffer));
+  const double seconds = shortest([&] {
+    on_threads(threads, [&](int i) {
+      merge(into[static_cast<std::size_t>(i)], from[static_cast<std::size_t>(i)]);
+    });
+  });
+  return static_cast<double>(rows * threads * softmax_state_bytes(1, dim)) / seconds;
+}
+
+json bench_copies(int threads, std::FILE* out) {
+  const double copy = copy_rate(threads);
+  fmt::print(out, "copy    {:.2f} GB/s, {} threads\n", copy * 1e-9, threads);
+  return {{"threads", threads}, {"memcpy_bytes_per_second", copy}};
+}
+
+json bench_merges(int threads, std::FILE* out) {
+  const double copy = copy_rate(threads);
+  json rates = json::array();
+  for (const std::int64_t dim : {64, 128}) {
+    const double merged = merge_rate(threads, dim);
+    // A merge reads both sides and writes one; memcpy reads one and writes one.
+    const double share = merged * 1.5 / copy;
+    fmt::print(out, "merge   D={:<4} {:.2f} GB/s of partials, {:.0f}% of memcpy's bandwidth\n", dim,
+               merged * 1e-9, 100 * share);
+    rates.push_back({{"head_dim", dim},
+                     {"partial_bytes_per_second", merged},
+                     {"share_of_memcpy_bandwidth", share}});
+  }
+  return {{"threads", threads}, {"memcpy_bytes_per_second", copy}, {"rates", rates}};
+}
+
+json bench_files(const std::string& scratch, std::FILE* out) {
+  const std::filesystem::path path = std::filesystem::path(scratch) / "stream-cqsa-bench.partial";
+  const std::vector<std::byte> data(static_cast<std::size_t>(buffer_bytes), std::byte{1});
+  std::vector<std::byte> back(data.size());
+  const auto file = open_mpi_file(path, FileMode::create);
+  std::filesystem::remove(path);
+  const double write = shortest([&] {
+    file->write_at(0, data);
+    file->sync();
+  });
+  const double read = shortest([&] { file->read_at(0, back); });
+  const double bytes = static_cast<double>(buffer_bytes);
+  fmt::print(out, "io      write {:.2f} GB/s synced, read {:.2f} GB/s from the page cache\n",
+             bytes / write * 1e-9, bytes / read * 1e-9);
+  return {{"write_bytes_per_second", bytes / write},
+          {"cached_read_bytes_per_second", bytes / read}};
+}
+
+json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
+  const double matrix = bench_sgemm_flops(threads);
+  fmt::print(out, "sgemm   {}, {} threads\n", format_flops(matrix), threads);
+  json rates = json::array();
+  for (const std::int64_t dim : {64, 128}) {
+    for (const Mask mask : {Mask::none, Mask::causal}) {
+      Problem problem;
+      problem.query_heads = problem.kv_heads = options.heads;
+      problem.query_length = problem.key_length = options.length;
+      problem.head_dim = dim;
+      problem.mask = mask;
+      problem.scale = default_scale(dim);
+      validate(problem);
+      const double rate = bench_kernel_flops(problem, threads);
+      const char* name = mask == Mask::causal ? "causal" : "full";
+      fmt::print(out, "kernel  N={} H={} D={:<4} {:<7} {:>16}, {:.0f}% of sgemm\n", options.length,
+                 options.heads, dim, name, format_flops(rate), 100 * rate / matrix);
+      rates.push_back({{"length", options.length},
+                       {"heads", options.heads},
+                       {"head_dim", dim},
+                       {"mask", name},
+                       {"flop_per_second", rate},
+                       {"share_of_sgemm", rate / matrix}});
+    }
+  }
+  return {{"threads", threads}, {"sgemm_flop_per_second", matrix}, {"rates", rates}};
+}
+
+}  // namespace
+
+int bench_command(const Arguments& arguments, const MpiEnvironment&) {
+  BenchArguments options;
+  if (!parse_bench(arguments, options)) return 0;
+  const int threads = options.threads > 0 ? options.threads : this_machine().cores;
+  for (const std::string& what : options.only) {
+    if (what != "kernel" && what != "copy" && what != "merge" && what != "io") {
+      throw InputError(fmt::format("--only {}: unknown; use kernel, copy, merge or io", what));
+    }
+  }
+  const auto wanted = [&](const char* what, bool by_default) {
+    if (options.only.empty()) return by_default;
+    return std::find(options.only.begin(), options.only.end(), what) != options.only.end();
+  };
+  std::FILE* out = options.json ? stderr : stdout;
+  json rates = {{"versions", versions_json()}};
+  if (wanted("copy", true)) rates["copy"] = bench_copies(threads, out);
+  if (wanted("merge", true)) rates["merge"] = bench_merges(threads, out);
+  if (wanted("io", !options.scratch.empty())) {
+    if (options.scratch.empty()) throw InputError("--only io needs --scratch DIR");
+    rates["io"] = bench_files(options.scratch, out);
+  }
+  if (wanted("kernel", true)) rates["kernel"] = bench_kernels(options, threads, out);
+  if (options.json) fmt::print("{}\n", rates.dump(1));
+  return 0;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,329 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <iterator>
+#include <ostream>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "core/svg.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/plan.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constexpr double page_width = 1160;
+constexpr double page_height = 760;
+constexpr double matrix_x = 84;
+constexpr double matrix_y = 132;
+constexpr double matrix_size = 560;
+constexpr double panel_x = 712;
+constexpr double panel_width = 392;
+// Up to here every pair of every quorum is drawn; beyond, three quorums on a grid of 280 cells.
+constexpr std::int64_t most_drawn = 200;
+constexpr std::int64_t coarse_cells = 280;
+constexpr std::int64_t most_numbered = 16;
+
+constexpr std::string_view ink = "#1f2933";
+constexpr std::string_view muted = "#627080";
+constexpr std::string_view pale = "#e6ebf0";
+constexpr std::string_view frame = "#aab6c2";
+constexpr std::array<std::string_view, 4> part_colours = {"#3b6ea8", "#5fa3a3", "#d99a4e",
+                                                          "#9a86b8"};
+
+constexpr TextStyle title_style{22, ink, Anchor::start, true};
+constexpr TextStyle heading_style{15, ink, Anchor::start, true};
+constexpr TextStyle body_style{13, ink};
+constexpr TextStyle amount_style{13, ink, Anchor::end};
+constexpr TextStyle caption_style{13, muted};
+constexpr TextStyle tick_style{12, muted, Anchor::middle};
+
+// Few quorums go evenly round the colour wheel; many by the golden angle, which keeps neighbouring
+// ones apart, in three lightnesses.
+std::string colour_of(std::int64_t quorum, std::int64_t count) {
+  if (count <= 12) {
+    const double hue = 212.0 + 360.0 * static_cast<double>(quorum) / static_cast<double>(count);
+    return rgb(std::fmod(hue, 360.0), 0.50, quorum % 2 == 0 ? 0.52 : 0.62);
+  }
+  constexpr std::array<double, 3> lightness = {0.48, 0.66, 0.57};
+  return rgb(std::fmod(212.0 + 137.50776 * static_cast<double>(quorum), 360.0), 0.52,
+             lightness[static_cast<std::size_t>(quorum % 3)]);
+}
+
+// Where cell `index` of `count` begins along the matrix.
+double offset_of(std::int64_t index, std::int64_t count) {
+  return matrix_size * static_cast<double>(index) / static_cast<double>(count);
+}
+
+// Cells of a square grid over the matrix, drawn as one path.
+class Cells {
+ public:
+  explicit Cells(std::int64_t grid) : grid_(grid) {}
+
+  // `length` cells of a row.
+  void add(std::int64_t row, std::int64_t column, std::int64_t length = 1) {
+    fmt::format_to(std::back_inserter(path_), "M{} {}h{}v1h-{}z", column, row, length, length);
+  }
+
+  void draw(Svg& svg, std::string_view fill) const {
+    svg.path(fmt::format("transform=\"translate({} {}) scale({:.6f})\" fill=\"{}\" "
+                         "shape-rendering=\"crispEdges\"",
+                         matrix_x, matrix_y, matrix_size / static_cast<double>(grid_), fill),
+             path_);
+  }
+
+ private:
+  std::int64_t grid_;
+  std::string path_;
+};
+
+bool is_live(const Plan& plan, std::int64_t p, std::int64_t q) {
+  return plan.problem().liveness(plan.division.chunk(p).queries, plan.division.chunk(q).keys) !=
+         Liveness::dead;
+}
+
+// In pixels: a pattern in a scaled grid would be scaled with it.
+void draw_partial(Svg& svg, const std::vector<std::pair<std::int64_t, std::int64_t>>& pairs,
+                  std::int64_t c) {
+  std::string path;
+  const double side = offset_of(1, c);
+  for (const auto& [p, q] : pairs) {
+    fmt::format_to(std::back_inserter(path), "M{:.2f} {:.2f}h{:.2f}v{:.2f}h-{:.2f}z",
+                   matrix_x + offset_of(q, c), matrix_y + offset_of(p, c), side, side, side);
+  }
+  svg.path(fmt::format("fill=\"{}\"", Svg::hatch), path);
+}
+
+// White lines between cells that are large enough to tell apart.
+void draw_grid(Svg& svg, std::int64_t c) {
+  if (c > 64) return;
+  std::string path;
+  for (std::int64_t i = 1; i < c; ++i) {
+    const double at = offset_of(i, c);
+    fmt::format_to(std::back_inserter(path), "M{:.2f} {}v{}M{} {:.2f}h{}", matrix_x + at, matrix_y,
+                   matrix_size, matrix_x, matrix_y + at, matrix_size);
+  }
+  svg.path(fmt::format("stroke=\"white\" stroke-width=\"{}\"", c <= 32 ? 1.5 : 0.75), path);
+}
+
+void draw_numbers(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  if (c > most_numbered) return;
+  const double half = offset_of(1, c) / 2;
+  for (std::int64_t p = 0; p < c; ++p) {
+    for (std::int64_t q = 0; q < c; ++q) {
+      if (!is_live(plan, p, q)) continue;
+      svg.text(matrix_x + offset_of(q, c) + half, matrix_y + offset_of(p, c) + half + 5,
+               {15, "white", Anchor::middle, true}, fmt::format("{}", plan.division.owner(p, q)));
+    }
+  }
+}
+
+void draw_every_quorum(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  std::vector<std::pair<std::int64_t, std::int64_t>> partial;
+  for (std::int64_t quorum = 0; quorum < c; ++quorum) {
+    const QuorumWork work = plan.division.work(quorum);
+    Cells cells(c);
+    for (const ChunkPair& pair : work.pairs) {
+      const std::int64_t p = work.chunks[pair.query].index;
+      const std::int64_t q = work.chunks[pair.key].index;
+      cells.add(p, q);
+      if (pair.liveness == Liveness::partial) partial.emplace_back(p, q);
+    }
+    cells.draw(svg, colour_of(quorum, c));
+  }
+  draw_partial(svg, partial, c);
+  draw_grid(svg, c);
+  draw_numbers(svg, plan);
+}
+
+// Whether pairs are live, sampled on the coarse grid, in pale grey.
+void draw_live_area(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  const auto chunk_at = [&](std::int64_t cell) { return (2 * cell + 1) * c / (2 * coarse_cells); };
+  Cells cells(coarse_cells);
+  for (std::int64_t row = 0; row < coarse_cells; ++row) {
+    std::int64_t begin = 0;
+    for (std::int64_t column = 0; column <= coarse_cells; ++column) {
+      if (column < coarse_cells && is_live(plan, chunk_at(row), chunk_at(column))) continue;
+      if (column > begin) cells.add(row, begin, column - begin);
+      begin = column + 1;
+    }
+  }
+  cells.draw(svg, pale);
+}
+
+std::array<std::int64_t, 3> sampled_quorums(std::int64_t c) { return {0, c / 3, 2 * c / 3}; }
+
+void draw_sampled_quorums(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  draw_live_area(svg, plan);
+  std::int64_t index = 0;
+  for (const std::int64_t quorum : sampled_quorums(c)) {
+    const QuorumWork work = plan.division.work(quorum);
+    std::vector<std::pair<std::int64_t, std::int64_t>> marked;
+    for (const ChunkPair& pair : work.pairs) {
+      marked.emplace_back(work.chunks[pair.query].index * coarse_cells / c,
+                          work.chunks[pair.key].index * coarse_cells / c);
+    }
+    std::sort(marked.begin(), marked.end());
+    marked.erase(std::unique(marked.begin(), marked.end()), marked.end());
+    Cells cells(coarse_cells);
+    for (const auto& [row, column] : marked) cells.add(row, column);
+    cells.draw(svg, colour_of(index++, 3));
+  }
+}
+
+void draw_axes(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  svg.rect(matrix_x, matrix_y, matrix_size, matrix_size, "none", frame);
+  svg.text(matrix_x + matrix_size / 2, matrix_y - 32, {14, ink, Anchor::middle}, "key chunk");
+  svg.text(matrix_x - 46, matrix_y + matrix_size / 2, {14, ink, Anchor::middle, false, true},
+           "query chunk");
+  const std::int64_t steps = std::min<std::int64_t>(c - 1, c <= most_numbered ? c - 1 : 4);
+  for (std::int64_t i = 0; i <= steps; ++i) {
+    const std::int64_t chunk = steps == 0 ? 0 : i * (c - 1) / steps;
+    const double at = offset_of(2 * chunk + 1, 2 * c);
+    const std::string label = fmt::format("{}", chunk);
+    svg.text(matrix_x + at, matrix_y - 10, tick_style, label);
+    svg.text(matrix_x - 10, matrix_y + at + 4, {12, muted, Anchor::end}, label);
+  }
+}
+
+std::string matrix_caption(std::int64_t c) {
+  if (c <= most_numbered)
+    return "Each number and colour is a quorum: the one that computes the pair.";
+  if (c <= most_drawn) return "Each colour is a quorum: the one that computes the pair.";
+  const auto [first, second, third] = sampled_quorums(c);
+  return fmt::format(
+      "Drawn: quorums {}, {} and {} of {}, on a grid of {} cells; other live pairs are grey.",
+      first, second, third, c, coarse_cells);
+}
+
+void draw_legend(Svg& svg, const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  const double y = matrix_y + matrix_size + 24;
+  svg.text(matrix_x, y, caption_style, matrix_caption(c));
+  double x = matrix_x;
+  const auto entry = [&](std::string_view fill, bool hatched, std::string_view label) {
+    svg.rect(x, y + 14, 14, 14, fill, frame);
+    if (hatched) svg.rect(x, y + 14, 14, 14, Svg::hatch);
+    svg.text(x + 21, y + 26, caption_style, label);
+    x += 40 + 6.6 * static_cast<double>(label.size());
+  };
+  const std::string_view live = c <= most_drawn ? "#5b84b1" : pale;
+  entry(live, false, "full or not masked");
+  if (plan.problem().mask != Mask::none && c <= most_drawn) {
+    entry(live, true, "partial: masked inside");
+  }
+  entry("white", false, "blank: dead, never computed");
+}
+
+struct Part {
+  std::string_view name;
+  std::int64_t count;
+  std::int64_t bytes_each;
+};
+
+// A bar as long as the budget, filled by the parts of the arena, and the list of them below.
+double draw_memory(Svg& svg, double y, std::string_view title, std::span<const Part> parts,
+                   std::int64_t planned, std::int64_t budget) {
+  svg.text(panel_x, y, heading_style, title);
+  svg.text(panel_x + panel_width, y, amount_style,
+           fmt::format("{} of {}", format_bytes(planned), format_bytes(budget)));
+  const double scale = panel_width / static_cast<double>(budget);
+  svg.rect(panel_x, y + 12, panel_width, 26, "#f5f7f9");
+  double x = panel_x;
+  double line = y + 62;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const std::int64_t bytes = parts[i].count * parts[i].bytes_each;
+    if (bytes == 0) continue;
+    const double length = scale * static_cast<double>(bytes);
+    svg.rect(x, y + 12, length, 26, part_colours[i]);
+    x += length;
+    svg.rect(panel_x, line - 11, 12, 12, part_colours[i]);
+    svg.text(panel_x + 20, line, body_style, parts[i].name);
+    svg.text(panel_x + 270, line, {13, muted, Anchor::end},
+             fmt::format("{} x {}", parts[i].count, format_bytes(parts[i].bytes_each)));
+    svg.text(panel_x + panel_width, line, amount_style, format_bytes(bytes));
+    line += 22;
+  }
+  svg.rect(panel_x, y + 12, panel_width, 26, "none", frame);
+  return line;
+}
+
+void draw_panel(Svg& svg, const Plan& plan) {
+  const DeviceArena& device = plan.device;
+  const std::array<Part, 4> device_parts = {
+      {{"query slots", device.query_slots, device.query_slot_bytes},
+       {"key/value slots", device.kv_slots, device.kv_slot_bytes},
+       {"state slots", device.state_slots, device.state_slot_bytes},
+       {"workspace", 1, device.workspace_bytes}}};
+  double y = draw_memory(svg, matrix_y + 12, "device memory, planned of budget", device_parts,
+                         device.bytes(), plan.request.device_budget);
+  const HostArena& host = plan.host;
+  const std::array<Part, 4> host_parts = {
+      {{"cache blocks", host.cache_blocks, host.cache_block_bytes},
+       {"state buffers", host.state_buffers, host.state_buffer_bytes},
+       {"accumulators", host.accumulators, host.accumulator_bytes},
+       {"output buffers", host.output_buffers, host.output_buffer_bytes}}};
+  y = draw_memory(svg, y + 34, "host memory, planned of budget", host_parts, host.bytes(),
+                  plan.request.host_budget);
+  y += 34;
+  const auto fact = [&](std::string_view label, std::string_view value) {
+    svg.text(panel_x, y, caption_style, label);
+    svg.text(panel_x + panel_width, y, amount_style, value);
+    y += 24;
+  };
+  svg.text(panel_x, y, heading_style, "schedule");
+  y += 28;
+  fact("subproblems",
+       fmt::format("{} = {} batch x {} head groups x {} quorums", plan.subproblem_count(),
+                   plan.problem().batch, plan.groups.size(), plan.division.chunk_count()));
+  fact("order", plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
+                                                          : "quorums, then head groups");
+  fact("accumulators",
+       plan.placement == AccumulatorPlacement::memory
+           ? "in memory"
+           : fmt::format("in memory and a file of up to {}", format_bytes(plan.scratch_bytes)));
+}
+
+void draw_title(Svg& svg, const Plan& plan) {
+  const Problem& problem = plan.problem();
+  const std::int64_t c = plan.division.chunk_count();
+  const std::int64_t k = plan.division.quorum_size();
+  svg.text(40, 46, title_style, "Attention divided by cyclic quorum sets");
+  const std::string length =
+      problem.query_length == problem.key_length
+          ? fmt::format("{} tokens", problem.query_length)
+          : fmt::format("{} query and {} key tokens", problem.query_length, problem.key_length);
+  svg.text(40, 70, {14, muted},
+           fmt::format("{}, {} query heads, dimension {}, {}{}. c = {} chunks; each quorum holds "
+                       "k = {} of them ({:.3g}%).",
+                       length, problem.query_heads, problem.head_dim, name_of(problem.dtype),
+                       problem.mask == Mask::causal ? ", causal" : "", c, k,
+                       100.0 * static_cast<double>(k) / static_cast<double>(c)));
+}
+
+}  // namespace
+
+void write_svg(const Plan& plan, std::ostream& out) {
+  Svg svg(out, page_width, page_height);
+  draw_title(svg, plan);
+  if (plan.division.chunk_count() <= most_drawn) {
+    draw_every_quorum(svg, plan);
+  } else {
+    draw_sampled_quorums(svg, plan);
+  }
+  draw_axes(svg, plan);
+  draw_legend(svg, plan);
+  draw_panel(svg, plan);
+  svg.end();
+}
+
+}  // namespace stream_cqsa

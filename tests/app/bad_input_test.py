@@ -1,0 +1,143 @@
+"""Every bad input: one line, exit status 2, nothing written. Failures in mid-run: exit status 1."""
+
+import resource
+import subprocess
+import time
+import unittest
+
+import numpy as np
+
+from cli import PROGRAM, CliTest, write_safetensors
+
+
+class BadInput(CliTest):
+
+    def tearDown(self):
+        left = [path.name for path in self.folder.iterdir() if path.name.startswith("o.")]
+        self.assertEqual(left, [])
+
+    def refuse_run(self, *options, **keywords):
+        return self.refuse("run", *self.inputs(), "--output", self.path("o.npy"), *options, **keywords)
+
+    def test_shapes_that_disagree(self):
+        self.save_inputs(shape=(1, 20, 2, 8))
+        for shape, word in [((1, 21, 2, 8), "tokens"), ((1, 20, 1, 8), "heads"), ((2, 20, 2, 8), "batch"),
+                            ((1, 20, 2, 4), "elements"), ((20, 2, 8), "dimensions")]:
+            np.save(self.path("v.npy"), np.zeros(shape, np.float32))
+            self.refuse_run(names=["v.npy", word])
+
+    def test_heads_that_do_not_divide(self):
+        self.save_inputs(shape=(1, 20, 3, 8), kv_shape=(1, 20, 2, 8))
+        self.refuse_run(names=["3 heads", "2 heads"])
+
+    def test_dtypes_that_disagree_or_are_not_supported(self):
+        self.save_inputs()
+        np.save(self.path("k.npy"), np.zeros((1, 200, 2, 16), np.float16))
+        self.refuse_run(names=["k.npy", "f16"])
+        np.save(self.path("k.npy"), np.zeros((1, 200, 2, 16), np.int32))
+        self.refuse_run(names=["k.npy"])
+
+    def test_ranks_and_empty_tensors(self):
+        for shape in [(20,), (1, 1, 20, 2, 8), (1, 0, 2, 8)]:
+            self.save_inputs(shape=shape)
+            self.refuse_run(names=["q.npy"])
+
+    def test_npy_orders(self):
+        self.save_inputs()
+        np.save(self.path("q.npy"), np.asfortranarray(np.zeros((1, 200, 2, 16), np.float32)))
+        self.refuse_run(names=["q.npy", "Fortran"])
+        np.save(self.path("q.npy"), np.zeros((1, 200, 2, 16), ">f4"))
+        self.refuse_run(names=["q.npy", "big-endian"])
+
+    def test_truncated_and_missing_files(self):
+        self.save_inputs()
+        whole = self.path("q.npy").read_bytes()
+        for size in (0, 5, 60, 127, len(whole) - 1):
+            self.path("q.npy").write_bytes(whole[:size])
+            self.refuse_run(names=["q.npy"])
+        self.path("q.npy").unlink()
+        self.refuse_run(names=["q.npy"])
+
+    def test_safetensors_headers(self):
+        path = self.path("x.safetensors")
+        data = {name: np.zeros((4, 8), np.float32) for name in "qkv"}
+        entry = '"%s": {"dtype": "F32", "shape": [4, 8], "data_offsets": [%d, %d]}'
+        def header(*places):
+            return "{" + ", ".join(entry % (n, b, e) for n, (b, e) in zip("qkv", places)) + "}"
+        for text in ["not json", "[" * 100000, "{}", header((0, 128), (64, 192), (256, 384)),
+                     header((0, 128), (128, 256), (256, 500)), header((128, 0), (128, 256), (256, 384)),
+                     header((0, 128), (128, 256), (2**64 - 128, 2**64)),
+                     header((0, 128), (128, 256), (256, 384)).replace("[4, 8]", "[4294967296, 4294967297]"),
+                     header((0, 128), (128, 256), (256, 384)).replace("F32", "I8")]:
+            write_safetensors(path, data, header=text)
+            self.refuse("run", "--input", path, "--output", self.path("o.npy"), names=["x.safetensors"])
+        path.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+        self.refuse("run", "--input", path, "--output", self.path("o.npy"), names=["x.safetensors"])
+
+    def test_options(self):
+        self.save_inputs()
+        self.refuse("run", names=["no input"])
+        self.refuse("run", *self.inputs(), names=["--output"])
+        self.refuse("unknown", names=["unknown"])
+        self.refuse(names=["command"])
+        self.refuse_run("--cuasal", names=["--cuasal"])
+        self.refuse_run("stray", names=["stray"])
+        for option, value in [("--backend", "tpu"), ("--device-memory", "2GiBB"), ("--host-memory", "-1"),
+                              ("--chunks", "20001"), ("--chunks", "-3"), ("--chunks", "x"),
+                              ("--layout", "hbsd"), ("--scale", "nan"), ("--output-dtype", "f8"),
+                              ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
+                              ("--heads-per-group", "9"), ("--threads", "-1")]:
+            self.refuse_run(option, value)
+        self.refuse("run", "--input", "synthetic:x", "--shape", "1,2,3,4", "--output", self.path("o.npy"))
+        for shape in ("1,2,3", "1,2,3,4,5", "1,2,3,0", "1,2,3,x", "1,2,3,4,", ""):
+            self.refuse("run", "--input", "synthetic:1", "--shape", shape, "--output", self.path("o.npy"))
+
+    def test_budgets_that_are_too_small_name_the_smallest(self):
+        self.save_inputs(shape=(1, 3000, 4, 64))
+        for option in ("--device-memory", "--host-memory"):
+            line = self.refuse_run(option, "1KiB", names=["smallest"])
+            self.assertIn("device" if "device" in option else "host", line)
+
+    def test_outputs(self):
+        self.save_inputs()
+        self.refuse("run", *self.inputs(), "--output", self.path("q.npy"), names=["is an input"])
+        self.refuse("run", *self.inputs(), "--output", self.path("q.npy"), "--overwrite", names=["is an input"])
+        self.path("there.npy").write_text("keep")
+        self.refuse("run", *self.inputs(), "--output", self.path("there.npy"), names=["exists", "--overwrite"])
+        self.assertEqual(self.path("there.npy").read_text(), "keep")
+        self.refuse("run", *self.inputs(), "--output", self.path("o.txt"), names=["o.txt"])
+        self.refuse("run", *self.inputs(), "--output", self.path("none") / "o.npy", names=["directory"])
+        self.refuse_run("--lse", self.path("o.npy"), names=["two outputs"])
+        self.refuse_run("--output-dtype", "bf16", names=["bf"])
+
+
+class MidRun(CliTest):
+
+    def leaves_nothing(self):
+        self.assertEqual([path.name for path in self.folder.iterdir() if "o." in path.name], [])
+
+    def test_a_disk_that_fills(self):
+        self.save_inputs(shape=(1, 4000, 2, 64))
+        def small_files():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))
+        self.refuse("run", *self.inputs(), "--output", self.path("o.npy"), "--quiet", status=1,
+                    names=["o.npy"], preexec_fn=small_files)
+        self.leaves_nothing()
+
+    def test_an_input_that_becomes_unreadable(self):
+        self.save_inputs(shape=(1, 30000, 1, 64))
+        command = [PROGRAM, "run", *map(str, self.inputs()), "--output", str(self.path("o.npy")), "--quiet",
+                   "--host-memory", "3MiB", "--device-memory", "3MiB", "--threads", "1"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            while not self.path("o.npy.partial").exists() and process.poll() is None:
+                time.sleep(0.001)
+            with open(self.path("k.npy"), "r+b") as file:
+                file.truncate(4096)
+            error = process.communicate()[1]
+        self.assertEqual(process.returncode, 1, error)
+        self.assertIn("k.npy", error)
+        self.leaves_nothing()
+
+
+if __name__ == "__main__":
+    unittest.main()
