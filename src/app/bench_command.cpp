@@ -170,7 +170,7 @@ json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
       problem.mask = mask;
       problem.scale = default_scale(dim);
       validate(problem);
-      const double rate = bench_kernel_flops(problem, threads);
+      const double rate = bench_kernel(problem, threads, 2.0).flops;
       const char* name = mask == Mask::causal ? "causal" : "full";
       fmt::print(out, "kernel  N={} H={} D={:<4} {:<7} {:>16}, {:.0f}% of sgemm\n", options.length,
                  options.heads, dim, name, format_flops(rate), 100 * rate / matrix);

@@ -182,19 +182,12 @@ HWY_EXPORT(finalise_rows);
 
 namespace {
 
-void write_lse(const SoftmaxStates& states, std::int64_t heads, std::int64_t keyless_tokens,
-               float* lse) {
-  const std::int64_t tokens = states.rows / heads;
-  for (std::int64_t row = 0; row < states.rows; ++row) {
-    const std::int64_t token = row / heads;
-    float& to = lse[row % heads * tokens + token];
-    if (token < keyless_tokens) {
-      to = -std::numeric_limits<float>::infinity();
-      continue;
-    }
+void write_lse(const SoftmaxStates& states, std::int64_t first_row, float* lse) {
+  std::fill_n(lse, first_row, -std::numeric_limits<float>::infinity());
+  for (std::int64_t row = first_row; row < states.rows; ++row) {
     // In double: m may be large, and log2(l) must not lose the digits that m pushes out.
     const double log2_sum = static_cast<double>(states.m[row]) + std::log2(double{states.l[row]});
-    to = static_cast<float>(std::numbers::ln2 * log2_sum);
+    lse[row] = static_cast<float>(std::numbers::ln2 * log2_sum);
   }
 }
 
@@ -205,7 +198,7 @@ NonFinite finalise(const SoftmaxStates& states, std::int64_t heads, std::int64_t
   const std::int64_t first_row = std::min(keyless_tokens * heads, states.rows);
   std::memset(output, 0, static_cast<std::size_t>(first_row * states.dim * size_of(type)));
   const NonFinite count = HWY_DYNAMIC_DISPATCH(finalise_rows)(states, first_row, type, output);
-  if (lse != nullptr) write_lse(states, heads, keyless_tokens, lse);
+  if (lse != nullptr) write_lse(states, first_row, lse);
   return count;
 }
 

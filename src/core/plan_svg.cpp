@@ -45,13 +45,13 @@ constexpr TextStyle tick_style{12, muted, Anchor::middle};
 // Few quorums go evenly round the colour wheel; many by the golden angle, which keeps neighbouring
 // ones apart, in three lightnesses.
 std::string colour_of(std::int64_t quorum, std::int64_t count) {
-  if (count <= 12) {
-    const double hue = 212.0 + 360.0 * static_cast<double>(quorum) / static_cast<double>(count);
-    return rgb(std::fmod(hue, 360.0), 0.50, quorum % 2 == 0 ? 0.52 : 0.62);
-  }
-  constexpr std::array<double, 3> lightness = {0.48, 0.66, 0.57};
-  return rgb(std::fmod(212.0 + 137.50776 * static_cast<double>(quorum), 360.0), 0.52,
-             lightness[static_cast<std::size_t>(quorum % 3)]);
+  const double step = count <= 12 ? 360.0 / static_cast<double>(count) : 137.50776;
+  const double hue = std::fmod(212.0 + step * static_cast<double>(quorum), 360.0);
+  // Yellows and greens look lighter than they are, and white text must stand out on all.
+  const double shade = hue > 40.0 && hue < 190.0 ? 0.10 : 0.0;
+  constexpr std::array<double, 3> lightness = {0.52, 0.68, 0.60};
+  if (count <= 12) return rgb(hue, 0.48, 0.55 - shade);
+  return rgb(hue, 0.52, lightness[static_cast<std::size_t>(quorum % 3)] - shade);
 }
 
 // Where cell `index` of `count` begins along the matrix.
@@ -217,7 +217,7 @@ void draw_legend(Svg& svg, const Plan& plan) {
     x += 40 + 6.6 * static_cast<double>(label.size());
   };
   const std::string_view live = c <= most_drawn ? "#5b84b1" : pale;
-  entry(live, false, "full or not masked");
+  entry(live, false, c <= most_drawn ? "full: no masking" : "live");
   if (plan.problem().mask != Mask::none && c <= most_drawn) {
     entry(live, true, "partial: masked inside");
   }
@@ -235,7 +235,7 @@ double draw_memory(Svg& svg, double y, std::string_view title, std::span<const P
                    std::int64_t planned, std::int64_t budget) {
   svg.text(panel_x, y, heading_style, title);
   svg.text(panel_x + panel_width, y, amount_style,
-           fmt::format("{} of {}", format_bytes(planned), format_bytes(budget)));
+           fmt::format("{} planned of {}", format_bytes(planned), format_bytes(budget)));
   const double scale = panel_width / static_cast<double>(budget);
   svg.rect(panel_x, y + 12, panel_width, 26, "#f5f7f9");
   double x = panel_x;
@@ -264,16 +264,15 @@ void draw_panel(Svg& svg, const Plan& plan) {
        {"key/value slots", device.kv_slots, device.kv_slot_bytes},
        {"state slots", device.state_slots, device.state_slot_bytes},
        {"workspace", 1, device.workspace_bytes}}};
-  double y = draw_memory(svg, matrix_y + 12, "device memory, planned of budget", device_parts,
-                         device.bytes(), plan.request.device_budget);
+  double y = draw_memory(svg, matrix_y + 12, "device memory", device_parts, device.bytes(),
+                         plan.request.device_budget);
   const HostArena& host = plan.host;
   const std::array<Part, 4> host_parts = {
       {{"cache blocks", host.cache_blocks, host.cache_block_bytes},
        {"state buffers", host.state_buffers, host.state_buffer_bytes},
        {"accumulators", host.accumulators, host.accumulator_bytes},
        {"output buffers", host.output_buffers, host.output_buffer_bytes}}};
-  y = draw_memory(svg, y + 34, "host memory, planned of budget", host_parts, host.bytes(),
-                  plan.request.host_budget);
+  y = draw_memory(svg, y + 34, "host memory", host_parts, host.bytes(), plan.request.host_budget);
   y += 34;
   const auto fact = [&](std::string_view label, std::string_view value) {
     svg.text(panel_x, y, caption_style, label);
@@ -282,9 +281,10 @@ void draw_panel(Svg& svg, const Plan& plan) {
   };
   svg.text(panel_x, y, heading_style, "schedule");
   y += 28;
-  fact("subproblems",
-       fmt::format("{} = {} batch x {} head groups x {} quorums", plan.subproblem_count(),
-                   plan.problem().batch, plan.groups.size(), plan.division.chunk_count()));
+  fact("subproblems", fmt::format("{}", plan.subproblem_count()));
+  fact("batch x head groups x quorums",
+       fmt::format("{} x {} x {}", plan.problem().batch, plan.groups.size(),
+                   plan.division.chunk_count()));
   fact("order", plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
                                                           : "quorums, then head groups");
   fact("accumulators",

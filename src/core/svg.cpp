@@ -47,7 +47,7 @@ Svg::Svg(std::ostream& out, double width, double height) : out_(out) {
       "height=\"{1}\" font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\">\n"
       "<defs><pattern id=\"hatch\" width=\"5\" height=\"5\" patternUnits=\"userSpaceOnUse\" "
       "patternTransform=\"rotate(45)\"><rect width=\"2\" height=\"5\" fill=\"white\" "
-      "fill-opacity=\"0.6\"/></pattern></defs>\n",
+      "fill-opacity=\"0.4\"/></pattern></defs>\n",
       width, height);
   rect(0, 0, width, height, "white");
 }

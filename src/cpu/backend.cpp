@@ -51,14 +51,9 @@ std::string processor_name() {
   return "CPU";
 }
 
-int thread_count(const CpuOptions& options) {
-  if (options.threads > 0) return options.threads;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
-
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const CpuOptions& options) : pool_(thread_count(options)) {
+  explicit CpuBackend(const CpuOptions& options) : pool_(available_threads(options.threads)) {
     // Our own threads call the matrix products; OpenBLAS must not start more below them.
     openblas_set_num_threads(1);
   }

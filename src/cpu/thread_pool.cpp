@@ -1,8 +1,14 @@
 #include "cpu/thread_pool.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace stream_cqsa {
+
+int available_threads(int wanted) {
+  if (wanted > 0) return wanted;
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
 
 ThreadPool::ThreadPool(int threads) {
   for (int worker = 1; worker < threads; ++worker) {

@@ -11,6 +11,9 @@
 
 namespace stream_cqsa {
 
+/// `wanted`, or one for each core that the process may use when `wanted` is 0.
+int available_threads(int wanted);
+
 /// `threads` workers, the thread that calls run() among them.
 class ThreadPool {
  public:

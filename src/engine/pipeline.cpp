@@ -58,7 +58,8 @@ void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
 void Pipeline::schedule(const NextSubproblem& next) {
   while (const auto id = next()) {
     Step step = plan_step(*id);
-    if (!step.work.pairs.empty()) orders_.push(std::move(step));
+    if (step.work.pairs.empty()) continue;
+    orders_.push({{}, std::make_unique<Step>(std::move(step))});
   }
   cache_.close();
   orders_.close();
@@ -111,7 +112,7 @@ void Pipeline::order_copies(const Step& step, SlotTensor tensor, const Chunk& ch
 
   Copy copy{step.id, tensor, heads, {batch, tokens, heads}, slot, tokens.size(), 0, -1};
   if (source.resident(copy.block)) {
-    orders_.push(copy);
+    orders_.push({copy, nullptr});
     return;
   }
   copy.block.heads = source.desc().readable_heads(heads);
@@ -123,7 +124,7 @@ void Pipeline::order_copies(const Step& step, SlotTensor tensor, const Chunk& ch
     copy.block.tokens = {at, std::min(at + block_tokens, tokens.end)};
     copy.first_token = at - tokens.begin;
     copy.cached = cache_.request(tensor, copy.block, step.id, next);
-    orders_.push(copy);
+    orders_.push({copy, nullptr});
   }
 }
 
@@ -132,10 +133,10 @@ void Pipeline::order_copies(const Step& step, SlotTensor tensor, const Chunk& ch
 void Pipeline::submit() {
   Ticket last_copy{Lane::copy_in, 0};
   while (auto order = orders_.pop()) {
-    if (const Copy* copy = std::get_if<Copy>(&*order)) {
-      last_copy = submit_copy(*copy);
+    if (order->launch) {
+      launched_.push(launch(std::move(*order->launch), last_copy));
     } else {
-      launched_.push(launch(std::move(std::get<Step>(*order)), last_copy));
+      last_copy = submit_copy(order->copy);
     }
   }
   launched_.close();

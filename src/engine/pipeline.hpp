@@ -3,8 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
-#include <variant>
 #include <vector>
 
 #include "engine/host_cache.hpp"
@@ -60,7 +60,10 @@ class Pipeline {
   };
   /// What schedule tells submit, in order: a subproblem's copies, then its launch. Copies are told
   /// one by one, so that a chunk larger than the whole host cache still streams through it.
-  using Order = std::variant<Copy, Step>;
+  struct Order {
+    Copy copy;
+    std::unique_ptr<Step> launch;  ///< or none: then it is the copy
+  };
   /// A launched subproblem on its way from submit to drain.
   struct Launched {
     std::int64_t id = 0;

@@ -5,92 +5,20 @@
 
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
-#include <nlohmann/json.hpp>
 #include <optional>
-#include <random>
 #include <set>
 #include <sstream>
 #include <string>
 #include <vector>
 
-#include "stream_cqsa/bytes.hpp"
+#include "core/plan_requests.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 
 using namespace stream_cqsa;
+using namespace stream_cqsa::testing;
 
 namespace {
-
-constexpr std::uint64_t first_seed = 20260419;
-constexpr std::int64_t KiB = 1024;
-constexpr std::int64_t MiB = 1024 * KiB;
-constexpr std::int64_t GiB = 1024 * MiB;
-
-class Random {
- public:
-  explicit Random(std::uint64_t seed) : engine_(seed) {}
-
-  std::int64_t between(std::int64_t low, std::int64_t high) {
-    return std::uniform_int_distribution<std::int64_t>(low, high)(engine_);
-  }
-  bool chance(int percent) { return between(1, 100) <= percent; }
-  // Spread evenly over orders of magnitude.
-  std::int64_t magnitude(std::int64_t low, std::int64_t high) {
-    const std::int64_t top = between(low, high);
-    return std::max(low, top >> between(0, 20));
-  }
-
- private:
-  std::mt19937_64 engine_;
-};
-
-InputTraits random_input(Random& random) {
-  return {random.chance(70) ? Layout::bshd : Layout::bhsd, random.chance(20)};
-}
-
-PlanRequest random_request(Random& random) {
-  constexpr DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
-  PlanRequest request;
-  Problem& problem = request.problem;
-  problem.batch = random.between(1, 3);
-  problem.kv_heads = random.between(1, 6);
-  problem.query_heads = problem.kv_heads * random.between(1, 3);
-  problem.query_length = random.magnitude(1, 3000);
-  problem.key_length = random.chance(60) ? problem.query_length : random.magnitude(1, 3000);
-  problem.head_dim = random.chance(50) ? 8 * random.between(1, 16) : random.between(1, 20);
-  problem.dtype = types[random.between(0, 3)];
-  problem.output_dtype = types[random.between(0, 3)];
-  problem.mask = random.chance(50) ? Mask::causal : Mask::none;
-  problem.scale = default_scale(problem.head_dim);
-  request.device.tile = random.chance(70) ? std::int64_t{1} << random.between(0, 7) : 96;
-  request.device.slot_alignment = std::int64_t{1} << random.between(0, 8);
-  request.device.workspace_bytes = random.chance(50) ? 0 : 64 * random.between(1, 100);
-  request.query = random_input(random);
-  request.key = random_input(random);
-  request.value = random_input(random);
-  request.output_layout = random.chance(70) ? Layout::bshd : Layout::bhsd;
-  request.lse = random.chance(50);
-  request.scratch = random.chance(50);
-  if (random.chance(30)) request.chunks = random.magnitude(1, 200);
-  if (random.chance(30)) request.heads_per_group = random.between(1, problem.kv_heads);
-  request.device_budget = random.magnitude(KiB, 16 * MiB);
-  request.host_budget = random.magnitude(KiB, 64 * MiB);
-  return request;
-}
-
-std::optional<Plan> try_plan(const PlanRequest& request) {
-  try {
-    return make_plan(request);
-  } catch (const InputError&) {
-    return std::nullopt;
-  }
-}
-
-std::string json_of(const Plan& plan, bool subproblems = false) {
-  std::stringstream out;
-  write_json(plan, subproblems, out);
-  return out.str();
-}
 
 std::string message_of(const PlanRequest& request) {
   try {
@@ -110,14 +38,6 @@ std::int64_t bytes_in(const std::string& message, const std::string& from) {
   const std::size_t small = rest.find(" B");
   if (small < open) return std::stoll(rest);
   return std::stoll(rest.substr(open + 2));
-}
-
-std::string text_of(const PlanRequest& r) {
-  const Problem& p = r.problem;
-  return fmt::format("B{} Hq{} Hkv{} Nq{} Nk{} D{} tile {} device {} host {} chunks {} heads {}",
-                     p.batch, p.query_heads, p.kv_heads, p.query_length, p.key_length, p.head_dim,
-                     r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
-                     r.heads_per_group.value_or(0));
 }
 
 void check_device_arena(const Plan& plan) {
@@ -226,73 +146,7 @@ void check_groups(const Plan& plan) {
   if (plan.request.heads_per_group) BOOST_TEST(most <= *plan.request.heads_per_group);
 }
 
-PlanRequest large_request(std::int64_t length, std::int64_t heads) {
-  PlanRequest request;
-  request.problem = {1,   heads,       heads,       length,       length,
-                     128, DType::bf16, DType::bf16, Mask::causal, default_scale(128)};
-  request.device_budget = 64 * GiB;
-  request.host_budget = std::int64_t{1} << 44;
-  return request;
-}
-
 }  // namespace
-
-BOOST_AUTO_TEST_CASE(byte_counts_are_parsed) {
-  BOOST_TEST(parse_bytes("4096", "x") == 4096);
-  BOOST_TEST(parse_bytes("0", "x") == 0);
-  BOOST_TEST(parse_bytes("10B", "x") == 10);
-  BOOST_TEST(parse_bytes("256KiB", "x") == 256 * KiB);
-  BOOST_TEST(parse_bytes("512 MiB", "x") == 512 * MiB);
-  BOOST_TEST(parse_bytes("2gib", "x") == 2 * GiB);
-  BOOST_TEST(parse_bytes("1TiB", "x") == 1024 * GiB);
-  BOOST_TEST(parse_bytes("1.5GB", "x") == 1500000000);
-  BOOST_TEST(parse_bytes("3kB", "x") == 3000);
-  BOOST_TEST(parse_bytes("3KB", "x") == 3000);
-  BOOST_TEST(parse_bytes("7MB", "x") == 7000000);
-  BOOST_TEST(parse_bytes("2TB", "x") == 2000000000000);
-  BOOST_TEST(parse_bytes("0.5KiB", "x") == 512);
-  BOOST_TEST(parse_bytes("9223372036854775807", "x") == INT64_MAX);
-  BOOST_TEST(parse_bytes("8388607TiB", "x") == std::int64_t{8388607} << 40);
-}
-
-BOOST_AUTO_TEST_CASE(bad_byte_counts_are_refused) {
-  for (const char* text : {"",
-                           " ",
-                           "GiB",
-                           "-1",
-                           "+1",
-                           "1 2",
-                           "1.2.3GiB",
-                           "1.GiB",
-                           ".5GiB",
-                           "1e9",
-                           "0x10",
-                           "12Gi B",
-                           "4 GiB ",
-                           " 4",
-                           "1PiB",
-                           "nan",
-                           "inf",
-                           "9223372036854775808",
-                           "8388608TiB",
-                           "99999999999999999999999",
-                           "8388607.9999999TiB",
-                           "1..5"}) {
-    BOOST_CHECK_EXCEPTION(
-        parse_bytes(text, "--device-memory"), InputError, [](const InputError& error) {
-          const std::string message = error.what();
-          return message.find("--device-memory") == 0 && message.find('\n') == std::string::npos;
-        });
-  }
-}
-
-BOOST_AUTO_TEST_CASE(byte_counts_are_printed) {
-  BOOST_TEST(format_bytes(0) == "0 B");
-  BOOST_TEST(format_bytes(1023) == "1023 B");
-  BOOST_TEST(format_bytes(1024) == "1.00 KiB");
-  BOOST_TEST(format_bytes(3 * GiB / 2) == "1.50 GiB");
-  BOOST_TEST(format_bytes(std::int64_t{1} << 52) == "4096.00 TiB");
-}
 
 BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
   int planned = 0;
@@ -405,110 +259,6 @@ BOOST_AUTO_TEST_CASE(more_device_memory_never_gives_more_subproblems) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_plan_printed_and_read_back_is_the_same) {
-  for (std::uint64_t seed = first_seed; seed < first_seed + 400; ++seed) {
-    Random random(seed);
-    PlanRequest request = random_request(random);
-    request.device.name = "a \"device\"\nof \\ two lines";
-    const auto plan = try_plan(request);
-    if (!plan || plan->subproblem_count() * plan->division.chunk_count() > 20000) continue;
-    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
-      const std::string text = json_of(*plan);
-      BOOST_REQUIRE_EQUAL(text, json_of(make_plan(request)));
-      for (const bool subproblems : {false, true}) {
-        std::stringstream in(json_of(*plan, subproblems));
-        const Plan again = read_plan(in, "plan.json");
-        BOOST_REQUIRE(again.request == request);
-        BOOST_REQUIRE(again.device == plan->device);
-        BOOST_REQUIRE(again.host == plan->host);
-        BOOST_REQUIRE(again.order == plan->order);
-        BOOST_REQUIRE_EQUAL(json_of(again), text);
-      }
-    }
-  }
-}
-
-BOOST_AUTO_TEST_CASE(json_names_every_subproblem_and_its_pairs) {
-  PlanRequest request = large_request(7 * 256, 2);
-  request.chunks = 7;
-  request.heads_per_group = 1;
-  const Plan plan = make_plan(request);
-  const auto json = nlohmann::json::parse(json_of(plan, true));
-  BOOST_TEST(json["version"] == 1);
-  BOOST_TEST(json["c"] == 7);
-  BOOST_TEST(json["cover"] == nlohmann::json({0, 1, 3}));
-  BOOST_TEST(json["responsibilities"].size() == 7u);
-  BOOST_TEST(json["query_chunks"][1] == nlohmann::json({256, 512}));
-  BOOST_TEST(json["key_chunks"][6] == nlohmann::json({1536, 1792}));
-  BOOST_TEST(json["head_groups"] == nlohmann::json({{0, 1}, {1, 1}}));
-  BOOST_TEST(json["subproblem_count"] == 14);
-  BOOST_TEST(json["memory"]["device"]["planned"] == plan.device.bytes());
-  BOOST_TEST(json["memory"]["host"]["planned"] == plan.host.bytes());
-  BOOST_TEST(json["subproblems"].size() == 14u);
-  const auto& second = json["subproblems"][plan.id({0, 0, 2})];
-  BOOST_TEST(second["head_group"] == nlohmann::json({0, 1}));
-  BOOST_TEST(second["chunks"] == nlohmann::json({2, 3, 5}));
-  // One live order of each pair of the header's worked example.
-  BOOST_TEST(second["pairs"] ==
-             nlohmann::json({{2, 2, "partial"}, {3, 2, "full"}, {5, 2, "full"}, {5, 3, "full"}}));
-  BOOST_TEST(second["device_bytes"] == plan.device_bytes(plan.work(plan.id({0, 0, 2}))));
-}
-
-BOOST_AUTO_TEST_CASE(a_plan_that_disagrees_is_refused) {
-  PlanRequest request = large_request(4096, 4);
-  request.device_budget = 8 * MiB;
-  const nlohmann::json good = nlohmann::json::parse(json_of(make_plan(request)));
-  const auto refused = [&](const std::string& text, const std::string& word) {
-    std::stringstream in(text);
-    BOOST_CHECK_EXCEPTION(read_plan(in, "my.json"), InputError, [&](const InputError& error) {
-      const std::string message = error.what();
-      const bool fine = message.find("my.json") != std::string::npos &&
-                        message.find(word) != std::string::npos &&
-                        message.find('\n') == std::string::npos;
-      if (!fine) BOOST_TEST_MESSAGE(message);
-      return fine;
-    });
-  };
-  for (const auto& [key, value] : good.items()) {
-    nlohmann::json changed = good;
-    changed.erase(key);
-    refused(changed.dump(), key);
-    changed[key] = "something else";
-    refused(changed.dump(), "my.json");
-    changed[key] = -1;
-    refused(changed.dump(), "my.json");
-  }
-  nlohmann::json changed = good;
-  changed["cover"][1] = changed["cover"][1].get<int>() + 1;
-  refused(changed.dump(), "cover");
-  changed = good;
-  changed["memory"]["device"]["budget"] = 1000;
-  refused(changed.dump(), "too small");
-  changed = good;
-  changed["memory"]["host"]["planned"] = 1;
-  refused(changed.dump(), "memory");
-  changed = good;
-  changed["problem"]["query_length"] = 1e300;
-  refused(changed.dump(), "1e+300");
-  changed = good;
-  changed["problem"]["batch"] = 18446744073709551615u;
-  refused(changed.dump(), "my.json");
-  changed = good;
-  changed["version"] = 2;
-  refused(changed.dump(), "version");
-  changed = good;
-  changed["extra"] = 2;
-  refused(changed.dump(), "extra");
-  const std::string text = good.dump();
-  for (std::size_t length = 0; length < text.size(); length += 97) {
-    refused(text.substr(0, length), "my.json");
-  }
-  refused("[]", "my.json");
-  refused("null", "my.json");
-  refused(std::string(100000, '['), "my.json");
-  refused("\xff\xfe{", "my.json");
-}
-
 BOOST_AUTO_TEST_CASE(bad_requests_are_refused) {
   const PlanRequest good = large_request(4096, 4);
   const auto refused = [&](auto change) {
@@ -591,33 +341,5 @@ BOOST_AUTO_TEST_CASE(very_long_sequences) {
     BOOST_TEST(divided.device_bytes(work) <= divided.device.bytes());
     std::stringstream in(json_of(divided));
     BOOST_TEST((read_plan(in, "large").device == divided.device));
-  }
-}
-
-BOOST_AUTO_TEST_CASE(the_table_is_short_and_names_the_budgets) {
-  for (std::uint64_t seed = first_seed; seed < first_seed + 200; ++seed) {
-    Random random(seed);
-    const auto plan = try_plan(random_request(random));
-    if (!plan) continue;
-    const std::string table = describe(*plan);
-    BOOST_TEST(std::count(table.begin(), table.end(), '\n') < 40);
-    BOOST_TEST(table.find(format_bytes(plan->request.device_budget)) != std::string::npos);
-    BOOST_TEST(table.find(format_bytes(plan->request.host_budget)) != std::string::npos);
-  }
-}
-
-BOOST_AUTO_TEST_CASE(drawings_are_bounded_and_closed) {
-  for (const std::int64_t c : {1, 2, 7, 57, 200, 201, 5000, 20000}) {
-    PlanRequest request = large_request(1 << 20, 1);
-    request.chunks = c;
-    std::stringstream out;
-    write_svg(make_plan(request), out);
-    const std::string svg = out.str();
-    BOOST_TEST(svg.find("<svg") == 0u);
-    BOOST_TEST(svg.size() < 4000000u);
-    BOOST_TEST(svg.substr(svg.size() - 7) == "</svg>\n");
-    BOOST_TEST(svg.find("query chunk") != std::string::npos);
-    BOOST_TEST(svg.find("key chunk") != std::string::npos);
-    BOOST_TEST(svg.find("nan") == std::string::npos);
   }
 }

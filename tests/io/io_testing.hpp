@@ -110,10 +110,11 @@ inline std::int64_t vector_at(const TensorDesc& desc, std::int64_t b, std::int64
 inline std::string block_of(const TensorDesc& desc, const std::string& tensor, const Block& block,
                             Layout order, std::int64_t element_bytes) {
   const auto bytes = static_cast<std::size_t>(desc.dim * element_bytes);
-  const auto& [batch, tokens, heads] = block;
+  const Range tokens = block.tokens, heads = block.heads;
   std::string out;
   const auto add = [&](std::int64_t t, std::int64_t h) {
-    out += tensor.substr(static_cast<std::size_t>(vector_at(desc, batch, t, h)) * bytes, bytes);
+    out +=
+        tensor.substr(static_cast<std::size_t>(vector_at(desc, block.batch, t, h)) * bytes, bytes);
   };
   if (order == Layout::bshd) {
     for (auto t = tokens.begin; t < tokens.end; ++t) {
