@@ -160,7 +160,7 @@ class WordPiece:
 
 
 def windows_of(ids, tokenizer, tokens, window):
-    """Cuts ids into rows of [CLS] ... [SEP]: `tokens` ids in all, `window` a row, the last shorter."""
+    """Rows of [CLS] ... [SEP]: `tokens` ids in all, `window` a row, the last one shorter."""
     rows, position = [], 0
     for begin in range(0, tokens, window):
         body = max(0, min(window, tokens - begin) - 2)
@@ -171,7 +171,7 @@ def windows_of(ids, tokenizer, tokens, window):
 
 
 def encode_texts(paths, tokenizer, wanted):
-    """The first `wanted` ids of the texts, and the paths that they came from. Equal texts count once."""
+    """The first `wanted` ids of the texts and the paths used; equal texts count once."""
     ids, used, seen = [], [], set()
     for path in paths:
         if len(ids) >= wanted:
@@ -223,7 +223,7 @@ class Bert:
         self.epsilon = np.float32(config["layer_norm_eps"])
 
     def attention_inputs(self, ids, layer):
-        """Q, K and V of a layer. ids: [windows][token]; returns three [windows][token][head][dim]."""
+        """Q, K and V of a layer, each [window][token][head][dim]. ids: [window][token]."""
         x = self._embed(ids)
         for index in range(layer):
             x = self._layer(x, f"encoder.layer.{index}.")

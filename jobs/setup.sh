@@ -30,7 +30,8 @@ require_packages() {
 }
 
 build_packages=(g++ cmake ninja-build libopenmpi-dev openmpi-bin libboost-program-options-dev
-                nlohmann-json3-dev libfmt-dev libhwy-dev "libopenblas-pthread-dev|libopenblas-openmp-dev")
+                nlohmann-json3-dev libfmt-dev libhwy-dev
+                "libopenblas-pthread-dev|libopenblas-openmp-dev")
 
 # The first Python that imports numpy: one that stands before the system's may lack it.
 python_with_numpy() {

@@ -21,10 +21,11 @@ struct RowIndex {
 
 /// The exact answer for one row, in fp64, and what its rounding error scales with.
 struct ReferenceRow {
-  std::vector<double> output;      ///< [dim]; NaN where the definition gives NaN
-  double lse = 0;                  ///< natural logarithm; -infinity where the row sees no key
-  double max_abs_value = 0;        ///< largest finite |v| among the keys seen
-  double max_score_magnitude = 0;  ///< max over keys of scale * log2(e) * sum_d |q_d k_d|, finite ones
+  std::vector<double> output;  ///< [dim]; NaN where the definition gives NaN
+  double lse = 0;              ///< natural logarithm; -infinity where the row sees no key
+  double max_abs_value = 0;    ///< largest finite |v| among the keys seen
+  double max_score_magnitude =
+      0;  ///< max over keys of scale * log2(e) * sum_d |q_d k_d|, finite ones
 };
 
 /// Computes `rows` in one pass over K and V, reading at most `buffer_bytes` at a time.
@@ -41,9 +42,10 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
 ///
 ///     u_out max |o| + V min(2, 8 u (S + log2(keys) + 4) + (u_in if 16-bit)) + smallest step of f16
 ///
-/// S covers the rounding of the scores, which moves each weight by that share; log2(keys) the growth
-/// of sums; u_in the weights' rounding to the input's type before the product with V, which tensor
-/// cores demand. No weighted mean is off by more than 2 V. Infinite where fp32 itself may overflow.
+/// S covers the rounding of the scores, which moves each weight by that share; log2(keys) the
+/// growth of sums; u_in the weights' rounding to the input's type before the product with V, which
+/// tensor cores demand. No weighted mean is off by more than 2 V. Infinite where fp32 itself may
+/// overflow.
 double allowed_error(const Problem& problem, const ReferenceRow& row);
 
 /// How an output row compares with the reference.
@@ -53,9 +55,9 @@ struct RowCheck {
   bool ok = false;
 };
 
-/// Compares `output` ([dim]) with the reference: within allowed_error() where the reference is finite,
-/// NaN or infinite exactly where it is not (which of the two is not distinguished). A value that
-/// problem.output_dtype cannot hold may end as infinity.
+/// Compares `output` ([dim]) with the reference: within allowed_error() where the reference is
+/// finite, NaN or infinite exactly where it is not (which of the two is not distinguished). A value
+/// that problem.output_dtype cannot hold may end as infinity.
 RowCheck check_row(const Problem& problem, const ReferenceRow& row, std::span<const double> output);
 
 }  // namespace stream_cqsa

@@ -53,17 +53,30 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
                all);
 }
 
-void check_scratch(const Plan& plan, const std::string& scratch) {
+// Hours of computing must not end at a disk that was too small from the start.
+void require_room(const std::filesystem::path& directory, std::int64_t bytes,
+                  const std::string& what) {
+  const auto free = static_cast<std::int64_t>(std::filesystem::space(directory).available);
+  if (free >= bytes) return;
+  throw InputError(fmt::format("{}: needs {} and {} are free there", what, format_bytes(bytes),
+                               format_bytes(free)));
+}
+
+void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& arguments) {
   namespace fs = std::filesystem;
-  if (scratch.empty()) return;
-  if (!fs::is_directory(scratch)) {
-    throw InputError(fmt::format("--scratch {}: is not a directory", scratch));
+  const std::string& scratch = arguments.resources.scratch;
+  if (!scratch.empty()) {
+    if (!fs::is_directory(scratch)) {
+      throw InputError(fmt::format("--scratch {}: is not a directory", scratch));
+    }
+    require_room(scratch, plan.scratch_bytes, "--scratch " + scratch);
   }
-  const auto free = static_cast<std::int64_t>(fs::space(scratch).available);
-  if (plan.placement == AccumulatorPlacement::file && free < plan.scratch_bytes) {
-    throw InputError(fmt::format("--scratch {}: the accumulators need {}, and {} are free", scratch,
-                                 format_bytes(plan.scratch_bytes), format_bytes(free)));
-  }
+  const auto directory_of = [](const std::string& file) {
+    const fs::path parent = fs::path(file).parent_path();
+    return parent.empty() ? fs::path(".") : parent;
+  };
+  const std::string& output = arguments.output.output;
+  require_room(directory_of(output), output_desc(open).bytes(), output);
 }
 
 /// A trace that appears under its name when it is complete.
@@ -121,7 +134,7 @@ int execute(const RunArguments& arguments, const Arguments& command) {
                                        arguments.report, arguments.trace});
   const auto backend = make_backend(arguments.resources);
   const Plan plan = plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend);
-  check_scratch(plan, arguments.resources.scratch);
+  check_room(plan, open, arguments);
   Sinks sinks = create_sinks(open, arguments.output);
   TraceFile trace(arguments.trace);
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
@@ -11,6 +12,11 @@
 
 namespace stream_cqsa {
 namespace {
+
+// How many times more subproblems slots for copies beside the computing are worth. Halving a chunk
+// takes four times the subproblems; more than this means that the budget is near the smallest that
+// works at all, where only ever smaller chunks would make that room.
+constexpr std::int64_t overlap_worth = 6;
 
 // Calls visit(cut) for every c and number of head groups that the request leaves open. Of the
 // numbers of groups with the same largest group only the smallest counts.
@@ -106,24 +112,25 @@ std::string scratch_hint(const PlanRequest& request, const Cut& cut, std::int64_
 }  // namespace
 
 Cut choose_cut(const PlanRequest& request) {
-  Found best;      // bytes: of the preferred device arena
-  Found tightest;  // bytes: of the minimum device arena
-  const auto fewer = [](const Cut& a, const Cut& b) {
-    return a.subproblems != b.subproblems ? a.subproblems < b.subproblems : a.c < b.c;
+  Found fewest;      // whose minimum arena fits
+  Found overlapped;  // whose preferred arena fits
+  const auto improve = [](Found& found, const Cut& cut) {
+    const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
+    if (!found.any || rank(cut) < rank(found.cut)) found = {true, cut, 0};
   };
   for_each_cut(request, [&](const Cut& cut) {
-    const std::int64_t least = minimum_device_arena(request, cut).bytes();
-    const std::int64_t preferred = preferred_device_arena(request, cut).bytes();
-    const bool better = preferred <= request.device_budget && (!best.any || fewer(cut, best.cut));
-    const bool less = least < tightest.bytes ||
-                      (least == tightest.bytes && tightest.any && fewer(cut, tightest.cut));
-    if (!better && !less) return;
+    if (overlapped.any && cut.subproblems > overlapped.cut.subproblems) return;
+    if (minimum_device_arena(request, cut).bytes() > request.device_budget) return;
     if (smallest_host_bytes(request, cut) > request.host_budget) return;
-    if (better) best = {true, cut, preferred};
-    if (less) tightest = {true, cut, least};
+    improve(fewest, cut);
+    if (preferred_device_arena(request, cut).bytes() <= request.device_budget) {
+      improve(overlapped, cut);
+    }
   });
-  if (!tightest.any || tightest.bytes > request.device_budget) throw_too_small(request);
-  return !best.any || fewer(tightest.cut, best.cut) ? tightest.cut : best.cut;
+  if (!fewest.any) throw_too_small(request);
+  const bool worth =
+      overlapped.any && overlapped.cut.subproblems <= overlap_worth * fewest.cut.subproblems;
+  return worth ? overlapped.cut : fewest.cut;
 }
 
 }  // namespace stream_cqsa

@@ -8,13 +8,14 @@
 #include <atomic>
 #include <cstring>
 #include <fstream>
-#include <new>
 #include <string_view>
 #include <thread>
 
 #include "cpu/attention_kernel.hpp"
 #include "cpu/lanes.hpp"
 #include "cpu/thread_pool.hpp"
+#include "engine/buffer.hpp"
+#include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -22,23 +23,14 @@ namespace {
 
 constexpr std::int64_t arena_alignment = 64;
 
-struct FreeArena {
-  void operator()(std::byte* memory) const {
-    ::operator delete (memory, std::align_val_t{arena_alignment});
+HostBuffer allocate_arena(std::int64_t bytes) {
+  try {
+    return HostBuffer(bytes);
+  } catch (const Error&) {
+    throw Error(fmt::format(
+        "CPU backend: a device arena of {} cannot be allocated; give a smaller --device-memory",
+        format_bytes(bytes)));
   }
-};
-using Arena = std::unique_ptr<std::byte, FreeArena>;
-
-Arena allocate_arena(std::int64_t bytes) {
-  void* memory = ::operator new (static_cast<std::size_t>(bytes), std::align_val_t{arena_alignment},
-                                 std::nothrow);
-  if (memory == nullptr) {
-    throw Error(
-        fmt::format("CPU backend: {} bytes of memory for the device arena are not to be "
-                    "had; a smaller --device-memory needs less",
-                    bytes));
-  }
-  return Arena(static_cast<std::byte*>(memory));
 }
 
 std::string processor_name() {
@@ -82,7 +74,7 @@ class CpuBackend final : public Backend {
     arena_ = allocate_arena(device_.bytes());
   }
 
-  std::int64_t allocated_bytes() const override { return arena_ ? device_.bytes() : 0; }
+  std::int64_t allocated_bytes() const override { return arena_.bytes(); }
 
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
     return submit(Lane::copy_in, "copy in", copy.subproblem, after,
@@ -122,16 +114,16 @@ class CpuBackend final : public Backend {
   }
 
   std::byte* query_slot(std::int64_t slot) const {
-    return arena_.get() + device_.query_offset() + slot * device_.query_slot_bytes;
+    return arena_.data() + device_.query_offset() + slot * device_.query_slot_bytes;
   }
   std::byte* key_slot(std::int64_t slot) const {
-    return arena_.get() + device_.kv_offset() + slot * device_.kv_slot_bytes;
+    return arena_.data() + device_.kv_offset() + slot * device_.kv_slot_bytes;
   }
   std::byte* value_slot(std::int64_t slot) const {
     return key_slot(slot) + device_.kv_slot_bytes / 2;
   }
   SoftmaxStates state_slot(std::int64_t slot, std::int64_t rows) const {
-    std::byte* memory = arena_.get() + device_.state_offset() + slot * device_.state_slot_bytes;
+    std::byte* memory = arena_.data() + device_.state_offset() + slot * device_.state_slot_bytes;
     return softmax_states_at(memory, rows, problem_.head_dim);
   }
 
@@ -145,7 +137,7 @@ class CpuBackend final : public Backend {
   Problem problem_;
   DeviceArena device_;
   Telemetry* telemetry_ = nullptr;
-  Arena arena_;
+  HostBuffer arena_;
   std::atomic<std::int64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
@@ -246,7 +238,7 @@ void CpuBackend::run_work(const WorkList& work) {
 
   std::atomic<std::size_t> next{0};
   pool_.run([&](int worker) {
-    std::byte* memory = arena_.get() + device_.workspace_offset();
+    std::byte* memory = arena_.data() + device_.workspace_offset();
     const KernelScratch scratch(memory + worker * KernelScratch::bytes(problem_), problem_);
     while (true) {
       const std::size_t at = next++;

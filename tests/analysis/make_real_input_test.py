@@ -126,7 +126,8 @@ class ProgramTest(unittest.TestCase):
         return [np.concatenate([window[part] for window in windows]) for part in range(3)]
 
     def test_agrees_with_the_definition(self):
-        for tokens, layer in ((POSITIONS * 11 + 7, 2), (POSITIONS * 2, 0), (POSITIONS + 1, 1), (1, 2)):
+        for tokens, layer in ((POSITIONS * 11 + 7, 2), (POSITIONS * 2, 0), (POSITIONS + 1, 1),
+                              (1, 2)):
             with self.subTest(tokens=tokens, layer=layer, seed=self.seed):
                 status, errors = self.run_program("--text", self.text, "--tokens", str(tokens),
                                                   "--layer", str(layer), "--dtype", "f32")
