@@ -94,12 +94,13 @@ bool parse(const Arguments& arguments, const std::string& intro, OptionGroup opt
     po::variables_map values;
     // No abbreviations: a typing error must not become another option.
     const int style = po::command_line_style::unix_style & ~po::command_line_style::allow_guessing;
-    po::store(po::command_line_parser(arguments)
-                  .options(options)
-                  .positional(po::positional_options_description())
-                  .style(style)
-                  .run(),
-              values);
+    const auto parsed = po::command_line_parser(arguments).options(options).style(style).run();
+    for (const auto& option : parsed.options) {
+      if (option.position_key < 0) continue;
+      throw InputError(fmt::format("'{}' is not an option; --help lists the options",
+                                   option.original_tokens.front()));
+    }
+    po::store(parsed, values);
     if (values.count("help")) {
       std::ostringstream text;
       text << options;
