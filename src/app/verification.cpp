@@ -8,6 +8,9 @@
 namespace stream_cqsa {
 namespace {
 
+// Part of the fixed overhead beside the budgets.
+constexpr std::int64_t verification_buffer_bytes = std::int64_t{16} << 20;
+
 // How close to, or beyond, what is allowed. A failed check ranks above every passed one.
 double severity(const RowCheck& check) {
   if (!check.ok) return HUGE_VAL;
@@ -49,7 +52,8 @@ const VerifiedRow& Verification::worst() const {
 
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
                          const std::function<std::vector<double>(const RowIndex&)>& row_of) {
-  const auto references = reference_rows(open.problem, *open.query, *open.key, *open.value, rows);
+  const auto references = reference_rows(open.problem, *open.query, *open.key, *open.value, rows,
+                                         verification_buffer_bytes);
   Verification verification;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     verification.rows.push_back({rows[i], check_row(open.problem, references[i], row_of(rows[i]))});

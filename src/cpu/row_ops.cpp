@@ -92,24 +92,27 @@ void load_rows(DType type, const std::byte* from, std::int64_t stride, std::int6
   }
 }
 
-// exp2 for x <= 0, 2 ulp: 0 below -126, NaN for NaN.
+// exp2 for x <= 0, 2 ulp: 0 below -126.5, NaN for NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V weight(D d, V x) {
   const hn::RebindToUnsigned<D> u;
+  // -127 ends as a power with exponent field 0, which is 0. In this order of operands x86 keeps
+  // NaN.
+  x = hn::Max(hn::Set(d, -127.0f), x);
   const V round_to_integer = hn::Set(d, 0x1.8p23f);
   const V shifted = hn::Add(x, round_to_integer);
   const V f = hn::Sub(x, hn::Sub(shifted, round_to_integer));
-  V p = hn::Set(d, Exp2Polynomial::c6);
-  p = hn::MulAdd(p, f, hn::Set(d, Exp2Polynomial::c5));
-  p = hn::MulAdd(p, f, hn::Set(d, Exp2Polynomial::c4));
-  p = hn::MulAdd(p, f, hn::Set(d, Exp2Polynomial::c3));
-  p = hn::MulAdd(p, f, hn::Set(d, Exp2Polynomial::c2));
-  p = hn::MulAdd(p, f, hn::Set(d, Exp2Polynomial::c1));
-  p = hn::MulAdd(p, f, hn::Set(d, 1.0f));
+  // Estrin's scheme: the loop over a row is bound by the length of this chain.
+  const V f2 = hn::Mul(f, f);
+  const V low = hn::MulAdd(hn::Set(d, Exp2Polynomial::c1), f, hn::Set(d, 1.0f));
+  const V middle = hn::MulAdd(hn::Set(d, Exp2Polynomial::c3), f, hn::Set(d, Exp2Polynomial::c2));
+  const V top = hn::MulAdd(hn::Set(d, Exp2Polynomial::c5), f, hn::Set(d, Exp2Polynomial::c4));
+  const V high = hn::MulAdd(hn::Set(d, Exp2Polynomial::c6), f2, top);
+  const V p = hn::MulAdd(hn::MulAdd(high, f2, middle), f2, low);
   // The integer stands in the low bits of `shifted`. A product, not a sum of bits, keeps NaN.
   const auto exponent = hn::ShiftLeft<23>(hn::BitCast(u, shifted));
   const V power = hn::BitCast(d, hn::Add(exponent, hn::BitCast(u, hn::Set(d, 1.0f))));
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
+  return hn::Mul(p, power);
 }
 
 HWY_INLINE float row_max(const float* row, std::int64_t padded_keys) {

@@ -14,7 +14,7 @@ class PeakMemory(CliTest):
 
     def measure(self, device, host, *options):
         self.succeed("run", *self.inputs(), "--output", self.path("o.npy"), "--overwrite", "--quiet",
-                     "--report", self.path("r.json"), "--threads", "2", "--no-verify",
+                     "--report", self.path("r.json"), "--threads", "2",
                      "--device-memory", device, "--host-memory", host, *options)
         memory = json.loads(self.path("r.json").read_text())["memory"]
         for part, budget in (("device", device), ("host", host)):
