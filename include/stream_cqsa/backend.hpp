@@ -109,7 +109,7 @@ class Backend {
 
   /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
   /// arithmetic really done. One score costs 4 * head_dim floating-point operations.
-  virtual std::int64_t scores_computed() const = 0;
+  virtual std::uint64_t scores_computed() const = 0;
 };
 
 struct CpuOptions {

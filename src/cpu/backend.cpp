@@ -94,7 +94,7 @@ class CpuBackend final : public Backend {
 
   void wait(Ticket ticket) override { lanes_.wait(ticket); }
   void quiesce() noexcept override { lanes_.quiesce(); }
-  std::int64_t scores_computed() const override { return scores_computed_; }
+  std::uint64_t scores_computed() const override { return scores_computed_; }
 
  private:
   template <class Work>
@@ -138,7 +138,7 @@ class CpuBackend final : public Backend {
   DeviceArena device_;
   Telemetry* telemetry_ = nullptr;
   HostBuffer arena_;
-  std::atomic<std::int64_t> scores_computed_{0};
+  std::atomic<std::uint64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
 };
@@ -244,7 +244,7 @@ void CpuBackend::run_work(const WorkList& work) {
       const std::size_t at = next++;
       if (at >= order.size()) return;
       compute_tile(problem_, tiles[order[at].second], scratch);
-      scores_computed_ -= order[at].first;
+      scores_computed_ += static_cast<std::uint64_t>(-order[at].first);
     }
   });
 }

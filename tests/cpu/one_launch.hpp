@@ -21,7 +21,7 @@ struct Computed {
   std::vector<double> output;  ///< [batch][token][head][dim]
   std::vector<double> lse;     ///< [batch][head][token]
   std::vector<float> states;   ///< of all launches, to compare bits
-  std::int64_t scores = 0;     ///< Backend::scores_computed()
+  std::uint64_t scores = 0;    ///< Backend::scores_computed()
 };
 
 /// A plan by hand whose slots hold all chunks of a head group.

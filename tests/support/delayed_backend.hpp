@@ -42,7 +42,7 @@ class DelayedBackend : public Backend {
     inner_->wait(ticket);
   }
   void quiesce() noexcept override { inner_->quiesce(); }
-  std::int64_t scores_computed() const override { return inner_->scores_computed(); }
+  std::uint64_t scores_computed() const override { return inner_->scores_computed(); }
 
  private:
   void pause() {
