@@ -19,6 +19,11 @@ namespace stream_cqsa {
 /// The partials of a piece are merged in ascending order of subproblem, whatever the order in which
 /// they are delivered: an early one stays in its state buffer until those before it have come. The
 /// result's bits therefore depend on the partials alone. Different pieces are merged at once.
+///
+/// Accumulators in memory suffice when all partials of a head group are delivered before those of
+/// the next, in any order within the group. Whoever lets groups overlap further must have as many
+/// accumulators as pieces may then be open, or accumulators in a file; state buffers, likewise, for
+/// every partial that may come early.
 class Assembler : public PartialReceiver {
  public:
   /// `memory` is the plan's whole host arena; the part for cache blocks is not used here.

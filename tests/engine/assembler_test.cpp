@@ -98,9 +98,9 @@ Outcome assemble(const Plan& plan, const std::vector<Partial>& partials, int mer
   return outcome;
 }
 
-// Every buffer that shuffled deliveries may hold: the largest number of partials at once.
+// Deliveries in any order may hold every partial and open every piece at once.
 Plan with_buffers(Plan plan, std::size_t count) {
-  plan.host.state_buffers = static_cast<std::int64_t>(count);
+  plan.host.state_buffers = plan.host.accumulators = static_cast<std::int64_t>(count);
   return plan;
 }
 
