@@ -21,7 +21,7 @@ require_packages() {
     missing+=("${wanted%%|*}")
   done
   [ ${#missing[@]} -eq 0 ] && return 0
-  [ "$(id -u)" -eq 0 ] || fail "packages are missing; run: sudo apt-get install -y ${missing[*]}"
+  [ "$(id -u)" -eq 0 ] || fail "packages are missing; run: sudo apt-get update && sudo apt-get install -y ${missing[*]}"
   echo "Installing ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q >/dev/null || fail "apt-get update failed"

@@ -47,7 +47,8 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 /// Creates `path` (.npy or .safetensors; `tensor` names the tensor inside the latter) for writing,
 /// as `path`.partial until commit(). desc.name is replaced by the file's. Throws InputError when
 /// the extension is unknown, the dtype is not one the format has (.npy has no bfloat16), the file
-/// cannot be created, or `path` exists and not `overwrite`.
+/// cannot be created, `path`.partial is being written by another sink (of any process) or is not a
+/// regular file, or `path` exists and not `overwrite`.
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
                                           bool overwrite, const FileOpener& open = open_posix_file);

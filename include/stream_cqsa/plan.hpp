@@ -130,9 +130,10 @@ struct Plan {
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
 
-/// The plan with the fewest subproblems that fits the budgets with room to copy one quorum in while
-/// another computes; equal requests give equal plans. Where no such plan fits, the one that needs
-/// the least device memory. A larger device budget never gives more subproblems.
+/// The plan with the fewest subproblems that fits the budgets. Where up to twice as many, on kernel
+/// tiles no smaller, leave room on the device to copy one quorum in while another computes, the
+/// fewest that do are taken instead. So a larger device budget never gives more than twice the
+/// subproblems of a smaller one. Equal requests give equal plans.
 /// Throws InputError when nothing fits; the message names the smallest budget that works and
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);

@@ -70,7 +70,7 @@ int generate_command(const Arguments& arguments, const MpiEnvironment&) {
   if (input.query.empty() || input.key.empty() || input.value.empty()) {
     throw InputError("give --query, --key and --value, the files to write");
   }
-  check_output_paths({}, {input.query, input.key, input.value});
+  check_output_paths({}, {}, {input.query, input.key, input.value}, options.overwrite);
   const Layout layout = layout_option(input.layout);
   input.layout = "bshd";
   const OpenProblem open = open_synthetic(input, options.seed);

@@ -1,12 +1,9 @@
-#include <fmt/format.h>
-
-#include <fstream>
 #include <iostream>
-#include <sstream>
 
 #include "app/commands.hpp"
 #include "app/problem.hpp"
-#include "app/report.hpp"
+#include "app/text.hpp"
+#include "app/text_file.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -50,17 +47,17 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   if (!parse_plan(arguments, options)) return 0;
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
   const OpenProblem open = open_problem(options.input, options.attention);
+  check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources);
   const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(), *backend);
-  if (!options.svg.empty()) {
-    std::ostringstream drawing;
-    write_svg(plan, drawing);
-    write_whole(options.svg, drawing.str());
-  }
+  TextFile drawing(options.svg);
+  if (drawing.stream()) write_svg(plan, *drawing.stream());
+  drawing.commit();
   if (options.json) {
     write_json(plan, options.subproblems, std::cout);
+    if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
-    fmt::print("{}", describe(plan));
+    print_out(describe(plan));
   }
   return 0;
 }

@@ -117,6 +117,9 @@ OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
   TensorDesc query;
   query.name = fmt::format("synthetic:{} query", seed);
   query.dtype = dtype_option("--dtype", input.dtype.empty() ? "f16" : input.dtype);
+  if (query.dtype == DType::f64) {
+    throw InputError("--dtype f64: synthetic elements are f16, bf16 or f32");
+  }
   query.layout = layout_option(input.layout);
   query.batch = shape[0];
   query.tokens = shape[1];
@@ -195,8 +198,15 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   if (resources.heads_per_group) request.heads_per_group = resources.heads_per_group;
   if (resources.plan.empty()) return make_plan(request);
 
+  if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
+      request.heads_per_group) {
+    throw InputError(
+        "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
+        "--chunks and --heads-per-group");
+  }
   std::ifstream file(resources.plan);
-  if (!file) throw InputError(fmt::format("{}: cannot be read", resources.plan));
+  if (!file || std::filesystem::is_directory(resources.plan))
+    throw InputError(fmt::format("{}: cannot be read", resources.plan));
   Plan plan = read_plan(file, resources.plan);
   if (!(plan.problem() == request.problem) || plan.request.device.kind != request.device.kind ||
       plan.request.device.tile != request.device.tile || !(plan.request.query == request.query) ||
@@ -207,6 +217,10 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
         "options",
         resources.plan));
   }
+  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
+    throw InputError(fmt::format("{}: the plan keeps accumulators in a file; give --scratch DIR",
+                                 resources.plan));
+  }
   return plan;
 }
 
@@ -216,7 +230,8 @@ TensorDesc output_desc(const OpenProblem& open) {
   return desc;
 }
 
-void check_output_paths(const InputOptions& input, const std::vector<std::string>& outputs) {
+void check_output_paths(const InputOptions& input, const ResourceOptions& resources,
+                        const std::vector<std::string>& outputs, bool overwrite) {
   namespace fs = std::filesystem;
   const auto same = [](const fs::path& a, const fs::path& b) {
     std::error_code ignored;
@@ -225,7 +240,8 @@ void check_output_paths(const InputOptions& input, const std::vector<std::string
   };
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].empty()) continue;
-    for (const std::string& given : {input.input, input.query, input.key, input.value}) {
+    for (const std::string& given :
+         {input.input, input.query, input.key, input.value, resources.plan}) {
       if (!given.empty() && same(outputs[i], given)) {
         throw InputError(fmt::format("{}: is an input; give the output another name", outputs[i]));
       }
@@ -234,6 +250,9 @@ void check_output_paths(const InputOptions& input, const std::vector<std::string
       if (!outputs[j].empty() && same(outputs[i], outputs[j])) {
         throw InputError(fmt::format("{}: is named for two outputs", outputs[i]));
       }
+    }
+    if (!overwrite && fs::exists(outputs[i])) {
+      throw InputError(fmt::format("{}: exists; --overwrite replaces it", outputs[i]));
     }
     const fs::path parent = fs::path(outputs[i]).parent_path();
     if (!parent.empty() && !fs::is_directory(parent)) {

@@ -40,8 +40,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
 /// What Q looks like with O's dtype: the description of O.
 TensorDesc output_desc(const OpenProblem& open);
 
-/// Throws InputError when two of the outputs, or an output and an input, are one file, or when an
-/// output's directory does not exist.
-void check_output_paths(const InputOptions& input, const std::vector<std::string>& outputs);
+/// Throws InputError when two of the outputs are one file, an output is an input or the plan,
+/// exists and not `overwrite`, or has no directory to be in. Empty names are no outputs.
+void check_output_paths(const InputOptions& input, const ResourceOptions& resources,
+                        const std::vector<std::string>& outputs, bool overwrite);
 
 }  // namespace stream_cqsa

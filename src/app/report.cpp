@@ -4,11 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
 #include <numeric>
 #include <sstream>
 
@@ -16,7 +12,6 @@
 #include "app/text.hpp"
 #include "mpi/environment.hpp"
 #include "stream_cqsa/bytes.hpp"
-#include "stream_cqsa/error.hpp"
 #include "version.hpp"
 
 namespace stream_cqsa {
@@ -158,20 +153,6 @@ json to_json(const RunRecord& record) {
       {"certificate", certificate_json(record)},
       {"plan", json::parse(plan_text.str())},
   };
-}
-
-void write_whole(const std::string& path, const std::string& text) {
-  const std::string partial = path + ".partial";
-  std::ofstream out(partial, std::ios::binary);
-  out << text << std::flush;
-  out.close();
-  std::error_code failed;
-  if (out) std::filesystem::rename(partial, path, failed);
-  if (!out || failed) {
-    const std::string reason = failed ? failed.message() : std::strerror(errno);
-    std::filesystem::remove(partial, failed);
-    throw Error(fmt::format("{}: cannot be written: {}", path, reason));
-  }
 }
 
 }  // namespace stream_cqsa

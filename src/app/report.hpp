@@ -42,8 +42,4 @@ nlohmann::json to_json(const RunRecord& record);
 /// Version, commit, build flags, MPI library and machine.
 nlohmann::json versions_json();
 
-/// Writes `text` under `path` all at once: a reader sees the whole file or none.
-/// Throws Error with the reason when that fails.
-void write_whole(const std::string& path, const std::string& text);
-
 }  // namespace stream_cqsa

@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <numeric>
 
@@ -10,6 +9,8 @@
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
+#include "app/text.hpp"
+#include "app/text_file.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/engine.hpp"
@@ -71,41 +72,16 @@ void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& a
     }
     require_room(scratch, plan.scratch_bytes, "--scratch " + scratch);
   }
-  const auto directory_of = [](const std::string& file) {
-    const fs::path parent = fs::path(file).parent_path();
-    return parent.empty() ? fs::path(".") : parent;
-  };
-  const std::string& output = arguments.output.output;
-  require_room(directory_of(output), output_desc(open).bytes(), output);
+  // O and lse most often lie on one disk: each directory must have room for both.
+  const Problem& problem = open.problem;
+  const std::int64_t lse_bytes =
+      arguments.output.lse.empty()
+          ? 0
+          : lse_desc(problem.batch, problem.query_heads, problem.query_length).bytes();
+  const fs::path parent = fs::path(arguments.output.output).parent_path();
+  require_room(parent.empty() ? fs::path(".") : parent, output_desc(open).bytes() + lse_bytes,
+               arguments.output.output);
 }
-
-/// A trace that appears under its name when it is complete.
-class TraceFile {
- public:
-  explicit TraceFile(const std::string& path) : path_(path) {
-    if (path.empty()) return;
-    stream_.open(path + ".partial");
-    if (!stream_) throw InputError(fmt::format("{}: cannot be written", path));
-  }
-  ~TraceFile() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove(path_ + ".partial", ignored);
-  }
-  TraceFile(const TraceFile&) = delete;
-  TraceFile& operator=(const TraceFile&) = delete;
-
-  std::ostream* stream() { return path_.empty() ? nullptr : &stream_; }
-  void commit() {
-    if (path_.empty()) return;
-    stream_.close();
-    if (!stream_) throw Error(fmt::format("{}: cannot be written", path_));
-    std::filesystem::rename(path_ + ".partial", path_);
-  }
-
- private:
-  std::string path_;
-  std::ofstream stream_;
-};
 
 struct Sinks {
   std::unique_ptr<TensorSink> output, lse;
@@ -128,15 +104,28 @@ std::uint64_t total(const std::vector<std::uint64_t>& values) {
   return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
+/// The run itself, with its progress.
+RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& backend,
+                      const Inputs& inputs, const Outputs& outputs, Telemetry& telemetry,
+                      std::uint64_t kept_scores) {
+  std::unique_ptr<Progress> progress;
+  if (!arguments.quiet) progress = std::make_unique<Progress>(telemetry, plan, kept_scores);
+  RunOptions options;
+  options.scratch = arguments.resources.scratch;
+  return run(plan, inputs, outputs, backend, options, telemetry);
+}
+
 int execute(const RunArguments& arguments, const Arguments& command) {
   OpenProblem open = open_problem(arguments.input, arguments.attention);
-  check_output_paths(arguments.input, {arguments.output.output, arguments.output.lse,
-                                       arguments.report, arguments.trace});
+  check_output_paths(
+      arguments.input, arguments.resources,
+      {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
+      arguments.output.overwrite);
   const auto backend = make_backend(arguments.resources);
   const Plan plan = plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend);
   check_room(plan, open, arguments);
   Sinks sinks = create_sinks(open, arguments.output);
-  TraceFile trace(arguments.trace);
+  TextFile report(arguments.report), trace(arguments.trace);
 
   const auto rows =
       sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
@@ -144,18 +133,10 @@ int execute(const RunArguments& arguments, const Arguments& command) {
   AuditedSink output(*sinks.output, rows);
   Certificate certificate;
   certificate.kept_scores = expected_scores(plan);
-  RunResult result;
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
-  {
-    std::unique_ptr<Progress> progress;
-    if (!arguments.quiet) {
-      progress = std::make_unique<Progress>(*telemetry, plan, total(certificate.kept_scores));
-    }
-    RunOptions options;
-    options.scratch = arguments.resources.scratch;
-    result =
-        run(plan, {query, key, value}, {output, sinks.lse.get()}, *backend, options, *telemetry);
-  }
+  const RunResult result =
+      run_audited(arguments, plan, *backend, {query, key, value}, {output, sinks.lse.get()},
+                  *telemetry, total(certificate.kept_scores));
   certificate.merged_scores = result.merged_scores;
   certificate.query = query.fingerprint();
   certificate.key = key.fingerprint();
@@ -164,18 +145,20 @@ int execute(const RunArguments& arguments, const Arguments& command) {
   certificate.verification =
       verify_rows(open, rows, [&](const RowIndex& row) { return output.row(row); });
 
-  const RunRecord record{plan, result, *telemetry, certificate, command};
-  if (!arguments.quiet) fmt::print("{}", describe(record));
-  if (!arguments.report.empty()) write_whole(arguments.report, to_json(record).dump(1) + "\n");
-  telemetry.reset();
-  trace.commit();
-  if (!certificate.ok()) {
-    throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
-                            describe(certificate.verification), arguments.output.output));
+  // The result before its description: a report that cannot be written must not cost the output.
+  if (certificate.ok()) {
+    if (sinks.lse) sinks.lse->commit();
+    sinks.output->commit();
   }
-  if (sinks.lse) sinks.lse->commit();
-  sinks.output->commit();
-  return 0;
+  const RunRecord record{plan, result, *telemetry, certificate, command};
+  if (!arguments.quiet) print_out(describe(record));
+  if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
+  report.commit();
+  telemetry.reset();  // ends the trace
+  trace.commit();
+  if (certificate.ok()) return 0;
+  throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
+                          describe(certificate.verification), arguments.output.output));
 }
 
 }  // namespace

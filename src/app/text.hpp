@@ -1,13 +1,27 @@
-// Rates and times for people.
+// Text for people: rates, times, standard output.
 #pragma once
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <string>
+#include <system_error>
+
+#include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
+
+/// Prints to standard output. Throws Error when that cannot take it, a full disk for instance.
+inline void print_out(const std::string& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) {
+    return;
+  }
+  throw Error(
+      fmt::format("standard output cannot be written: {}", std::generic_category().message(errno)));
+}
 
 /// "0.42 s", "3m07s", "2h05m", "4d03h".
 inline std::string format_duration(double seconds) {

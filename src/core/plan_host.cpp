@@ -26,7 +26,8 @@ constexpr std::int64_t budget_share = 32;
 // What one cut and order ask of host memory, before the budget is looked at.
 struct HostNeeds {
   std::int64_t rows_per_token = 1;  // query heads of the largest group
-  std::int64_t open_chunks = 1;     // query chunks whose accumulators are open at once
+  std::int64_t open_chunks = 1;     // query chunks that are incomplete at once
+  bool merged = true;               // some query chunk has more than one partial
   std::int64_t all_chunks = 1;      // accumulator file: of one batch entry, empty ones too
   std::int64_t copied_chunks = 1;   // query chunks of two quorums
   // Bytes of one token of the tensors that are read from files, 0 when there are none.
@@ -68,6 +69,7 @@ HostNeeds host_needs(const PlanRequest& request, const Cut& cut, ScheduleOrder o
   const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
   needs.open_chunks = std::min(problem.batch * cut.groups * cut.query_chunks,
                                (inner ? cut.groups : 1) * cut.query_chunks + quorum_chunks);
+  needs.merged = cut.c > 1;
   needs.all_chunks = cut.groups * cut.c;
   needs.copied_chunks = 2 * quorum_chunks;
   if (!request.query.resident) {
@@ -110,13 +112,19 @@ void for_each_pieces(const PlanRequest& request, const Cut& cut, const HostNeeds
   }
 }
 
+// As many as pieces can be open at once. A piece that has a single partial is finished in its state
+// buffer: without merging the one that a merge thread counts on is enough.
+std::int64_t most_accumulators(const HostNeeds& needs, const Pieces& pieces) {
+  return needs.merged ? needs.open_chunks * pieces.per_chunk : 1;
+}
+
 // The smallest arena with these pieces, without the cache.
 HostArena minimum_host_arena(const HostNeeds& needs, const Pieces& pieces,
                              AccumulatorPlacement placement) {
   HostArena arena;
   arena.state_buffers = minimum_state_buffers;
   arena.state_buffer_bytes = pieces.state_bytes;
-  arena.accumulators = needs.open_chunks * pieces.per_chunk;
+  arena.accumulators = most_accumulators(needs, pieces);
   if (placement == AccumulatorPlacement::file) {
     arena.accumulators = std::min(arena.accumulators, minimum_accumulators);
   }
@@ -208,9 +216,10 @@ HostLayout fill(const PlanRequest& request, const Cut& cut, const HostNeeds& nee
   arena.cache_blocks = std::min(minimum_blocks, blocks.most);
 
   std::int64_t room = request.host_budget - arena.bytes();
-  const std::int64_t full = needs.open_chunks * pieces.per_chunk;
+  const std::int64_t full = most_accumulators(needs, pieces);
   const std::int64_t state_share = std::min(largest_state_share, request.host_budget / 4);
-  spend(room, arena.output_buffers, std::min(preferred_output_buffers, full),
+  spend(room, arena.output_buffers,
+        std::min(preferred_output_buffers, needs.open_chunks * pieces.per_chunk),
         arena.output_buffer_bytes);
   spend(room, arena.state_buffers,
         std::min(needs.copied_chunks * pieces.per_chunk, state_share / pieces.state_bytes),

@@ -13,10 +13,9 @@
 namespace stream_cqsa {
 namespace {
 
-// How many times more subproblems slots for copies beside the computing are worth. Halving a chunk
-// takes four times the subproblems; more than this means that the budget is near the smallest that
-// works at all, where only ever smaller chunks would make that room.
-constexpr std::int64_t overlap_worth = 6;
+// How many times the fewest subproblems slots for copies beside the computing are worth. The fewest
+// keep what part of such slots their budget has left, so there is not all that much to be gained.
+constexpr std::int64_t overlap_worth = 2;
 
 // Calls visit(cut) for every c and number of head groups that the request leaves open. Of the
 // numbers of groups with the same largest group only the smallest counts.
@@ -112,25 +111,31 @@ std::string scratch_hint(const PlanRequest& request, const Cut& cut, std::int64_
 }  // namespace
 
 Cut choose_cut(const PlanRequest& request) {
-  Found fewest;      // whose minimum arena fits
-  Found overlapped;  // whose preferred arena fits
-  const auto improve = [](Found& found, const Cut& cut) {
+  // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
+  const auto better = [](const Cut& cut, const Found& found) {
     const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
-    if (!found.any || rank(cut) < rank(found.cut)) found = {true, cut, 0};
+    return !found.any || rank(cut) < rank(found.cut);
   };
+  const auto host_fits = [&](const Cut& cut) {
+    return smallest_host_bytes(request, cut) <= request.host_budget;
+  };
+  Found fewest;
   for_each_cut(request, [&](const Cut& cut) {
-    if (overlapped.any && cut.subproblems > overlapped.cut.subproblems) return;
+    if (!better(cut, fewest)) return;
     if (minimum_device_arena(request, cut).bytes() > request.device_budget) return;
-    if (smallest_host_bytes(request, cut) > request.host_budget) return;
-    improve(fewest, cut);
-    if (preferred_device_arena(request, cut).bytes() <= request.device_budget) {
-      improve(overlapped, cut);
-    }
+    if (host_fits(cut)) fewest = {true, cut, 0};
   });
   if (!fewest.any) throw_too_small(request);
-  const bool worth =
-      overlapped.any && overlapped.cut.subproblems <= overlap_worth * fewest.cut.subproblems;
-  return worth ? overlapped.cut : fewest.cut;
+
+  // A second pass, as what may replace the fewest depends on them.
+  Found overlapped;
+  for_each_cut(request, [&](const Cut& cut) {
+    if (cut.subproblems > overlap_worth * fewest.cut.subproblems) return;
+    if (cut.tile < fewest.cut.tile || !better(cut, overlapped)) return;
+    if (preferred_device_arena(request, cut).bytes() > request.device_budget) return;
+    if (host_fits(cut)) overlapped = {true, cut, 0};
+  });
+  return overlapped.any ? overlapped.cut : fewest.cut;
 }
 
 }  // namespace stream_cqsa

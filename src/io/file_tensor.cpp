@@ -13,6 +13,8 @@ namespace stream_cqsa {
 namespace {
 
 constexpr std::size_t buffer_limit = std::size_t{1} << 20;
+/// From a page on, a write costs less than reading and writing the rest of its row.
+constexpr std::size_t shortest_write = std::size_t{4} << 10;
 
 std::size_t to_size(std::int64_t value) { return static_cast<std::size_t>(value); }
 
@@ -70,18 +72,14 @@ FileSink::FileSink(TensorDesc desc, std::unique_ptr<PartialFile> file, const std
 void FileSink::write(const Block& block, std::span<const std::byte> from) {
   check_block(desc_, block, from.size(), size_of(desc_.dtype));
   if (from.empty()) return;
-  const bool whole_rows = block.heads.size() == desc_.heads;
-  const bool packed = desc_.layout == Layout::bshd ? whole_rows : block.heads.size() == 1;
-  if (packed || block.tokens.size() == 1) {
-    // Of one token, a block is in file order with either layout wherever heads are adjacent.
-    const std::int64_t first =
-        vector_index(desc_, block.batch, block.tokens.begin, block.heads.begin);
-    if (packed || desc_.layout == Layout::bshd || desc_.tokens == 1) {
-      write_vectors(first, from);
-      return;
-    }
-  }
-  if (desc_.layout == Layout::bshd) {
+  const bool bshd = desc_.layout == Layout::bshd;
+  const bool one_run = bshd ? block.heads.size() == desc_.heads || block.tokens.size() == 1
+                            : block.heads.size() == 1 || desc_.tokens == 1;
+  if (one_run) {
+    write_vectors(vector_index(desc_, block.batch, block.tokens.begin, block.heads.begin), from);
+  } else if (bshd && to_size(block.heads.size()) * vector_bytes_ >= shortest_write) {
+    write_by_token(block, from);
+  } else if (bshd) {
     overlay_heads(block, from);
   } else {
     write_by_head(block, from);
@@ -90,6 +88,16 @@ void FileSink::write(const Block& block, std::span<const std::byte> from) {
 
 void FileSink::write_vectors(std::int64_t first, std::span<const std::byte> from) {
   file_->file().write_at(offset_ + static_cast<std::uint64_t>(first) * vector_bytes_, from);
+}
+
+/// bshd, some heads, long vectors: each token's part of its row is written where it belongs.
+void FileSink::write_by_token(const Block& block, std::span<const std::byte> from) {
+  const std::size_t part_bytes = to_size(block.heads.size()) * vector_bytes_;
+  for (std::int64_t token = block.tokens.begin; token < block.tokens.end; ++token) {
+    write_vectors(vector_index(desc_, block.batch, token, block.heads.begin),
+                  from.first(part_bytes));
+    from = from.subspan(part_bytes);
+  }
 }
 
 /// bshd, some heads: whole token rows are read, changed and written back, since many short writes

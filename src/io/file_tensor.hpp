@@ -29,7 +29,8 @@ class FileSource final : public TensorSource {
 };
 
 /// Writes `header` and then the tensor, in requests of about 1 MiB or more wherever the block is
-/// that large. Memory: one buffer of 1 MiB, or of one token row where that is longer.
+/// that large, except that with bshd a part of the heads of 4 KiB or more a token goes token by
+/// token. Memory: one buffer of 1 MiB, or of one token row where that is longer.
 class FileSink final : public TensorSink {
  public:
   /// Takes the file's full size at once; what is never written stays zero. Throws Error.
@@ -39,6 +40,7 @@ class FileSink final : public TensorSink {
 
  private:
   void write_vectors(std::int64_t first, std::span<const std::byte> from);
+  void write_by_token(const Block& block, std::span<const std::byte> from);
   void overlay_heads(const Block& block, std::span<const std::byte> from);
   void write_by_head(const Block& block, std::span<const std::byte> from);
 

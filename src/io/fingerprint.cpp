@@ -2,29 +2,26 @@
 
 #include <cstring>
 
+#include "io/splitmix64.hpp"
+
 namespace stream_cqsa {
 namespace {
 
-// The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
-std::uint64_t mix(std::uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
+using splitmix64::golden_gamma;
+using splitmix64::mix;
 
 std::uint64_t hash_vector(const std::byte* data, std::size_t bytes, std::uint64_t first_word) {
-  constexpr std::uint64_t golden = 0x9e3779b97f4a7c15u;
   std::uint64_t sum = 0;
   std::size_t at = 0;
   for (; at + 8 <= bytes; at += 8) {
     std::uint64_t word;
     std::memcpy(&word, data + at, 8);
-    sum += mix(word + golden * ++first_word);
+    sum += mix(word + golden_gamma * ++first_word);
   }
   if (at < bytes) {
     std::uint64_t word = 0;
     std::memcpy(&word, data + at, bytes - at);
-    sum += mix(word + golden * ++first_word);
+    sum += mix(word + golden_gamma * ++first_word);
   }
   return sum;
 }
@@ -44,9 +41,12 @@ NonFinite count_non_finite(const std::byte* data, std::int64_t count, Bits expon
 
 NonFinite count_non_finite(DType dtype, const std::byte* data, std::int64_t count) {
   switch (dtype) {
-    case DType::f16: return count_non_finite<std::uint16_t>(data, count, 0x7c00, 0x8000);
-    case DType::bf16: return count_non_finite<std::uint16_t>(data, count, 0x7f80, 0x8000);
-    case DType::f32: return count_non_finite<std::uint32_t>(data, count, 0x7f800000, 0x80000000);
+    case DType::f16:
+      return count_non_finite<std::uint16_t>(data, count, 0x7c00, 0x8000);
+    case DType::bf16:
+      return count_non_finite<std::uint16_t>(data, count, 0x7f80, 0x8000);
+    case DType::f32:
+      return count_non_finite<std::uint32_t>(data, count, 0x7f800000, 0x80000000);
     case DType::f64:
       return count_non_finite<std::uint64_t>(data, count, 0x7ff0000000000000, 0x8000000000000000);
   }

@@ -11,6 +11,7 @@
 #include "io/npy_header.hpp"
 #include "io/partial_file.hpp"
 #include "io/safetensors_header.hpp"
+#include "io/stored_tensor.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/files.hpp"
 
@@ -37,6 +38,7 @@ std::vector<std::byte> read_header(File& file, std::uint64_t file_size, std::uin
   return start;
 }
 
+/// `path` for messages.
 std::unique_ptr<TensorSource> open_format(Format format, const std::string& path,
                                           const std::string& names, Layout layout,
                                           std::unique_ptr<File> file) {
@@ -48,7 +50,7 @@ std::unique_ptr<TensorSource> open_format(Format format, const std::string& path
   } else {
     const auto start = read_header(*file, size, safetensors_prefix_bytes, safetensors_header_bytes);
     found = find_tensor(parse_safetensors_header(start, size), names);
-    found.name = fmt::format("{}:{}", path, found.name);
+    found.name = fmt::format("{}:{}", path, printable(found.name));
   }
   TensorDesc desc = describe(found.tensor, layout, std::move(found.name));
   return std::make_unique<FileSource>(std::move(desc), std::move(file), found.tensor.offset);
@@ -59,10 +61,11 @@ void check_regular(const std::filesystem::path& path) {
   std::error_code error;
   const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) {
-    throw InputError(fmt::format("{} cannot be opened: {}", path.string(), error.message()));
+    throw InputError(
+        fmt::format("{} cannot be opened: {}", printable(path.string()), error.message()));
   }
   if (!std::filesystem::is_regular_file(status)) {
-    throw InputError(fmt::format("{} is not a regular file", path.string()));
+    throw InputError(fmt::format("{} is not a regular file", printable(path.string())));
   }
 }
 
@@ -70,10 +73,11 @@ void check_output(const std::filesystem::path& path, bool overwrite) {
   std::error_code ignored;
   if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored))) return;
   if (!std::filesystem::is_regular_file(path, ignored)) {
-    throw InputError(fmt::format("{} exists and is not a regular file", path.string()));
+    throw InputError(fmt::format("{} exists and is not a regular file", printable(path.string())));
   }
   if (!overwrite) {
-    throw InputError(fmt::format("{} exists; use --overwrite, or another name", path.string()));
+    throw InputError(
+        fmt::format("{} exists; use --overwrite, or another name", printable(path.string())));
   }
 }
 
@@ -91,9 +95,9 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
     throw InputError(error.what());
   }
   try {
-    return open_format(format, path.string(), tensor, layout, std::move(file));
+    return open_format(format, printable(path.string()), tensor, layout, std::move(file));
   } catch (const InputError& error) {
-    throw InputError(fmt::format("{} {}", path.string(), error.what()));
+    throw InputError(fmt::format("{} {}", printable(path.string()), error.what()));
   } catch (const Error& error) {
     throw InputError(error.what());
   }
@@ -104,7 +108,8 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           bool overwrite, const FileOpener& open) {
   const Format format = format_of(path);
   TensorDesc named = desc;
-  named.name = format == Format::npy ? path.string() : fmt::format("{}:{}", path.string(), tensor);
+  named.name = printable(format == Format::npy ? path.string()
+                                               : fmt::format("{}:{}", path.string(), tensor));
   check_desc(named);
   const auto shape = named.shape();
   std::string header;
@@ -112,7 +117,7 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
     header = format == Format::npy ? format_npy_header(named.dtype, shape)
                                    : format_safetensors_header(tensor, named.dtype, shape);
   } catch (const InputError& error) {
-    throw InputError(fmt::format("{}: {}", path.string(), error.what()));
+    throw InputError(fmt::format("{}: {}", printable(path.string()), error.what()));
   }
   check_output(path, overwrite);
   std::unique_ptr<PartialFile> file;

@@ -2,40 +2,135 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <system_error>
 #include <utility>
 
+#include "io/stored_tensor.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
 namespace {
 
+std::string reason_of(int error) { return std::generic_category().message(error); }
+
 /// A rename is durable only when its directory is.
 void sync_directory(const std::filesystem::path& directory) {
-  const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const Descriptor opened(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   // Some file systems neither open nor flush directories; the name is in place all the same.
-  if (descriptor < 0) return;
-  const int status = ::fsync(descriptor);
+  if (opened.number() < 0) return;
+  if (::fsync(opened.number()) != 0 && errno != EINVAL && errno != ENOTSUP) {
+    const int reason = errno;
+    throw Error(fmt::format("directory {} cannot be flushed to storage: {}",
+                            printable(directory.string()), reason_of(reason)));
+  }
+}
+
+std::filesystem::path partial_name(std::filesystem::path path) { return path += ".partial"; }
+
+/// Not through a symbolic link: a stale one could name an input.
+Descriptor open_regular(const std::filesystem::path& path) {
+  constexpr mode_t permissions = 0666;
+  int number = 0;
+  do {
+    // O_NONBLOCK is for pipes, which are refused below.
+    number =
+        ::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, permissions);
+  } while (number < 0 && errno == EINTR);
   const int reason = errno;
-  ::close(descriptor);
-  if (status != 0 && reason != EINVAL && reason != ENOTSUP) {
-    throw Error(fmt::format("directory {} cannot be flushed to storage: {}", directory.string(),
-                            std::generic_category().message(reason)));
+  Descriptor opened(number);
+  const std::string name = printable(path.string());
+  struct stat status {};
+  if (number < 0 && ::lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode)) {
+    throw InputError(fmt::format("{} is a symbolic link; remove it, or use another name", name));
+  }
+  if (number < 0) {
+    throw InputError(fmt::format("{} cannot be created: {}", name, reason_of(reason)));
+  }
+  if (::fstat(number, &status) != 0 || !S_ISREG(status.st_mode)) {
+    throw InputError(fmt::format("{} is not a regular file; remove it, or use another name", name));
+  }
+  return opened;
+}
+
+/// Open MPI locks whole files on NFS by fcntl(), and there flock() is a lock of the same kind but
+/// of another owner: it would wait for ours forever.
+bool has_own_locks(int descriptor) {
+  struct statfs system {};
+  return ::fstatfs(descriptor, &system) != 0 || system.f_type != NFS_SUPER_MAGIC;
+}
+
+void lock(int descriptor, const std::filesystem::path& path) {
+  int status = 0;
+  do {
+    status = ::flock(descriptor, LOCK_EX | LOCK_NB);
+  } while (status != 0 && errno == EINTR);
+  if (status == 0) return;
+  const int reason = errno;
+  const std::string name = printable(path.string());
+  if (reason == EWOULDBLOCK) {
+    throw InputError(fmt::format(
+        "{} is being written by another run; wait for its end, or use another name", name));
+  }
+  // Some file systems have no locks; there, runs to one output are not kept apart.
+  if (reason == ENOLCK || reason == EOPNOTSUPP || reason == ENOSYS) return;
+  throw InputError(fmt::format("{} cannot be locked: {}", name, reason_of(reason)));
+}
+
+/// Whether `path` itself, not the target of a link, is the open file.
+bool names(const std::filesystem::path& path, int descriptor) {
+  struct stat named {};
+  struct stat opened {};
+  return ::lstat(path.c_str(), &named) == 0 && ::fstat(descriptor, &opened) == 0 &&
+         named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
+}
+
+/// The file at `path`, created or as a killed run left it, locked while the descriptor lives.
+Descriptor open_locked(const std::filesystem::path& path) {
+  for (;;) {
+    Descriptor opened = open_regular(path);
+    if (!has_own_locks(opened.number())) return opened;
+    lock(opened.number(), path);
+    // Between open and lock, the run that held the lock may have renamed or removed the file.
+    if (names(path, opened.number())) return opened;
   }
 }
 
 }  // namespace
 
+Descriptor::Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  std::swap(number_, other.number_);
+  return *this;
+}
+
+Descriptor::~Descriptor() {
+  if (number_ >= 0) ::close(number_);
+}
+
 PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open)
-    : path_(std::move(path)),
-      partial_(path_),
-      file_(open(partial_ += ".partial", FileMode::create)) {}
+    : path_(std::move(path)), partial_(partial_name(path_)), lock_(open_locked(partial_)) {
+  try {
+    file_ = open(partial_, FileMode::create);
+  } catch (...) {
+    remove_partial();
+    throw;
+  }
+}
 
 PartialFile::~PartialFile() {
-  if (partial_.empty()) return;
+  if (!partial_.empty()) remove_partial();
+}
+
+/// While the lock is held: after it, the name may be another run's.
+void PartialFile::remove_partial() {
   file_.reset();
   std::error_code ignored;
   std::filesystem::remove(partial_, ignored);
@@ -47,10 +142,11 @@ void PartialFile::commit() {
   std::error_code error;
   std::filesystem::rename(partial_, path_, error);
   if (error) {
-    throw Error(fmt::format("{} cannot be renamed to {}: {}", partial_.string(), path_.string(),
-                            error.message()));
+    throw Error(fmt::format("{} cannot be renamed to {}: {}", printable(partial_.string()),
+                            printable(path_.string()), error.message()));
   }
   partial_.clear();
+  lock_ = Descriptor(-1);
   sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
 }
 

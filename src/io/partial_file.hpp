@@ -8,10 +8,26 @@
 
 namespace stream_cqsa {
 
-/// `path`.partial until commit(); removed if destroyed before.
+/// A descriptor that closes itself.
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number_(number) {}
+  Descriptor(Descriptor&& other) noexcept;
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  ~Descriptor();
+
+  int number() const { return number_; }  ///< negative: none
+
+ private:
+  int number_;
+};
+
+/// `path`.partial until commit(); removed if destroyed before. Of several at one path, in one
+/// process or in many, only the first that lives can be made: it holds a lock on the file.
 class PartialFile {
  public:
-  /// Throws what `open` throws.
+  /// Throws InputError when `path`.partial is being written by another, is not a regular file (a
+  /// symbolic link is not followed) or cannot be created, and what `open` throws.
   PartialFile(std::filesystem::path path, const FileOpener& open);
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
@@ -23,8 +39,11 @@ class PartialFile {
   void commit();
 
  private:
+  void remove_partial();
+
   std::filesystem::path path_;
   std::filesystem::path partial_;
+  Descriptor lock_;
   std::unique_ptr<File> file_;
 };
 

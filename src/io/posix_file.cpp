@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <system_error>
 
+#include "io/stored_tensor.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/files.hpp"
 
@@ -18,11 +19,11 @@ constexpr std::size_t largest_request = std::size_t{1} << 30;
 
 class PosixFile final : public File {
  public:
-  PosixFile(const std::filesystem::path& path, FileMode mode) : path_(path.string()) {
+  PosixFile(const std::filesystem::path& path, FileMode mode) : path_(printable(path.string())) {
     const int flags = mode == FileMode::read ? O_RDONLY : O_RDWR | O_CREAT | O_TRUNC;
     constexpr mode_t permissions = 0666;
     do {
-      descriptor_ = ::open(path_.c_str(), flags | O_CLOEXEC, permissions);
+      descriptor_ = ::open(path.c_str(), flags | O_CLOEXEC, permissions);
     } while (descriptor_ < 0 && errno == EINTR);
     if (descriptor_ < 0) fail(mode == FileMode::read ? "cannot be opened" : "cannot be created");
   }
@@ -79,7 +80,7 @@ class PosixFile final : public File {
     throw Error(fmt::format("{} {}: {}", path_, what, std::generic_category().message(reason)));
   }
 
-  std::string path_;
+  std::string path_;  ///< for messages
   int descriptor_ = -1;
 };
 

@@ -136,6 +136,10 @@ class EntryReader {
 }  // namespace
 
 std::vector<SafetensorsEntry> parse_safetensors_json(std::string_view json) {
+  // The format asks for it. The JSON parser alone would take white space or a byte order mark too.
+  if (!json.starts_with('{')) {
+    throw InputError("has a malformed .safetensors header: not JSON that starts with '{'");
+  }
   EntryReader reader;
   nlohmann::json::sax_parse(json.begin(), json.end(), &reader);
   return reader.take();

@@ -9,6 +9,12 @@
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
+namespace {
+
+std::string escaped(char c) { return fmt::format("\\x{:02x}", static_cast<unsigned char>(c)); }
+
+}  // namespace
+
 
 std::optional<std::uint64_t> checked_bytes(std::span<const std::uint64_t> shape,
                                            std::uint64_t element_bytes) {
@@ -65,10 +71,19 @@ std::string in_quotes(std::string_view text) {
     if (c >= 0x20 && c < 0x7f) {
       out += c;
     } else {
-      out += fmt::format("\\x{:02x}", static_cast<unsigned char>(c));
+      out += escaped(c);
     }
   }
   return out + (text.size() > longest ? "...'" : "'");
+}
+
+std::string printable(std::string_view name) {
+  std::string out;
+  for (const char c : name) {
+    const bool control = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+    out += control ? escaped(c) : std::string(1, c);
+  }
+  return out;
 }
 
 }  // namespace stream_cqsa

@@ -35,4 +35,7 @@ TensorDesc describe(const StoredTensor& tensor, Layout layout, std::string name)
 /// shortens what is long.
 std::string in_quotes(std::string_view text);
 
+/// A file's name, fit for a one-line message: escapes control characters, and nothing else.
+std::string printable(std::string_view name);
+
 }  // namespace stream_cqsa

@@ -6,18 +6,13 @@
 #include <utility>
 
 #include "io/blocks.hpp"
+#include "io/splitmix64.hpp"
 
 namespace stream_cqsa {
 namespace {
 
-constexpr std::uint64_t golden_gamma = 0x9e3779b97f4a7c15;
-
-/// The finaliser of splitmix64 (Steele, Lea and Flood 2014; Vigna's constants).
-constexpr std::uint64_t mix(std::uint64_t z) {
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-  z = (z ^ z >> 27) * 0x94d049bb133111eb;
-  return z ^ z >> 31;
-}
+using splitmix64::golden_gamma;
+using splitmix64::mix;
 
 constexpr std::uint64_t key_of(std::uint64_t seed, std::uint32_t stream) {
   return mix(mix(seed + golden_gamma) + (stream + 1) * golden_gamma);

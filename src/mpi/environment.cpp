@@ -3,6 +3,7 @@
 #include <mpi.h>
 
 #include <array>
+#include <cstdlib>
 
 #include "mpi/error.hpp"
 #include "stream_cqsa/error.hpp"
@@ -10,6 +11,10 @@
 namespace stream_cqsa {
 
 MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
+  // We have no shared file pointers. Open MPI prepares them for every file that it opens all the
+  // same, and its component sm does so in files whose names programs that start at once on one
+  // machine can share. What the user chose stands; other MPI libraries do not look.
+  ::setenv("OMPI_MCA_sharedfp", "^sm", 0);
   int provided = MPI_THREAD_SINGLE;
   STREAM_CQSA_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   try {

@@ -8,6 +8,7 @@
 #include <string>
 #include <system_error>
 
+#include "io/stored_tensor.hpp"
 #include "mpi/error.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -28,11 +29,11 @@ std::string storage_reason() {
 
 class MpiFile final : public File {
  public:
-  MpiFile(const std::filesystem::path& path, FileMode mode) : path_(path.string()) {
+  MpiFile(const std::filesystem::path& path, FileMode mode) : path_(printable(path.string())) {
     const bool read = mode == FileMode::read;
     const int flags = read ? MPI_MODE_RDONLY : MPI_MODE_RDWR | MPI_MODE_CREATE;
     errno = 0;
-    check(MPI_File_open(MPI_COMM_SELF, path_.c_str(), flags, MPI_INFO_NULL, &handle_),
+    check(MPI_File_open(MPI_COMM_SELF, path.c_str(), flags, MPI_INFO_NULL, &handle_),
           read ? "cannot be opened" : "cannot be created");
     try {
       if (!read) resize(0);
@@ -110,7 +111,7 @@ class MpiFile final : public File {
                             reason.empty() ? "" : ": ", reason));
   }
 
-  std::string path_;
+  std::string path_;  ///< for messages
   MPI_File handle_ = MPI_FILE_NULL;
 };
 

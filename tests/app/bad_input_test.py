@@ -7,7 +7,7 @@ import unittest
 
 import numpy as np
 
-from cli import PROGRAM, CliTest, run_program, write_safetensors
+from cli import PROGRAM, CliTest, write_safetensors
 
 
 class BadInput(CliTest):
@@ -86,8 +86,10 @@ class BadInput(CliTest):
                               ("--chunks", "20001"), ("--chunks", "-3"), ("--chunks", "x"),
                               ("--layout", "hbsd"), ("--scale", "nan"), ("--output-dtype", "f8"),
                               ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
-                              ("--heads-per-group", "9"), ("--threads", "-1")]:
+                              ("--heads-per-group", "9"), ("--threads", "-1"), ("--plan", self.folder)]:
             self.refuse_run(option, value)
+        self.refuse("generate", "--shape", "1,2,3,4", "--dtype", "f64", "--query", self.path("o.npy"), "--key",
+                    self.path("o.k.npy"), "--value", self.path("o.v.npy"), names=["f64"])
         self.refuse("run", "--input", "synthetic:x", "--shape", "1,2,3,4", "--output", self.path("o.npy"))
         for shape in ("1,2,3", "1,2,3,4,5", "1,2,3,0", "1,2,3,x", "1,2,3,4,", ""):
             self.refuse("run", "--input", "synthetic:1", "--shape", shape, "--output", self.path("o.npy"))
@@ -108,6 +110,15 @@ class BadInput(CliTest):
         self.refuse("run", *self.inputs(), "--output", self.path("o.txt"), names=["o.txt"])
         self.refuse("run", *self.inputs(), "--output", self.path("none") / "o.npy", names=["directory"])
         self.refuse_run("--lse", self.path("o.npy"), names=["two outputs"])
+        for option in ("--report", "--trace"):
+            self.refuse_run(option, self.path("q.npy"), names=["is an input"])
+            self.refuse_run(option, self.path("there.npy"), names=["exists"])
+            self.refuse_run(option, self.folder, names=[str(self.folder)])
+        self.refuse("plan", *self.inputs(), "--svg", self.path("q.npy"), names=["is an input"])
+        self.refuse("plan", *self.inputs(), "--svg", self.path("q.npy"), "--overwrite", names=["is an input"])
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([PROGRAM, "plan", *map(str, self.inputs())], stdout=full, stderr=subprocess.PIPE)
+            self.assertEqual(done.returncode, 1)
         self.refuse_run("--output-dtype", "bf16", names=["bf"])
 
 
@@ -116,15 +127,24 @@ class MidRun(CliTest):
     def leaves_nothing(self):
         self.assertEqual([path.name for path in self.folder.iterdir() if "o." in path.name], [])
 
+    def start(self, *options):
+        """Starts a run and waits until its output has its full size, with hardly anything in it."""
+        command = [PROGRAM, "run", *map(str, self.inputs()), "--output", str(self.path("o.npy")), "--quiet",
+                   *options]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        partial = self.path("o.npy.partial")
+        while process.poll() is None and not (partial.exists() and partial.stat().st_size > 0):
+            time.sleep(0.001)
+        return process
+
     def test_a_disk_that_fills(self):
-        self.save_inputs(shape=(1, 4000, 2, 64))
-        def small_files():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (300000, 300000))
-        done = run_program("run", *self.inputs(), "--output", self.path("o.npy"), "--quiet",
-                           preexec_fn=small_files)
-        self.assertEqual(done.returncode, 1, done.stderr)
+        self.save_inputs(shape=(1, 12000, 1, 64))
+        with self.start("--chunks", "7", "--threads", "1") as process:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+            error = process.communicate()[1]
+        self.assertEqual(process.returncode, 1, error)
         # Open MPI may say something of its own before.
-        line = done.stderr.strip().splitlines()[-1]
+        line = error.strip().splitlines()[-1]
         self.assertTrue(line.startswith("stream-cqsa: "), line)
         self.assertIn("o.npy", line)
         self.assertIn("File too large", line)
@@ -132,11 +152,7 @@ class MidRun(CliTest):
 
     def test_an_input_that_becomes_unreadable(self):
         self.save_inputs(shape=(1, 30000, 1, 64))
-        command = [PROGRAM, "run", *map(str, self.inputs()), "--output", str(self.path("o.npy")), "--quiet",
-                   "--host-memory", "12MiB", "--device-memory", "3MiB", "--threads", "1"]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            while not self.path("o.npy.partial").exists() and process.poll() is None:
-                time.sleep(0.001)
+        with self.start("--host-memory", "12MiB", "--device-memory", "3MiB", "--threads", "1") as process:
             with open(self.path("k.npy"), "r+b") as file:
                 file.truncate(4096)
             error = process.communicate()[1]

@@ -12,6 +12,12 @@ import numpy as np
 
 PROGRAM = os.environ["STREAM_CQSA_PROGRAM"]
 
+# Open MPI without a launcher of its own starts at once, but keeps its files in a folder that all such
+# processes of a machine would share: each test program has another.
+SESSIONS = tempfile.TemporaryDirectory(prefix="stream-cqsa-mpi-")
+os.environ["OMPI_MCA_ess_singleton_isolated"] = "1"
+os.environ["OMPI_MCA_orte_tmpdir_base"] = SESSIONS.name
+
 
 def run_program(*arguments, **keywords):
     """Runs stream-cqsa and returns the finished process, with text output."""

@@ -75,6 +75,23 @@ BOOST_AUTO_TEST_CASE(small_covers_are_optimal) {
   }
 }
 
+// The sizes of the smallest covers, as published: of c = 3, 4, ..., 111.
+BOOST_AUTO_TEST_CASE(covers_up_to_111_have_the_published_optimum) {
+  const std::vector<std::int64_t> optimum = {
+      2, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 6, 5, 6,
+      6, 6, 6, 6, 6, 6, 7, 7, 6, 7, 7, 7, 7, 7, 7, 8, 7, 8, 8, 8,
+      8, 8, 8, 8, 8, 8, 8, 8, 8, 9, 9, 9, 9, 9, 8, 9, 9, 9, 9, 9,
+      9, 9, 9, 10, 10, 10, 10, 10, 10, 10, 9, 10, 10, 10, 10, 10, 10, 11, 11, 11,
+      11, 11, 11, 11, 11, 11, 11, 11, 10, 11, 11, 12, 11, 12, 12, 12, 12, 12, 12, 12,
+      12, 12, 12, 12, 12, 12, 12, 12, 12};
+  BOOST_REQUIRE(optimum.size() == 109u);
+  for (std::size_t i = 0; i < optimum.size(); ++i) {
+    const auto c = static_cast<std::int64_t>(i) + 3;
+    BOOST_TEST(difference_cover(c).size() == optimum[i], "c " << c);
+    BOOST_TEST(difference_cover_size(c) == optimum[i], "c " << c);
+  }
+}
+
 BOOST_AUTO_TEST_CASE(known_covers) {
   BOOST_TEST(difference_cover(1).residues == std::vector<std::int32_t>({0}));
   BOOST_TEST(difference_cover(2).residues == std::vector<std::int32_t>({0, 1}));

@@ -162,6 +162,8 @@ BOOST_AUTO_TEST_CASE(safetensors_bad_json) {
   const auto error = [](const std::string& header) { return safetensors_error(header, 0); };
   BOOST_TEST(contains(error("not json"), "not JSON"));
   BOOST_TEST(contains(error("{} {}"), "not JSON"));
+  BOOST_TEST(contains(error("\xef\xbb\xbf{}"), "starts with '{'"));
+  BOOST_TEST(contains(error(" {}"), "starts with '{'"));
   BOOST_TEST(contains(error("{\"\xff\":1}"), "not JSON"));
   BOOST_TEST(contains(error("[]"), "malformed"));
   BOOST_TEST(contains(error("7"), "malformed"));

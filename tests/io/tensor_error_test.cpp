@@ -79,6 +79,63 @@ BOOST_AUTO_TEST_CASE(outputs_that_cannot_be_created) {
   BOOST_TEST(contains(create_error(folder / "e.npy", empty), "at least 1"));
 }
 
+BOOST_AUTO_TEST_CASE(one_sink_at_a_time_for_an_output) {
+  const TemporaryDirectory folder;
+  const auto path = folder / "o.npy";
+  const auto another = [&] {
+    return message_of<InputError>([&] { create_tensor(path, "", small_desc(), true); });
+  };
+  const std::string refused = "o.npy.partial is being written by another run";
+  const std::string data(768, 'x');
+  {
+    const auto first = create_tensor(path, "", small_desc(), true);
+    first->write({0, {0, 6}, {0, 4}}, bytes_of(data));
+    BOOST_TEST(contains(another(), refused));
+    BOOST_TEST(contains(another(), refused));  // the one refused did not remove it
+    BOOST_TEST(read_file(folder / "o.npy.partial").ends_with(data));
+  }
+  BOOST_TEST(folder.empty());
+  const auto first = create_tensor(path, "", small_desc(), true);
+  BOOST_TEST(contains(another(), refused));
+  first->write({0, {0, 6}, {0, 4}}, bytes_of(data));
+  first->commit();
+  BOOST_TEST(another() == "nothing thrown");
+  create_tensor(path, "", lse_desc(1, 1, 1), true)->commit();
+  BOOST_TEST(read_file(path).size() == 128u + 4u);
+}
+
+BOOST_AUTO_TEST_CASE(what_a_partial_name_links_to_stays) {
+  const TemporaryDirectory folder;
+  write_file(folder / "q.npy", "precious");
+  for (const std::string target : {"q.npy", "none.npy", "o.npy.partial"}) {
+    std::filesystem::create_symlink(folder / target, folder / "o.npy.partial");
+    BOOST_TEST(contains(create_error(folder / "o.npy", small_desc()), "is a symbolic link"));
+    BOOST_TEST(read_file(folder / "q.npy") == "precious");
+    BOOST_TEST(!std::filesystem::exists(folder / "none.npy"));
+    BOOST_TEST(std::filesystem::remove(folder / "o.npy.partial"));
+  }
+  BOOST_REQUIRE(::mkfifo((folder / "o.npy.partial").c_str(), 0600) == 0);
+  BOOST_TEST(contains(create_error(folder / "o.npy", small_desc()), "not a regular file"));
+}
+
+BOOST_AUTO_TEST_CASE(an_opener_that_fails_leaves_nothing) {
+  const TemporaryDirectory folder;
+  const FileOpener failing = [](const std::filesystem::path&, FileMode) -> std::unique_ptr<File> {
+    throw Error("no");
+  };
+  BOOST_CHECK_THROW(create_tensor(folder / "o.npy", "", small_desc(), false, failing), InputError);
+  BOOST_TEST(folder.empty());
+}
+
+BOOST_AUTO_TEST_CASE(names_with_control_characters_keep_messages_on_one_line) {
+  const TemporaryDirectory folder;
+  BOOST_TEST(contains(open_error(folder / "a\nb.npy"), "a\\x0ab.npy cannot be opened"));
+  write_file(folder / "a\nb.npy", "");
+  BOOST_TEST(contains(open_error(folder / "a\nb.npy"), "a\\x0ab.npy is not"));
+  BOOST_TEST(contains(create_error(folder / "a\nb.npy", small_desc()), "a\\x0ab.npy exists"));
+  BOOST_TEST(contains(create_error(folder / "no\n/o.npy", small_desc()), "no\\x0a/o.npy"));
+}
+
 BOOST_AUTO_TEST_CASE(blocks_outside_of_the_tensor_are_errors) {
   const TemporaryDirectory folder;
   const auto sink = create_tensor(folder / "o.npy", "", small_desc(), false);

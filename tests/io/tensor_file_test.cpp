@@ -200,6 +200,29 @@ BOOST_AUTO_TEST_CASE(head_groups_are_written_in_large_requests) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(long_parts_of_token_rows_are_written_alone) {
+  const TemporaryDirectory folder;
+  std::mt19937_64 random(7);
+  // Parts of 4096 bytes a token are written alone, those of 4092 are not.
+  for (const std::int64_t dim : {1024, 1023}) {
+    const TensorDesc desc{"o", DType::f32, Layout::bshd, 4, 2, 20, 3, dim};
+    const Case one{desc, random_elements(random, desc.dtype, desc.elements())};
+    Requests requests;
+    const auto sink = create_tensor(folder / "o.npy", "", desc, true, counting(requests));
+    requests = {};
+    for (std::int64_t h = 0; h < 3; ++h) {
+      for (std::int64_t b = 0; b < 2; ++b) {
+        const Block block{b, {0, 20}, {h, h + 1}};
+        sink->write(block, bytes_of(block_of(desc, one.data, block, Layout::bshd, 4)));
+      }
+    }
+    BOOST_TEST(requests.reads == (dim == 1024 ? 0 : 6));
+    BOOST_TEST(requests.writes == (dim == 1024 ? 6 * 20 : 6));
+    sink->commit();
+    BOOST_TEST(read_file(folder / "o.npy").ends_with(one.data));
+  }
+}
+
 BOOST_AUTO_TEST_CASE(token_rows_longer_than_the_buffer) {
   const TemporaryDirectory folder;
   const TensorDesc desc{"o", DType::f64, Layout::bshd, 3, 1, 3, 3, 70'000};
