@@ -44,6 +44,10 @@ std::string usage() {
 
 int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
   const std::string first = arguments.empty() ? "" : arguments.front();
+  if (mpi.size() > 1) {
+    throw stream_cqsa::InputError(fmt::format(
+        "started on {} ranks and works on one; use mpirun --bind-to none -n 1", mpi.size()));
+  }
   if (first == "--version") return stream_cqsa::print_version();
   if (first == "--help" || first == "-h") return fmt::print("{}", usage()), 0;
   for (const Command& command : commands) {
@@ -64,7 +68,7 @@ int main(int argc, char** argv) {
     try {
       return dispatch({argv + 1, argv + argc}, mpi);
     } catch (const stream_cqsa::InputError& error) {
-      fmt::print(stderr, "stream-cqsa: {}\n", error.what());
+      if (mpi.rank() == 0) fmt::print(stderr, "stream-cqsa: {}\n", error.what());
       return 2;
     }
   } catch (const std::exception& error) {

@@ -12,8 +12,10 @@
 
 namespace stream_cqsa {
 
-Progress::Progress(const Telemetry& telemetry, const Plan& plan, std::uint64_t total_scores)
+Progress::Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+                   std::uint64_t total_scores)
     : telemetry_(telemetry),
+      backend_(backend),
       subproblems_(plan.subproblem_count()),
       total_scores_(total_scores),
       flops_per_score_(4.0 * static_cast<double>(plan.problem().head_dim)),
@@ -35,7 +37,9 @@ Progress::~Progress() {
 }
 
 void Progress::show(bool last) const {
-  const auto scores = static_cast<double>(telemetry_.scores_done());
+  // The backend counts while a kernel runs, masked scores of partial tiles included.
+  const auto scores = static_cast<double>(
+      std::min(std::max(telemetry_.scores_done(), backend_.scores_computed()), total_scores_));
   const double done = total_scores_ > 0 ? scores / static_cast<double>(total_scores_) : 1.0;
   const double elapsed = now_seconds() - begin_;
   const std::string left =

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 
+#include "stream_cqsa/backend.hpp"
 #include "stream_cqsa/plan.hpp"
 #include "stream_cqsa/telemetry.hpp"
 
@@ -15,7 +16,8 @@ namespace stream_cqsa {
 class Progress {
  public:
   /// total_scores: live scores of the whole run, over all batch entries and query heads.
-  Progress(const Telemetry& telemetry, const Plan& plan, std::uint64_t total_scores);
+  Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+           std::uint64_t total_scores);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -24,6 +26,7 @@ class Progress {
   void show(bool last) const;
 
   const Telemetry& telemetry_;
+  const Backend& backend_;
   std::int64_t subproblems_;
   std::uint64_t total_scores_;
   double flops_per_score_;

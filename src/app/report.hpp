@@ -21,8 +21,12 @@ struct Certificate {
   Fingerprint query, key, value;  ///< of what was read
   Fingerprint output;             ///< of what was written
 
-  /// Every score that the mask keeps was merged, and every sampled row agrees.
-  bool ok() const { return merged_scores == kept_scores && verification.ok(); }
+  std::int64_t output_vectors = 0;  ///< that O has
+
+  /// Every score that the mask keeps was merged, every row was written, every sampled one agrees.
+  bool ok() const {
+    return merged_scores == kept_scores && output.vectors == output_vectors && verification.ok();
+  }
 };
 
 /// A finished run and what it was given.

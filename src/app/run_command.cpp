@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "app/audit.hpp"
 #include "app/commands.hpp"
@@ -109,7 +110,8 @@ RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& 
                       const Inputs& inputs, const Outputs& outputs, Telemetry& telemetry,
                       std::uint64_t kept_scores) {
   std::unique_ptr<Progress> progress;
-  if (!arguments.quiet) progress = std::make_unique<Progress>(telemetry, plan, kept_scores);
+  if (!arguments.quiet)
+    progress = std::make_unique<Progress>(telemetry, backend, plan, kept_scores);
   RunOptions options;
   options.scratch = arguments.resources.scratch;
   return run(plan, inputs, outputs, backend, options, telemetry);
@@ -131,19 +133,24 @@ int execute(const RunArguments& arguments, const Arguments& command) {
       sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
   AuditedSource query(*open.query), key(*open.key), value(*open.value);
   AuditedSink output(*sinks.output, rows);
+  std::optional<AuditedSink> lse;
+  if (sinks.lse) lse.emplace(*sinks.lse, rows);
   Certificate certificate;
   certificate.kept_scores = expected_scores(plan);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
   const RunResult result =
-      run_audited(arguments, plan, *backend, {query, key, value}, {output, sinks.lse.get()},
+      run_audited(arguments, plan, *backend, {query, key, value}, {output, lse ? &*lse : nullptr},
                   *telemetry, total(certificate.kept_scores));
   certificate.merged_scores = result.merged_scores;
   certificate.query = query.fingerprint();
   certificate.key = key.fingerprint();
   certificate.value = value.fingerprint();
   certificate.output = output.fingerprint();
-  certificate.verification =
-      verify_rows(open, rows, [&](const RowIndex& row) { return output.row(row); });
+  certificate.output_vectors =
+      open.problem.batch * open.problem.query_length * open.problem.query_heads;
+  certificate.verification = verify_rows(
+      open, rows, [&](const RowIndex& row) { return output.row(row); },
+      lse ? [&](const RowIndex& row) { return lse->row(row); } : RowValues());
 
   // The result before its description: a report that cannot be written must not cost the output.
   if (certificate.ok()) {
@@ -163,13 +170,9 @@ int execute(const RunArguments& arguments, const Arguments& command) {
 
 }  // namespace
 
-int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
+int run_command(const Arguments& arguments, const MpiEnvironment&) {
   RunArguments run;
   if (!parse_run(arguments, run)) return 0;
-  if (mpi.size() > 1) {
-    throw InputError(
-        fmt::format("run works on one rank and was started on {}; use mpirun -n 1", mpi.size()));
-  }
   if (run.output.output.empty()) throw InputError("no output; give --output FILE");
   Arguments command = arguments;
   command.insert(command.begin(), "run");

@@ -19,6 +19,8 @@ std::vector<RowIndex> sample_rows(const Problem& problem, std::int64_t count, st
 struct VerifiedRow {
   RowIndex row;
   RowCheck check;
+  bool lse_ok = true;
+  bool ok() const { return check.ok && lse_ok; }
 };
 
 struct Verification {
@@ -28,9 +30,12 @@ struct Verification {
   const VerifiedRow& worst() const;
 };
 
-/// Compares each row, fetched by `row_of` ([dim] values of O), with the reference.
+using RowValues = std::function<std::vector<double>(const RowIndex&)>;
+
+/// Compares each row, fetched by `row_of` ([dim] values of O), with the reference; and its lse,
+/// fetched by `lse_of` (one value), where that is given.
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
-                         const std::function<std::vector<double>(const RowIndex&)>& row_of);
+                         const RowValues& row_of, const RowValues& lse_of = nullptr);
 
 /// One line for people: how many rows, the worst error and what is allowed there.
 std::string describe(const Verification& verification);

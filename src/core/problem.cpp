@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numbers>
 
 #include "stream_cqsa/error.hpp"
 
@@ -84,7 +85,7 @@ void validate(const Problem& problem) {
     throw InputError(
         fmt::format("the head dimension is {}; at most 256 is supported", problem.head_dim));
   }
-  if (!std::isfinite(problem.scale)) {
+  if (!std::isfinite(static_cast<float>(problem.scale * std::numbers::log2e))) {
     throw InputError(fmt::format("the scale is {}; it must be finite", problem.scale));
   }
   require_countable(problem);

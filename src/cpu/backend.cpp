@@ -64,12 +64,14 @@ class CpuBackend final : public Backend {
     problem_ = plan.problem();
     device_ = plan.device;
     telemetry_ = &telemetry;
-    const std::int64_t needed = pool_.threads() * KernelScratch::bytes(problem_);
-    if (device_.workspace_bytes < needed) {
-      throw Error(
-          fmt::format("CPU backend: the plan has {} bytes of workspace, {} threads need {}; "
-                      "plan again with this number of threads",
-                      device_.workspace_bytes, pool_.threads(), needed));
+    const std::int64_t needed = KernelScratch::bytes(problem_);
+    // A plan made for fewer threads runs on those, one made for more on all there are.
+    workers_ =
+        static_cast<int>(std::min<std::int64_t>(pool_.threads(), device_.workspace_bytes / needed));
+    if (workers_ < 1) {
+      throw Error(fmt::format(
+          "CPU backend: the plan has {} bytes of workspace and a thread needs {}; plan again",
+          device_.workspace_bytes, needed));
     }
     arena_ = allocate_arena(device_.bytes());
   }
@@ -138,6 +140,7 @@ class CpuBackend final : public Backend {
   DeviceArena device_;
   Telemetry* telemetry_ = nullptr;
   HostBuffer arena_;
+  int workers_ = 0;  ///< threads that the plan has workspace for
   std::atomic<std::uint64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
@@ -238,6 +241,7 @@ void CpuBackend::run_work(const WorkList& work) {
 
   std::atomic<std::size_t> next{0};
   pool_.run([&](int worker) {
+    if (worker >= workers_) return;
     std::byte* memory = arena_.data() + device_.workspace_offset();
     const KernelScratch scratch(memory + worker * KernelScratch::bytes(problem_), problem_);
     while (true) {

@@ -1,22 +1,39 @@
 #include "cpu/thread_pool.hpp"
 
+#include <fmt/format.h>
+#include <sched.h>
+
 #include <algorithm>
+#include <system_error>
 #include <utility>
+
+#include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
 
 int available_threads(int wanted) {
   if (wanted > 0) return wanted;
+  // The cores that this process may run on: a launcher may have bound it to a few.
+  cpu_set_t cores;
+  if (sched_getaffinity(0, sizeof cores, &cores) == 0) return CPU_COUNT(&cores);
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
 ThreadPool::ThreadPool(int threads) {
-  for (int worker = 1; worker < threads; ++worker) {
-    others_.emplace_back([this, worker] { serve(worker); });
+  try {
+    for (int worker = 1; worker < threads; ++worker) {
+      others_.emplace_back([this, worker] { serve(worker); });
+    }
+  } catch (const std::system_error& error) {
+    stop();
+    throw Error(fmt::format("{} threads cannot be started ({}); give fewer --threads", threads,
+                            error.what()));
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;

@@ -29,6 +29,7 @@ class ThreadPool {
   void run(const std::function<void(int)>& body);
 
  private:
+  void stop();
   void serve(int worker);
   void call(const std::function<void(int)>& body, int worker);
 

@@ -3,11 +3,25 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdlib>
+#include <string>
+#include <system_error>
+
+#include "stream_cqsa/error.hpp"
+
 namespace stream_cqsa {
 namespace {
 
 std::unique_ptr<File> open_scratch(const std::filesystem::path& directory) {
-  const auto path = directory / fmt::format("stream-cqsa-accumulators-{}", getpid());
+  // A name of its own: processes of several hosts may share the directory and have equal numbers.
+  std::string path = directory / "stream-cqsa-accumulators-XXXXXX";
+  const int descriptor = mkstemp(path.data());
+  if (descriptor < 0) {
+    throw Error(fmt::format("scratch directory {} cannot be written: {}", directory.string(),
+                            std::generic_category().message(errno)));
+  }
+  ::close(descriptor);
   auto file = open_posix_file(path, FileMode::create);
   // Without a name it goes when the process does, however that ends.
   std::filesystem::remove(path);
@@ -17,17 +31,17 @@ std::unique_ptr<File> open_scratch(const std::filesystem::path& directory) {
 }  // namespace
 
 AccumulatorStore::AccumulatorStore(const Plan& plan, std::byte* memory,
-                                   std::filesystem::path scratch, Telemetry& telemetry,
+                                   const std::filesystem::path& scratch, Telemetry& telemetry,
                                    Abort& abort)
     : plan_(plan),
       memory_(memory),
       slot_bytes_(plan.host.accumulator_bytes),
-      scratch_(std::move(scratch)),
       telemetry_(telemetry),
       monitor_(abort) {
   for (std::int64_t i = plan.host.accumulators; i-- > 0;) {
     free_slots_.push_back(static_cast<std::int32_t>(i));
   }
+  if (plan.placement == AccumulatorPlacement::file) file_ = open_scratch(scratch);
 }
 
 AccumulatorStore::Opened AccumulatorStore::open(const PieceKey& key, std::int64_t subproblem) {
@@ -91,7 +105,6 @@ std::int32_t AccumulatorStore::take_slot(Monitor::Lock& lock) {
 
 void AccumulatorStore::move(Monitor::Lock& lock, const PieceKey& key, Entry& entry,
                             std::int32_t slot, bool out) {
-  if (!file_) file_ = open_scratch(scratch_);
   if (entry.file_slot < 0) {
     if (free_file_slots_.empty()) free_file_slots_.push_back(file_slots_++);
     entry.file_slot = free_file_slots_.back();

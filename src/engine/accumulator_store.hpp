@@ -21,9 +21,10 @@ namespace stream_cqsa {
 /// open. At most as many pieces may be open at once as the plan has accumulators in memory.
 class AccumulatorStore {
  public:
-  /// `memory` holds plan.host.accumulators of plan.host.accumulator_bytes each. The scratch file is
-  /// created, and at once unlinked, only when it is first needed.
-  AccumulatorStore(const Plan& plan, std::byte* memory, std::filesystem::path scratch,
+  /// `memory` holds plan.host.accumulators of plan.host.accumulator_bytes each. Where the
+  /// plan has accumulators in a file, that is created at once, so that a directory that cannot be
+  /// written is found before the work, and unlinked, so that it goes with the process.
+  AccumulatorStore(const Plan& plan, std::byte* memory, const std::filesystem::path& scratch,
                    Telemetry& telemetry, Abort& abort);
 
   struct Opened {
@@ -55,7 +56,6 @@ class AccumulatorStore {
   const Plan& plan_;
   std::byte* memory_;
   std::int64_t slot_bytes_;
-  std::filesystem::path scratch_;
   Telemetry& telemetry_;
   Monitor monitor_;
   std::map<PieceKey, Entry> entries_;

@@ -36,8 +36,8 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       outputs_(outputs),
       memory_(memory),
       // A merge thread holds one accumulator at a time.
-      merge_threads_(static_cast<int>(
-          std::clamp<std::int64_t>(options.merge_threads, 1, plan.host.accumulators))),
+      merge_threads_(static_cast<int>(std::max<std::int64_t>(
+          1, std::min<std::int64_t>(options.merge_threads, plan.host.accumulators)))),
       telemetry_(telemetry),
       monitor_(abort),
       uses_(plan),
@@ -104,7 +104,7 @@ void Assembler::merge_chain(Partial partial) {
   // The same thread goes on with the partials that were waiting for this one: put back into the
   // queue they could stand behind pieces that wait for this piece's accumulator.
   for (;;) {
-    const std::vector<std::int64_t>* quorums;
+    const std::vector<std::int32_t>* quorums;
     std::size_t position;
     {
       const auto lock = monitor_.lock();
@@ -133,7 +133,7 @@ void Assembler::merge_chain(Partial partial) {
   }
 }
 
-void Assembler::merge_one(const Partial& partial, const std::vector<std::int64_t>& quorums,
+void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
                           std::size_t position) {
   const bool last = position + 1 == quorums.size();
   if (quorums.size() == 1) {  // nothing to merge with: finished where it lies

@@ -59,7 +59,7 @@ class Assembler : public PartialReceiver {
 
   void finish_keyless();
   void merge_chain(Partial partial);
-  void merge_one(const Partial& partial, const std::vector<std::int64_t>& quorums,
+  void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
                  std::size_t position);
   void finish(const PieceKey& key, const SoftmaxStates& states);
   void write_pieces();

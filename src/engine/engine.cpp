@@ -94,8 +94,8 @@ std::vector<std::uint64_t> expected_scores(const Plan& plan) {
   std::vector<std::uint64_t> scores;
   for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
-    scores.push_back(heads * static_cast<std::uint64_t>(
-                                 problem.live_scores(queries, {0, problem.key_length})));
+    scores.push_back(
+        heads * static_cast<std::uint64_t>(problem.live_scores(queries, {0, problem.key_length})));
   }
   return scores;
 }

@@ -155,13 +155,18 @@ class Crew {
 
   template <typename Body>
   void start(Body body) {
-    threads_.emplace_back([this, body = std::move(body)]() mutable {
-      try {
-        body();
-      } catch (...) {
-        abort_.fail();
-      }
-    });
+    try {
+      threads_.emplace_back([this, body = std::move(body)]() mutable {
+        try {
+          body();
+        } catch (...) {
+          abort_.fail();
+        }
+      });
+    } catch (...) {
+      abort_.fail();  // no thread to be had: those that run must not wait for this one
+      throw;
+    }
   }
   void join() {
     for (auto& thread : threads_) thread.join();

@@ -6,8 +6,8 @@ namespace stream_cqsa {
 namespace {
 
 // How far schedule may be ahead of submit: enough to read from files across a subproblem boundary.
-// The pinned blocks of the host cache bound it further.
-constexpr std::size_t orders_ahead = 256;
+// A launch among the orders holds a subproblem's pairs, so more of them would cost memory.
+constexpr std::size_t orders_ahead = 16;
 
 std::vector<bool> chunks_on(Side side, const QuorumWork& work) {
   std::vector<bool> on(work.chunks.size(), false);
@@ -45,7 +45,7 @@ Pipeline::Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memo
 void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
                      std::function<void()> finished) {
   crew.start([this, next = std::move(next)] { schedule(next); });
-  for (int i = 0; i < read_threads; ++i) crew.start([this] { cache_.read_blocks(); });
+  for (int i = 0; i < std::max(read_threads, 1); ++i) crew.start([this] { cache_.read_blocks(); });
   crew.start([this] { submit(); });
   crew.start([this, finished = std::move(finished)] {
     drain();
@@ -238,11 +238,13 @@ void Pipeline::deliver_in_flight() {
 
 std::int64_t Pipeline::scores_of(const Launched& launched, std::int32_t position,
                                  Range queries) const {
+  const auto& pairs = launched.work.pairs;  // ascending by query
+  auto pair = std::partition_point(pairs.begin(), pairs.end(),
+                                   [&](const ChunkPair& at) { return at.query < position; });
   std::int64_t scores = 0;
-  for (const ChunkPair& pair : launched.work.pairs) {
-    if (pair.query != position) continue;
+  for (; pair != pairs.end() && pair->query == position; ++pair) {
     scores += plan_.problem().live_scores(
-        queries, launched.work.chunks[static_cast<std::size_t>(pair.key)].keys);
+        queries, launched.work.chunks[static_cast<std::size_t>(pair->key)].keys);
   }
   return scores;
 }

@@ -4,11 +4,12 @@
 
 namespace stream_cqsa {
 
-const std::vector<std::int64_t>& UseTable::quorums(Side side, std::int64_t chunk) {
+const std::vector<std::int32_t>& UseTable::quorums(Side side, std::int64_t chunk) {
   Uses& uses = (side == Side::query ? of_query_ : of_key_)[static_cast<std::size_t>(chunk)];
   if (!uses.known) {
-    uses.quorums = side == Side::query ? plan_.division.quorums_of_query(chunk)
-                                       : plan_.division.quorums_of_key(chunk);
+    const auto quorums = side == Side::query ? plan_.division.quorums_of_query(chunk)
+                                             : plan_.division.quorums_of_key(chunk);
+    uses.quorums.assign(quorums.begin(), quorums.end());
     uses.known = true;
   }
   return uses.quorums;

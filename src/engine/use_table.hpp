@@ -15,14 +15,14 @@ inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 enum class Side { query, key };
 
 /// The subproblems that use each chunk, looked up when first asked for and kept: at most
-/// 16 * c * k bytes. Not thread-safe.
+/// 8 * c * k bytes. Not thread-safe.
 class UseTable {
  public:
   explicit UseTable(const Plan& plan)
       : plan_(plan), of_query_(plan.division.chunk_count()), of_key_(plan.division.chunk_count()) {}
 
   /// The quorums with a live pair whose query (key) chunk is `chunk`, ascending.
-  const std::vector<std::int64_t>& quorums(Side side, std::int64_t chunk);
+  const std::vector<std::int32_t>& quorums(Side side, std::int64_t chunk);
 
   /// The first subproblem after `id` of (batch, group) that uses `chunk` as `side`.
   std::int64_t next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,
@@ -35,7 +35,7 @@ class UseTable {
  private:
   struct Uses {
     bool known = false;
-    std::vector<std::int64_t> quorums;
+    std::vector<std::int32_t> quorums;
   };
   const Plan& plan_;
   std::vector<Uses> of_query_;

@@ -15,7 +15,6 @@ std::string escaped(char c) { return fmt::format("\\x{:02x}", static_cast<unsign
 
 }  // namespace
 
-
 std::optional<std::uint64_t> checked_bytes(std::span<const std::uint64_t> shape,
                                            std::uint64_t element_bytes) {
   std::uint64_t bytes = element_bytes;

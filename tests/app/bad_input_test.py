@@ -84,7 +84,7 @@ class BadInput(CliTest):
         self.refuse_run("stray", names=["stray"])
         for option, value in [("--backend", "tpu"), ("--device-memory", "2GiBB"), ("--host-memory", "-1"),
                               ("--chunks", "20001"), ("--chunks", "-3"), ("--chunks", "x"),
-                              ("--layout", "hbsd"), ("--scale", "nan"), ("--output-dtype", "f8"),
+                              ("--layout", "hbsd"), ("--scale", "nan"), ("--scale", "1e39"), ("--output-dtype", "f8"),
                               ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
                               ("--heads-per-group", "9"), ("--threads", "-1"), ("--plan", self.folder)]:
             self.refuse_run(option, value)

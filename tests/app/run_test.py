@@ -185,6 +185,11 @@ class Plan(CliTest):
         self.assertEqual(plan, again)
         self.succeed("run", *self.inputs(), "--plan", self.path("plan.json"), "--output",
                      self.path("o.npy"), "--quiet")
+        whole = self.path("o.npy").read_bytes()
+        for threads in ("1", "3"):
+            self.succeed("run", *self.inputs(), "--plan", self.path("plan.json"), "--output",
+                         self.path("o.npy"), "--overwrite", "--quiet", "--threads", threads)
+            self.assertEqual(self.path("o.npy").read_bytes(), whole)
         self.save_inputs(shape=(1, 100, 2, 16))
         self.refuse("run", *self.inputs(), "--plan", self.path("plan.json"), "--output", self.path("p.npy"))
 
