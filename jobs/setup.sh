@@ -50,4 +50,6 @@ fi
 # Open MPI refuses root and more ranks than cores, and its shared-memory copy warns in containers.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMPI_MCA_rmaps_base_oversubscribe=1
+# It also binds a single rank to one core, and the rank's threads with it.
+export OMPI_MCA_hwloc_base_binding_policy=none
 export OMPI_MCA_btl_vader_single_copy_mechanism=none
