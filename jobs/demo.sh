@@ -85,8 +85,8 @@ else
   # 32,768 tokens, 8 heads of 64: Q, K and V are 96 MiB.
   step generate --shape 1,32768,8,64 --dtype f16 "${input[@]}" --overwrite
 fi
-resources=(--device-memory 16MiB --host-memory 256MiB)
-step plan "${input[@]}" "${attention[@]}" "${resources[@]}" --svg "$results/plan.svg"
+resources=(--device-memory 8MiB --host-memory 128MiB)
+step plan "${input[@]}" "${attention[@]}" "${resources[@]}" --svg "$results/plan.svg" --overwrite
 step run "${input[@]}" "${attention[@]}" "${resources[@]}" --output "$output" \
   --lse "$results/lse.npy" --report "$results/report.json" --trace "$results/trace.json" --overwrite
 step verify "${input[@]}" "${attention[@]}" --output "$output"

@@ -28,6 +28,14 @@ std::int64_t rows_bytes(const Plan& plan, const Block& block) {
   return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
 }
 
+// A merge thread holds one accumulator at a time; with a single partial a piece, none.
+int merge_threads(const Plan& plan, const RunOptions& options) {
+  const bool merging = plan.division.chunk_count() > 1;
+  const std::int64_t most = merging ? plan.host.accumulators : options.merge_threads;
+  return static_cast<int>(
+      std::max<std::int64_t>(1, std::min<std::int64_t>(options.merge_threads, most)));
+}
+
 }  // namespace
 
 Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory,
@@ -35,9 +43,7 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
     : plan_(plan),
       outputs_(outputs),
       memory_(memory),
-      // A merge thread holds one accumulator at a time.
-      merge_threads_(static_cast<int>(std::max<std::int64_t>(
-          1, std::min<std::int64_t>(options.merge_threads, plan.host.accumulators)))),
+      merge_threads_(merge_threads(plan, options)),
       telemetry_(telemetry),
       monitor_(abort),
       uses_(plan),

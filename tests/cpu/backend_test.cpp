@@ -185,8 +185,13 @@ BOOST_AUTO_TEST_CASE(what_the_plan_says_is_allocated) {
   BOOST_TEST(backend->allocated_bytes() == 0);
   backend->prepare(plan, telemetry);
   BOOST_TEST(backend->allocated_bytes() == plan.device.bytes());
+  // More threads than the plan has workspace for leave some idle; not even one is an error.
   const auto wider = make_cpu_backend({.threads = 3});
-  BOOST_CHECK_THROW(wider->prepare(plan, telemetry), Error);
+  wider->prepare(plan, telemetry);
+  BOOST_TEST(wider->allocated_bytes() == plan.device.bytes());
+  const auto none = make_cpu_backend({.threads = 1});
+  plan.device.workspace_bytes = none->traits(problem).workspace_bytes - 1;
+  BOOST_CHECK_THROW(none->prepare(plan, telemetry), Error);
   plan.device.query_slot_bytes = std::int64_t{1} << 50;
   const auto same = make_cpu_backend({.threads = 2});
   BOOST_CHECK_THROW(same->prepare(plan, telemetry), Error);
