@@ -2,7 +2,8 @@
 """What dividing costs: the same problem at several c, in turn, by `stream-cqsa run`.
 
 For each c: the scores computed (the arithmetic really done), the wall clock and the kernel's time as a
-ratio to c = 1, each the median of several rounds in which every c runs once. Writes JSON and prints a table.
+ratio to c = 1, each the median of several rounds, after warm-up rounds, in which every c runs once. Writes JSON
+and prints a table.
 """
 
 import argparse
@@ -51,14 +52,17 @@ def main():
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--chunks", type=int, nargs="+", default=[1, 7, 31, 133], help="the first is the base")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--output", help="where to write the JSON")
     arguments = parser.parse_args()
 
     reports = {c: [] for c in arguments.chunks}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.rounds):
+        for number in range(arguments.warm_up + arguments.rounds):
             for c in arguments.chunks:
-                reports[c].append(run(arguments, c, pathlib.Path(folder) / "report.json"))
+                report = run(arguments, c, pathlib.Path(folder) / "report.json")
+                if number >= arguments.warm_up:
+                    reports[c].append(report)
     rows = []
     for c in arguments.chunks:
         rows.append(summarise(reports[c], c, rows[0] if rows else None))

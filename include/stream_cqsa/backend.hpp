@@ -93,6 +93,10 @@ class Backend {
   /// Bytes of device memory that prepare() allocated.
   virtual std::int64_t allocated_bytes() const = 0;
 
+  /// Readies host memory for copies at full speed (pins it) as long as the handle lives, which must
+  /// not be longer than the backend and the memory. May be none, where all memory is as fast.
+  virtual std::shared_ptr<void> pin(std::span<std::byte>) { return nullptr; }
+
   /// Submits work that starts when everything before it in its lane and every ticket in `after` is
   /// complete. Memory that the work refers to must stay valid until the ticket completes.
   virtual Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) = 0;

@@ -20,6 +20,11 @@ struct DeviceTraits {
   std::int64_t tile = 128;           ///< chunk boundaries fall on multiples of this many tokens
   std::int64_t slot_alignment = 64;  ///< bytes
   std::int64_t workspace_bytes = 0;  ///< kernel scratch in the device arena, whatever the division
+  /// More of it for each query chunk, and each chunk pair, that a subproblem may have.
+  std::int64_t query_item_bytes = 0;
+  std::int64_t key_item_bytes = 0;
+  /// How many times the fewest subproblems it is worth to copy beside the computing.
+  std::int64_t overlap_worth = 2;
   friend bool operator==(const DeviceTraits&, const DeviceTraits&) = default;
 };
 
@@ -62,22 +67,21 @@ struct DeviceArena {
   friend bool operator==(const DeviceArena&, const DeviceArena&) = default;
 };
 
-/// The host arena, in this order: cache blocks, state buffers, accumulators, output buffers.
+/// The host arena, in this order: cache blocks, state buffers, output buffers, accumulators. All
+/// before the accumulators is copied to or from the device.
 struct HostArena {
   std::int64_t cache_blocks = 0, cache_block_bytes = 0;    ///< input rows as read from files
   std::int64_t state_buffers = 0, state_buffer_bytes = 0;  ///< pieces of partials to be merged
-  std::int64_t accumulators = 0, accumulator_bytes = 0;  ///< pieces of accumulators held in memory
   std::int64_t output_buffers = 0, output_buffer_bytes = 0;  ///< finished rows and their lse
+  std::int64_t accumulators = 0, accumulator_bytes = 0;  ///< pieces of accumulators held in memory
 
   std::int64_t cache_offset() const { return 0; }
   std::int64_t state_offset() const { return cache_blocks * cache_block_bytes; }
+  std::int64_t output_offset() const { return state_offset() + state_buffers * state_buffer_bytes; }
   std::int64_t accumulator_offset() const {
-    return state_offset() + state_buffers * state_buffer_bytes;
+    return output_offset() + output_buffers * output_buffer_bytes;
   }
-  std::int64_t output_offset() const {
-    return accumulator_offset() + accumulators * accumulator_bytes;
-  }
-  std::int64_t bytes() const { return output_offset() + output_buffers * output_buffer_bytes; }
+  std::int64_t bytes() const { return accumulator_offset() + accumulators * accumulator_bytes; }
   friend bool operator==(const HostArena&, const HostArena&) = default;
 };
 
@@ -130,10 +134,11 @@ struct Plan {
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
 
-/// The plan with the fewest subproblems that fits the budgets. Where up to twice as many, on kernel
-/// tiles no smaller, leave room on the device to copy one quorum in while another computes, the
-/// fewest that do are taken instead. So a larger device budget never gives more than twice the
-/// subproblems of a smaller one. Equal requests give equal plans.
+/// The plan with the fewest subproblems that fits the budgets. Where up to
+/// DeviceTraits::overlap_worth times as many, on kernel tiles no smaller, leave room on the device
+/// to copy one quorum in while another computes, the fewest that do are taken instead. So a larger
+/// device budget never gives more than that times the subproblems of a smaller one. Equal requests
+/// give equal plans.
 /// Throws InputError when nothing fits; the message names the smallest budget that works and
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);

@@ -10,6 +10,7 @@
 #include "app/machine.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/synthetic.hpp"
 
@@ -166,11 +167,13 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
 }
 
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources) {
-  if (resources.backend != "auto" && resources.backend != "cpu") {
-    throw InputError(
-        fmt::format("--backend {}: not in this build; use auto or cpu", resources.backend));
+  const std::string& name = resources.backend;
+  if (name != "auto" && name != "cpu" && name != "cuda") {
+    throw InputError(fmt::format("--backend {}: unknown; use auto, cpu or cuda", name));
   }
   if (resources.threads < 0) throw InputError("--threads must not be negative");
+  const bool cuda = name == "cuda" || (name == "auto" && !cuda_devices().empty());
+  if (cuda) return make_cuda_backend({});
   return make_cpu_backend({resources.threads});
 }
 
@@ -191,7 +194,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.value.layout = open.value->desc().layout;
   request.output_layout = open.query->desc().layout;
   request.lse = lse;
-  request.device_budget = budget("--device-memory", resources.device_memory, available / 4);
+  request.device_budget =
+      budget("--device-memory", resources.device_memory,
+             request.device.kind == "cuda" ? cuda_free_memory(0) / 10 * 9 : available / 4);
   request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
   request.scratch = !resources.scratch.empty();
   if (resources.chunks) request.chunks = resources.chunks;

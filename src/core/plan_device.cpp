@@ -89,7 +89,9 @@ DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
   arena.state_slots = arena.query_slots;
   arena.state_slot_bytes = round_up(
       softmax_state_bytes(cut.query_chunk_tokens * query_heads, problem.head_dim), alignment);
-  arena.workspace_bytes = request.device.workspace_bytes;
+  arena.workspace_bytes = request.device.workspace_bytes +
+                          arena.query_slots * request.device.query_item_bytes +
+                          cut.c * request.device.key_item_bytes;
   return arena;
 }
 

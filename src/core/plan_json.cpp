@@ -50,7 +50,10 @@ OrderedJson request_json(const PlanRequest& request) {
             {"name", device.name},
             {"tile", device.tile},
             {"slot_alignment", device.slot_alignment},
-            {"workspace_bytes", device.workspace_bytes}}},
+            {"workspace_bytes", device.workspace_bytes},
+            {"query_item_bytes", device.query_item_bytes},
+            {"key_item_bytes", device.key_item_bytes},
+            {"overlap_worth", device.overlap_worth}}},
           {"query", input_json(request.query)},
           {"key", input_json(request.key)},
           {"value", input_json(request.value)},
@@ -198,7 +201,10 @@ PlanRequest read_request(const Json& plan) {
   request.problem = read_problem(plan.at("problem"));
   request.device = {device.at("kind").get<std::string>(), device.at("name").get<std::string>(),
                     integer(device.at("tile")), integer(device.at("slot_alignment")),
-                    integer(device.at("workspace_bytes"))};
+                    integer(device.at("workspace_bytes")),
+                    integer(device.at("query_item_bytes")),
+                    integer(device.at("key_item_bytes")),
+                    integer(device.at("overlap_worth"))};
   request.query = read_input(json.at("query"));
   request.key = read_input(json.at("key"));
   request.value = read_input(json.at("value"));

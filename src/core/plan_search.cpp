@@ -13,10 +13,6 @@
 namespace stream_cqsa {
 namespace {
 
-// How many times the fewest subproblems slots for copies beside the computing are worth. The fewest
-// keep what part of such slots their budget has left, so there is not all that much to be gained.
-constexpr std::int64_t overlap_worth = 2;
-
 // Calls visit(cut) for every c and number of head groups that the request leaves open. Of the
 // numbers of groups with the same largest group only the smallest counts.
 template <typename Visit>
@@ -130,7 +126,7 @@ Cut choose_cut(const PlanRequest& request) {
   // A second pass, as what may replace the fewest depends on them.
   Found overlapped;
   for_each_cut(request, [&](const Cut& cut) {
-    if (cut.subproblems > overlap_worth * fewest.cut.subproblems) return;
+    if (cut.subproblems > request.device.overlap_worth * fewest.cut.subproblems) return;
     if (cut.tile < fewest.cut.tile || !better(cut, overlapped)) return;
     if (preferred_device_arena(request, cut).bytes() > request.device_budget) return;
     if (host_fits(cut)) overlapped = {true, cut, 0};

@@ -57,6 +57,8 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   check_tensors(plan, inputs, outputs);
   backend.prepare(plan, telemetry);
   const HostBuffer memory(plan.host.bytes());
+  const auto pinned =
+      backend.pin({memory.data(), static_cast<std::size_t>(plan.host.accumulator_offset())});
   const double begin = now_seconds();
 
   Abort abort;

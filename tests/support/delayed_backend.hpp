@@ -1,11 +1,13 @@
 // A backend that takes its time, at random, or fails where it is told to.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -24,6 +26,7 @@ class DelayedBackend : public Backend {
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     inner_->prepare(plan, telemetry);
   }
+  std::shared_ptr<void> pin(std::span<std::byte> memory) override { return inner_->pin(memory); }
   std::int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
     pause();
@@ -83,6 +86,57 @@ class FailingBackend : public DelayedBackend {
   }
   Lane lane_;
   std::atomic<int> left_;
+};
+
+/// Lets the nth submission of one lane, and what comes after it, fail while it runs: wait() throws.
+class LateFailingBackend : public DelayedBackend {
+ public:
+  LateFailingBackend(std::unique_ptr<Backend> inner, Lane lane, int submissions)
+      : DelayedBackend(std::move(inner), 1), lane_(lane), left_(submissions) {}
+
+  Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
+    return mark(DelayedBackend::copy_in(copy, after), copy.subproblem, after);
+  }
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    const std::int64_t subproblem = work.subproblem;
+    return mark(DelayedBackend::launch(std::move(work), after), subproblem, after);
+  }
+  Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
+    return mark(DelayedBackend::copy_out(copy, after), copy.subproblem, after);
+  }
+  void wait(Ticket ticket) override {
+    DelayedBackend::wait(ticket);
+    const std::scoped_lock lock(mutex_);
+    if (failed(ticket)) throw Error(message_);
+  }
+  /// What wait() throws once something has failed, else nothing.
+  std::string message() const {
+    const std::scoped_lock lock(mutex_);
+    return message_;
+  }
+
+ private:
+  std::uint64_t& first_failed(Lane lane) { return first_failed_[static_cast<std::size_t>(lane)]; }
+  bool failed(Ticket ticket) {
+    const std::uint64_t first = first_failed(ticket.lane);
+    return first != 0 && ticket.sequence >= first;
+  }
+  Ticket mark(Ticket ticket, std::int64_t subproblem, std::span<const Ticket> after) {
+    const std::scoped_lock lock(mutex_);
+    bool fails = failed(ticket);
+    for (const Ticket before : after) fails = fails || failed(before);
+    if (ticket.lane == lane_ && left_-- == 0) {
+      fails = true;
+      message_ = "subproblem " + std::to_string(subproblem) + ": injected failure";
+    }
+    if (fails && first_failed(ticket.lane) == 0) first_failed(ticket.lane) = ticket.sequence;
+    return ticket;
+  }
+  Lane lane_;
+  mutable std::mutex mutex_;
+  int left_;
+  std::array<std::uint64_t, lane_count> first_failed_{};  ///< 0: none
+  std::string message_;
 };
 
 }  // namespace stream_cqsa::testing

@@ -1,0 +1,58 @@
+// One launch of attention: every (query chunk, key chunk) pair of a subproblem.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "stream_cqsa/dtype.hpp"
+
+namespace stream_cqsa::cuda {
+
+/// A query chunk in its slot, the state slot that it is computed into, and its key chunks.
+struct QueryItem {
+  const void* q;  ///< [token][head][dim], storage type
+  float* acc;     ///< [token][head][dim]
+  float* m;       ///< [token][head]
+  float* l;       ///< [token][head]
+  std::int64_t first_token;  ///< in the sequence, for the mask
+  std::int64_t tokens;
+  std::int64_t first_tile;  ///< of one head, counted over the query chunks of the launch
+  std::int64_t first_key;   ///< into AttentionWork::keys
+  std::int64_t key_count;
+};
+
+/// A key chunk in its slot.
+struct KeyItem {
+  const void* k;  ///< [token][key/value head][dim], storage type
+  const void* v;  ///< the same
+  std::int64_t first_token;  ///< in the sequence, for the mask
+  std::int64_t tokens;
+  std::int64_t partial;  ///< 0: the mask keeps every score
+};
+
+/// What a launch computes. The arrays lie in device memory; 64-bit sizes throughout.
+struct AttentionWork {
+  const QueryItem* queries;
+  const KeyItem* keys;
+  std::int64_t query_count;
+  std::int64_t tiles;     ///< query tiles of one head, over all query chunks
+  std::int64_t heads;     ///< query heads of the group
+  std::int64_t kv_heads;  ///< key/value heads of the group
+  std::int64_t dim;
+  float scale_log2;           ///< scale * log2(e): scores are in base 2
+  std::int64_t causal_shift;  ///< query token i sees key tokens j <= i + causal_shift, if partial
+};
+
+/// The tokens of a block's query tile, in which QueryItem::first_tile counts, and of a key tile.
+struct AttentionTile {
+  std::int64_t queries;
+  std::int64_t keys;
+};
+AttentionTile attention_tile(DType storage, std::int64_t dim);
+
+/// Launches the kernel for the storage type (f16, bf16, f32) and dim (a multiple of 8 up to 256).
+/// Every row of every query chunk's state is written. Throws CudaError when the launch fails.
+void launch_attention(DType storage, const AttentionWork& work, cudaStream_t stream);
+
+}  // namespace stream_cqsa::cuda

@@ -1,0 +1,283 @@
+// The CUDA backend: lanes, one arena on the device, work lists for the kernels.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <numbers>
+#include <numeric>
+#include <optional>
+#include <vector>
+
+#include "cuda/attention.hpp"
+#include "cuda/check.hpp"
+#include "cuda/handles.hpp"
+#include "cuda/lanes.hpp"
+#include "cuda/work_lists.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/cuda_backend.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+using namespace cuda;
+
+constexpr std::int64_t arena_alignment = 256;
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int device) : device_(device), name_(cuda_devices()[device].name) {
+    use_device(device_);
+  }
+
+  DeviceTraits traits(const Problem& problem) const override {
+    if (problem.head_dim % 8 != 0) {
+      throw InputError(fmt::format(
+          "head dimension {}: the CUDA backend takes multiples of 8; use --backend cpu",
+          problem.head_dim));
+    }
+    DeviceTraits traits;
+    traits.kind = "cuda";
+    traits.name = name_;
+    traits.tile = attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
+    traits.slot_alignment = arena_alignment;
+    traits.overlap_worth = 16;  // kernels far outlast copies until subproblems are very small
+    traits.query_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(QueryItem));
+    traits.key_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(KeyItem));
+    return traits;
+  }
+
+  void prepare(const Plan& plan, Telemetry& telemetry) override {
+    problem_ = plan.problem();
+    arena_ = plan.device;
+    use_device(device_);
+    allocate();
+    lists_.emplace(arena_.workspace_bytes, memory_.data() + arena_.workspace_offset());
+    lanes_.emplace(device_, telemetry);
+  }
+
+  std::int64_t allocated_bytes() const override { return memory_.bytes(); }
+
+  std::shared_ptr<void> pin(std::span<std::byte> memory) override {
+    use_device(device_);
+    return std::make_shared<Pinned>(memory);
+  }
+
+  Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
+    const std::int64_t bytes = copy.tokens * copy.heads * vector_bytes();
+    return lanes_->submit(Lane::copy_in,
+                          {"copy in", Stage::copy_in, bytes, copy.subproblem,
+                           [&](cudaStream_t stream) { enqueue_copy_in(copy, stream); }},
+                          after);
+  }
+
+  Ticket launch(WorkList work, std::span<const Ticket> after) override;
+
+  Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
+    const std::int64_t bytes = softmax_state_bytes(copy.into.rows, problem_.head_dim);
+    return lanes_->submit(Lane::copy_out,
+                          {"copy out", Stage::copy_out, bytes, copy.subproblem,
+                           [&](cudaStream_t stream) { enqueue_copy_out(copy, stream); }},
+                          after);
+  }
+
+  void wait(Ticket ticket) override { lanes_->wait(ticket); }
+  void quiesce() noexcept override {
+    if (lanes_) lanes_->quiesce();
+  }
+  std::uint64_t scores_computed() const override { return scores_computed_; }
+
+ private:
+  std::int64_t vector_bytes() const {
+    return problem_.head_dim * size_of(storage_type(problem_.dtype));
+  }
+  std::byte* query_slot(std::int64_t slot) const {
+    return memory_.data() + arena_.query_offset() + slot * arena_.query_slot_bytes;
+  }
+  std::byte* key_slot(std::int64_t slot) const {
+    return memory_.data() + arena_.kv_offset() + slot * arena_.kv_slot_bytes;
+  }
+  std::byte* value_slot(std::int64_t slot) const {
+    return key_slot(slot) + arena_.kv_slot_bytes / 2;
+  }
+  SoftmaxStates state_slot(std::int64_t slot, std::int64_t rows) const {
+    std::byte* at = memory_.data() + arena_.state_offset() + slot * arena_.state_slot_bytes;
+    return softmax_states_at(at, rows, problem_.head_dim);
+  }
+
+  void allocate();
+  void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
+  void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
+  AttentionWork describe(const WorkList& work, WorkLists::List& list) const;
+  std::uint64_t scores_of(const WorkList& work) const;
+
+  const int device_;
+  const std::string name_;
+  Problem problem_;
+  DeviceArena arena_;
+  DeviceMemory memory_;
+  std::optional<WorkLists> lists_;
+  std::uint64_t scores_computed_ = 0;
+  std::optional<Lanes> lanes_;  // last: it ends before what its work refers to
+};
+
+void CudaBackend::allocate() {
+  try {
+    memory_ = DeviceMemory(arena_.bytes());
+  } catch (const CudaError& error) {
+    if (error.code() != cudaErrorMemoryAllocation) throw;
+    cudaGetLastError();  // not sticky: later calls need not see it
+    throw Error(fmt::format(
+        "{}: the plan's {} of device memory cannot be allocated, {} are free; give "
+        "--device-memory at most that",
+        name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_))));
+  }
+}
+
+void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const {
+  const std::int64_t vector = vector_bytes();
+  const std::int64_t row = copy.heads * vector;
+  std::byte* to = copy.tensor == SlotTensor::query ? query_slot(copy.slot)
+                  : copy.tensor == SlotTensor::key ? key_slot(copy.slot)
+                                                   : value_slot(copy.slot);
+  to += copy.first_token * row;
+  const StridedRows& from = copy.source;
+  const auto rows = [&](std::byte* into, const std::byte* source, std::int64_t bytes) {
+    STREAM_CQSA_CUDA_CHECK(cudaMemcpy2DAsync(
+        into, static_cast<std::size_t>(row), source, static_cast<std::size_t>(from.token_stride),
+        static_cast<std::size_t>(bytes), static_cast<std::size_t>(copy.tokens),
+        cudaMemcpyHostToDevice, stream));
+  };
+  const bool whole_rows = from.head_stride == vector || copy.heads == 1;
+  if (whole_rows && from.token_stride == row) {
+    STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(to, from.data,
+                                           static_cast<std::size_t>(copy.tokens * row),
+                                           cudaMemcpyHostToDevice, stream));
+  } else if (whole_rows) {
+    rows(to, from.data, row);
+  } else {
+    for (std::int64_t head = 0; head < copy.heads; ++head) {
+      rows(to + head * vector, from.data + head * from.head_stride, vector);
+    }
+  }
+}
+
+void CudaBackend::enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const {
+  const std::int64_t dim = problem_.head_dim;
+  const SoftmaxStates from = state_slot(copy.state_slot, copy.slot_rows);
+  const auto numbers = [&](float* into, const float* source, std::int64_t count) {
+    STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(into, source,
+                                           static_cast<std::size_t>(count) * sizeof(float),
+                                           cudaMemcpyDeviceToHost, stream));
+  };
+  numbers(copy.into.acc, from.acc + copy.first_row * dim, copy.into.rows * dim);
+  numbers(copy.into.m, from.m + copy.first_row, copy.into.rows);
+  numbers(copy.into.l, from.l + copy.first_row, copy.into.rows);
+}
+
+Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
+  WorkLists::List& list = lists_->next();
+  lanes_->wait(list.last_use);
+  const AttentionWork attention = describe(work, list);
+  // The list travels ahead of its launch, beside the copies in.
+  const Ticket sent = lanes_->submit(
+      Lane::copy_in,
+      {"copy in of the work list", Stage::copy_in, list.bytes(), work.subproblem,
+       [&](cudaStream_t stream) { list.send(stream); }},
+      {});
+  std::vector<Ticket> all(after.begin(), after.end());
+  all.push_back(sent);
+  scores_computed_ += scores_of(work);
+  list.last_use = lanes_->submit(
+      Lane::compute,
+      {"attention kernel", Stage::compute, 0, work.subproblem,
+       [&](cudaStream_t stream) {
+         launch_attention(storage_type(problem_.dtype), attention, stream);
+       }},
+      all);
+  return list.last_use;
+}
+
+// Tiles are computed from the last to the first, and a query chunk's from its end: with the query
+// chunks in ascending order of their keys the longest tiles start first.
+AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list) const {
+  const std::int64_t heads = work.heads.count * problem_.query_heads_per_kv_head();
+  const std::int64_t tile = attention_tile(storage_type(problem_.dtype), problem_.head_dim).queries;
+  std::vector<std::pair<std::int64_t, const QueryWork*>> order;
+  list.clear();
+  for (const QueryWork& query : work.queries) {
+    std::int64_t live = 0;
+    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
+      live += problem_.live_scores(query.queries, work.keys[static_cast<std::size_t>(i)].keys);
+    }
+    order.emplace_back(live / query.queries.size(), &query);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::int64_t tiles = 0;
+  for (const auto& [live, query] : order) {
+    const SoftmaxStates states = state_slot(query->state_slot, query->queries.size() * heads);
+    list.add({query_slot(query->slot), states.acc, states.m, states.l, query->queries.begin,
+              query->queries.size(), tiles, query->first_key, query->key_count});
+    tiles += ceil_div(query->queries.size(), tile);
+  }
+  for (const KeyWork& key : work.keys) {
+    list.add({key_slot(key.slot), value_slot(key.slot), key.keys.begin, key.keys.size(),
+              key.partial ? 1 : 0});
+  }
+  AttentionWork attention{};
+  attention.queries = list.queries();
+  attention.keys = list.keys();
+  attention.query_count = static_cast<std::int64_t>(work.queries.size());
+  attention.tiles = tiles;
+  attention.heads = heads;
+  attention.kv_heads = work.heads.count;
+  attention.dim = problem_.head_dim;
+  attention.scale_log2 = static_cast<float>(problem_.scale * std::numbers::log2e);
+  attention.causal_shift = problem_.key_length - problem_.query_length;
+  return attention;
+}
+
+// Whole tiles, as the kernel computes them.
+std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
+  const AttentionTile tile = attention_tile(storage_type(problem_.dtype), problem_.head_dim);
+  std::int64_t scores = 0;
+  for (const QueryWork& query : work.queries) {
+    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
+      const KeyWork& key = work.keys[static_cast<std::size_t>(i)];
+      if (!key.partial) {
+        scores += round_up(query.queries.size(), tile.queries) * round_up(key.keys.size(), tile.keys);
+        continue;
+      }
+      for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile.queries) {
+        const std::int64_t last = at + tile.queries - 1;
+        const std::int64_t seen = std::clamp<std::int64_t>(
+            problem_.visible_keys(last) - key.keys.begin, 0, key.keys.size());
+        scores += tile.queries * round_up(seen, tile.keys);
+      }
+    }
+  }
+  return static_cast<std::uint64_t>(scores * work.heads.count *
+                                    problem_.query_heads_per_kv_head());
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
+  const auto devices = cuda_devices();
+  const auto count = static_cast<int>(devices.size());
+  if (options.device < 0 || options.device >= count) {
+    throw InputError(fmt::format(
+        "CUDA device {}: this process sees {} devices; use --backend cpu, or a number below that",
+        options.device, count));
+  }
+  const CudaDevice& device = devices[static_cast<std::size_t>(options.device)];
+  if (device.major < 8) {
+    throw InputError(fmt::format(
+        "CUDA device {} ({}): compute capability {}.{}, and 8.0 is needed; use --backend cpu",
+        options.device, device.name, device.major, device.minor));
+  }
+  return std::make_unique<CudaBackend>(options.device);
+}
+
+}  // namespace stream_cqsa

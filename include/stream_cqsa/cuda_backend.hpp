@@ -1,0 +1,35 @@
+// CUDA devices, and the backend that computes on one.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "stream_cqsa/backend.hpp"
+
+namespace stream_cqsa {
+
+struct CudaDevice {
+  std::string name;
+  int major = 0, minor = 0;  ///< compute capability
+  int multiprocessors = 0;
+  std::int64_t memory = 0;  ///< bytes
+};
+
+/// The devices that this process may use, in CUDA's order. Empty where there is none, no driver, or
+/// the library was built without CUDA.
+std::vector<CudaDevice> cuda_devices();
+
+/// Bytes of the device's memory that nobody has allocated, beside CUDA's own for this process.
+/// Starts CUDA on the device. Throws Error when that fails.
+std::int64_t cuda_free_memory(int device);
+
+struct CudaOptions {
+  int device = 0;
+};
+
+/// Throws InputError when there is no such device, or it is older than compute capability 8.0.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
+
+}  // namespace stream_cqsa
