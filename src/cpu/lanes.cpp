@@ -1,23 +1,40 @@
 #include "cpu/lanes.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <system_error>
 #include <utility>
+
+#include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
 
 Lanes::Lanes() {
-  for (Queue& queue : queues_) queue.thread = std::thread([this, &queue] { serve(queue); });
+  try {
+    for (Queue& queue : queues_) queue.thread = std::thread([this, &queue] { serve(queue); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw Error(
+        fmt::format("{} threads for copies and launches cannot be started ({}); raise the "
+                    "limit on processes or memory",
+                    lane_count, error.what()));
+  }
 }
 
 Lanes::~Lanes() {
   quiesce();
+  stop();
+}
+
+void Lanes::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   for (Queue& queue : queues_) {
     queue.arrived.notify_one();
-    queue.thread.join();
+    if (queue.thread.joinable()) queue.thread.join();
   }
 }
 

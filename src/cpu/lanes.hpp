@@ -24,6 +24,7 @@ namespace stream_cqsa {
 /// failure.
 class Lanes {
  public:
+  /// Throws Error when the system has no threads for them.
   Lanes();
   /// Runs what is queued to its end.
   ~Lanes();
@@ -57,6 +58,7 @@ class Lanes {
   Queue& queue(Lane lane) { return queues_[static_cast<std::size_t>(lane)]; }
   bool complete(Ticket ticket) { return queue(ticket.lane).completed >= ticket.sequence; }
   std::exception_ptr failure_of(Ticket ticket);
+  void stop();
   void serve(Queue& queue);
   std::exception_ptr run_when_ready(std::unique_lock<std::mutex>& lock, Work& work);
 

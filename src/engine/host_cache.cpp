@@ -1,5 +1,7 @@
 #include "engine/host_cache.hpp"
 
+#include <iterator>
+
 namespace stream_cqsa {
 
 HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
@@ -15,42 +17,40 @@ HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, 
 
 std::int32_t HostCache::request(SlotTensor tensor, const Block& block, std::int64_t subproblem,
                                 std::int64_t next_use) {
-  const Key key{tensor, block.batch, block.heads.begin, block.tokens.begin};
+  const Key key = key_of(tensor, block);
   auto lock = monitor_.lock();
   if (const auto found = where_.find(key); found != where_.end()) {
+    idle_.erase(rank_of(found->second));
     Entry& entry = entries_[static_cast<std::size_t>(found->second)];
     ++entry.pins;
     entry.next_use = next_use;
     return found->second;
   }
-  const std::int32_t number = evict(lock);
-  entries_[static_cast<std::size_t>(number)] = {true, false, key, block, 1, next_use, {}};
+  const std::int32_t number = take_block(lock);
+  entries_[static_cast<std::size_t>(number)] = {false, key, block, 1, next_use, {}};
   where_[key] = number;
   lock.unlock();
   reads_.push({number, subproblem});
   return number;
 }
 
-std::int32_t HostCache::evict(Monitor::Lock& lock) {
-  // An empty block first, then the one whose next use is farthest.
-  const auto find = [&]() -> std::int32_t {
-    std::int32_t best = -1;
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      const Entry& entry = entries_[i];
-      if (entry.pins > 0) continue;
-      if (!entry.used) return static_cast<std::int32_t>(i);
-      if (best < 0 || entry.next_use > entries_[static_cast<std::size_t>(best)].next_use) {
-        best = static_cast<std::int32_t>(i);
-      }
-    }
-    return best;
-  };
-  std::int32_t victim = -1;
-  monitor_.wait(lock, [&] { return (victim = find()) >= 0; });
-  Entry& entry = entries_[static_cast<std::size_t>(victim)];
-  if (!entry.used) return victim;
+void HostCache::pass_over(SlotTensor tensor, const Block& block, std::int64_t next_use) {
+  const auto lock = monitor_.lock();
+  const auto found = where_.find(key_of(tensor, block));
+  if (found == where_.end()) return;
+  const bool was_idle = idle_.erase(rank_of(found->second)) > 0;
+  entries_[static_cast<std::size_t>(found->second)].next_use = next_use;
+  if (was_idle) idle_.insert(rank_of(found->second));
+}
+
+std::int32_t HostCache::take_block(Monitor::Lock& lock) {
+  if (used_ < static_cast<std::int32_t>(entries_.size())) return used_++;
+  monitor_.wait(lock, [&] { return !idle_.empty(); });
+  const auto last = std::prev(idle_.end());
+  const std::int32_t victim = -last->second;
+  idle_.erase(last);
+  const Entry& entry = entries_[static_cast<std::size_t>(victim)];
   where_.erase(entry.key);
-  entry.pins = 1;  // ours, while the lock is open
   const Ticket copy = entry.last_copy;
   lock.unlock();
   backend_.wait(copy);
@@ -71,7 +71,9 @@ void HostCache::release(std::int32_t number, Ticket copy) {
   const auto lock = monitor_.lock();
   Entry& entry = entries_[static_cast<std::size_t>(number)];
   entry.last_copy = copy;
-  if (--entry.pins == 0) monitor_.notify();
+  if (--entry.pins > 0) return;
+  idle_.insert(rank_of(number));
+  monitor_.notify();
 }
 
 void HostCache::read_blocks() {

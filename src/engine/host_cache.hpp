@@ -1,9 +1,11 @@
-// Input rows in host memory: read once while they fit, evicted by farthest next use.
+// Input rows in host memory: read once while they fit, evicted by farthest next use (Belady 1966).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "engine/monitor.hpp"
@@ -32,6 +34,10 @@ class HostCache {
   std::int32_t request(SlotTensor tensor, const Block& block, std::int64_t subproblem,
                        std::int64_t next_use);
 
+  /// Says that a use of the block has passed that needed no copy, as its rows were in a device
+  /// slot: `next_use` is the one after. Does nothing when the block is not in the cache.
+  void pass_over(SlotTensor tensor, const Block& block, std::int64_t next_use);
+
   /// Waits until the block has been read; it lies packed in its source's layout.
   StridedRows wait_read(std::int32_t number);
 
@@ -53,7 +59,6 @@ class HostCache {
     friend auto operator<=>(const Key&, const Key&) = default;
   };
   struct Entry {
-    bool used = false;
     bool read = false;
     Key key;
     Block block;
@@ -66,7 +71,16 @@ class HostCache {
     std::int64_t subproblem = 0;
   };
 
-  std::int32_t evict(Monitor::Lock& lock);
+  using Rank = std::pair<std::int64_t, std::int32_t>;  ///< next use, minus the number
+
+  static Key key_of(SlotTensor tensor, const Block& block) {
+    return {tensor, block.batch, block.heads.begin, block.tokens.begin};
+  }
+  Rank rank_of(std::int32_t number) const {
+    return {entries_[static_cast<std::size_t>(number)].next_use, -number};
+  }
+  /// A block that has never been used, else the idle one whose next use is farthest.
+  std::int32_t take_block(Monitor::Lock& lock);
   std::byte* data_of(std::int32_t number) const { return memory_ + number * block_bytes_; }
 
   const Inputs& inputs_;
@@ -76,7 +90,9 @@ class HostCache {
   Telemetry& telemetry_;
   Monitor monitor_;
   std::vector<Entry> entries_;
+  std::int32_t used_ = 0;  ///< entries that have ever held a block: those with lower numbers
   std::map<Key, std::int32_t> where_;
+  std::set<Rank> idle_;  ///< blocks without pins: the last one is the first to go
   BoundedQueue<ReadTask> reads_;
 };
 

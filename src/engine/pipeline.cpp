@@ -1,6 +1,7 @@
 #include "engine/pipeline.hpp"
 
 #include <algorithm>
+#include <array>
 
 namespace stream_cqsa {
 namespace {
@@ -8,6 +9,12 @@ namespace {
 // How far schedule may be ahead of submit: enough to read from files across a subproblem boundary.
 // A launch among the orders holds a subproblem's pairs, so more of them would cost memory.
 constexpr std::size_t orders_ahead = 16;
+
+// Q is the query side; K and V share a slot.
+std::span<const SlotTensor> tensors_on(Side side) {
+  static constexpr std::array tensors = {SlotTensor::query, SlotTensor::key, SlotTensor::value};
+  return std::span(tensors).subspan(side == Side::query ? 0 : 1, side == Side::query ? 1 : 2);
+}
 
 std::vector<bool> chunks_on(Side side, const QuorumWork& work) {
   std::vector<bool> on(work.chunks.size(), false);
@@ -88,44 +95,66 @@ std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
   for (std::size_t i = 0; i < assigned.size(); ++i) {
     const auto [slot, load] = assigned[i];
     slots[positions[i]] = slot;
-    if (!load) continue;
-    const Chunk& chunk = step.work.chunks[positions[i]];
-    if (side == Side::query) {
-      order_copies(step, SlotTensor::query, chunk, slot);
-    } else {
-      order_copies(step, SlotTensor::key, chunk, slot);
-      order_copies(step, SlotTensor::value, chunk, slot);
+    for (const SlotTensor tensor : tensors_on(side)) {
+      const ChunkRows rows = rows_of(step, tensor, step.work.chunks[positions[i]]);
+      if (load) {
+        order_copies(step, rows, slot);
+      } else {
+        pass_over(rows);
+      }
     }
   }
   return slots;
 }
 
-void Pipeline::order_copies(const Step& step, SlotTensor tensor, const Chunk& chunk,
-                            std::int32_t slot) {
+Pipeline::ChunkRows Pipeline::rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk) {
   const TensorSource& source = inputs_.of(tensor);
   const bool query = tensor == SlotTensor::query;
   const Side side = query ? Side::query : Side::key;
-  const Range tokens = query ? chunk.queries : chunk.keys;
   const auto [batch, group, quorum] = step.key;
   const HeadGroup& head_group = plan_.groups[static_cast<std::size_t>(group)];
-  const Range heads = query ? head_group.query_heads(plan_.problem()) : head_group.kv_heads();
+  ChunkRows rows;
+  rows.tensor = tensor;
+  rows.heads = query ? head_group.query_heads(plan_.problem()) : head_group.kv_heads();
+  rows.whole = {batch, query ? chunk.queries : chunk.keys, rows.heads};
+  rows.resident = source.resident(rows.whole).has_value();
+  if (rows.resident) return rows;
+  rows.whole.heads = source.desc().readable_heads(rows.heads);
+  rows.next_use = rows.whole.heads == rows.heads
+                      ? uses_.next(side, batch, group, chunk.index, step.id)
+                      : uses_.next_of_any_group(side, batch, chunk.index, step.id);
+  return rows;
+}
 
-  Copy copy{step.id, tensor, heads, {batch, tokens, heads}, slot, tokens.size(), 0, -1};
-  if (source.resident(copy.block)) {
+template <typename Visit>
+void Pipeline::for_each_block(const ChunkRows& rows, const Visit& visit) const {
+  const std::int64_t block_tokens =
+      rows.tensor == SlotTensor::query ? plan_.query_block_tokens : plan_.key_block_tokens;
+  const Range tokens = rows.whole.tokens;
+  for (std::int64_t at = tokens.begin; at < tokens.end; at += block_tokens) {
+    visit({rows.whole.batch, {at, std::min(at + block_tokens, tokens.end)}, rows.whole.heads});
+  }
+}
+
+void Pipeline::order_copies(const Step& step, const ChunkRows& rows, std::int32_t slot) {
+  const Range tokens = rows.whole.tokens;
+  Copy copy{step.id, rows.tensor, rows.heads, rows.whole, slot, tokens.size(), 0, -1};
+  if (rows.resident) {
     orders_.push({copy, nullptr});
     return;
   }
-  copy.block.heads = source.desc().readable_heads(heads);
-  const std::int64_t next = copy.block.heads == heads
-                                ? uses_.next(side, batch, group, chunk.index, step.id)
-                                : uses_.next_of_any_group(side, batch, chunk.index, step.id);
-  const std::int64_t block_tokens = query ? plan_.query_block_tokens : plan_.key_block_tokens;
-  for (std::int64_t at = tokens.begin; at < tokens.end; at += block_tokens) {
-    copy.block.tokens = {at, std::min(at + block_tokens, tokens.end)};
-    copy.first_token = at - tokens.begin;
-    copy.cached = cache_.request(tensor, copy.block, step.id, next);
+  for_each_block(rows, [&](const Block& block) {
+    copy.block = block;
+    copy.first_token = block.tokens.begin - tokens.begin;
+    copy.cached = cache_.request(rows.tensor, block, step.id, rows.next_use);
     orders_.push({copy, nullptr});
-  }
+  });
+}
+
+void Pipeline::pass_over(const ChunkRows& rows) {
+  if (rows.resident) return;
+  for_each_block(rows,
+                 [&](const Block& block) { cache_.pass_over(rows.tensor, block, rows.next_use); });
 }
 
 // --- submit ---

@@ -39,6 +39,14 @@ class Pipeline {
   void start(Crew& crew, NextSubproblem next, int read_threads, std::function<void()> finished);
 
  private:
+  /// One tensor's rows of a chunk of a subproblem.
+  struct ChunkRows {
+    SlotTensor tensor = SlotTensor::query;
+    Range heads;                ///< of the head group
+    Block whole;                ///< of `heads`, or as read: perhaps of more heads
+    bool resident = false;      ///< the source is: they are not read
+    std::int64_t next_use = 0;  ///< of what is read, after the subproblem: a subproblem id
+  };
   /// Rows of one cache block, or of a resident source, that go into a slot.
   struct Copy {
     std::int64_t subproblem = 0;
@@ -80,7 +88,12 @@ class Pipeline {
   void schedule(const NextSubproblem& next);
   Step plan_step(std::int64_t id);
   std::vector<std::int32_t> assign_slots(const Step& step, Side side);
-  void order_copies(const Step& step, SlotTensor tensor, const Chunk& chunk, std::int32_t slot);
+  ChunkRows rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk);
+  template <typename Visit>
+  void for_each_block(const ChunkRows& rows, const Visit& visit) const;
+  void order_copies(const Step& step, const ChunkRows& rows, std::int32_t slot);
+  /// The rows are still in a slot: this use of them needs no copy.
+  void pass_over(const ChunkRows& rows);
 
   void submit();
   Ticket submit_copy(const Copy& copy);

@@ -3,7 +3,9 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/use_table.hpp"
@@ -41,16 +43,22 @@ class SlotCache {
 
  private:
   struct Slot {
-    bool used = false;
     ChunkKey key;
     std::int64_t next_use = never;
-    std::int64_t last_step = -2;
   };
-  std::size_t victim() const;
+  /// By next use, then minus the slot's number: the last one is the first to go.
+  using Ranking = std::set<std::pair<std::int64_t, std::int32_t>>;
+
+  Ranking::value_type rank_of(std::int32_t slot) const {
+    return {slots_[static_cast<std::size_t>(slot)].next_use, -slot};
+  }
+  std::int32_t take_slot();
 
   std::vector<Slot> slots_;
+  std::int32_t used_ = 0;  ///< slots that have ever held a chunk: those with lower numbers
   std::map<ChunkKey, std::int32_t> where_;
-  std::int64_t step_ = 0;
+  Ranking previous_;  ///< slots that the subproblem just before used
+  Ranking idle_;      ///< the others that hold a chunk
 };
 
 }  // namespace stream_cqsa

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <ostream>
+#include <utility>
 
 namespace stream_cqsa {
 namespace {
@@ -15,11 +16,15 @@ int thread_number() {
   return number;
 }
 
+// The calling thread's innermost timer.
+thread_local StageTimer* innermost = nullptr;
+
 }  // namespace
 
 std::string_view name_of(Stage stage) {
   static constexpr std::array<std::string_view, stage_count> names = {
-      "read", "copy in", "compute", "copy out", "merge", "spill", "write"};
+      "read",  "copy in", "compute",  "copy out", "merge",
+      "spill", "write",   "checksum", "verify",   "sync"};
   return names[static_cast<std::size_t>(stage)];
 }
 
@@ -31,11 +36,11 @@ Telemetry::~Telemetry() {
   if (trace_) *trace_ << "\n]\n";
 }
 
-void Telemetry::record(Stage stage, Interval interval, std::int64_t bytes,
-                       std::int64_t subproblem) {
+void Telemetry::record(Stage stage, Interval interval, std::int64_t bytes, std::int64_t subproblem,
+                       double elsewhere) {
   const std::scoped_lock lock(mutex_);
   StageTotals& total = totals_[static_cast<std::size_t>(stage)];
-  total.busy_seconds += interval.end - interval.begin;
+  total.busy_seconds += interval.end - interval.begin - elsewhere;
   ++total.operations;
   total.bytes += bytes;
   if (!trace_) return;
@@ -50,6 +55,21 @@ void Telemetry::record(Stage stage, Interval interval, std::int64_t bytes,
 std::array<StageTotals, stage_count> Telemetry::totals() const {
   const std::scoped_lock lock(mutex_);
   return totals_;
+}
+
+StageTimer::StageTimer(Telemetry& telemetry, Stage stage, std::int64_t bytes,
+                       std::int64_t subproblem)
+    : telemetry_(telemetry),
+      stage_(stage),
+      bytes_(bytes),
+      subproblem_(subproblem),
+      outer_(std::exchange(innermost, this)) {}
+
+StageTimer::~StageTimer() {
+  const double end = now_seconds();
+  innermost = outer_;
+  if (outer_) outer_->inner_seconds_ += end - begin_;
+  telemetry_.record(stage_, {begin_, end}, bytes_, subproblem_, inner_seconds_);
 }
 
 }  // namespace stream_cqsa

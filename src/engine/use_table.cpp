@@ -4,15 +4,55 @@
 
 namespace stream_cqsa {
 
+UseTable::UseTable(const Plan& plan)
+    : plan_(plan), of_query_(plan.division.chunk_count()), of_key_(plan.division.chunk_count()) {
+  const Division& division = plan.division;
+  queries_.reserve(of_query_.size());
+  keys_.reserve(of_key_.size());
+  by_query_.resize(static_cast<std::size_t>(division.quorum_size()));
+  by_key_.resize(by_query_.size());
+  for (std::int32_t i = 0; i < division.chunk_count(); ++i) {
+    const Chunk chunk = division.chunk(i);
+    queries_.push_back(chunk.queries);
+    keys_.push_back(chunk.keys);
+    const Responsibility r = division.responsibilities()[static_cast<std::size_t>(i)];
+    by_query_[static_cast<std::size_t>(r.query)].push_back(i);
+    by_key_[static_cast<std::size_t>(r.key)].push_back(i);
+  }
+}
+
 const std::vector<std::int32_t>& UseTable::quorums(Side side, std::int64_t chunk) {
   Uses& uses = (side == Side::query ? of_query_ : of_key_)[static_cast<std::size_t>(chunk)];
   if (!uses.known) {
-    const auto quorums = side == Side::query ? plan_.division.quorums_of_query(chunk)
-                                             : plan_.division.quorums_of_key(chunk);
-    uses.quorums.assign(quorums.begin(), quorums.end());
+    uses.quorums = find_quorums(side, chunk);
     uses.known = true;
   }
   return uses.quorums;
+}
+
+bool UseTable::is_live(std::int64_t query, std::int64_t key) const {
+  return plan_.problem().liveness(queries_[static_cast<std::size_t>(query)],
+                                  keys_[static_cast<std::size_t>(key)]) != Liveness::dead;
+}
+
+std::vector<std::int32_t> UseTable::find_quorums(Side side, std::int64_t chunk) const {
+  const auto c = static_cast<std::int64_t>(queries_.size());
+  const auto modulo = [c](std::int64_t value) { return value < 0 ? value + c : value; };
+  const auto live = [&](std::int64_t d) {
+    return side == Side::query ? is_live(chunk, modulo(chunk + d - c))
+                               : is_live(modulo(chunk - d), chunk);
+  };
+  const auto& differences = side == Side::query ? by_query_ : by_key_;
+  std::vector<std::int32_t> quorums;
+  quorums.reserve(differences.size());
+  for (std::size_t position = 0; position < differences.size(); ++position) {
+    if (!std::any_of(differences[position].begin(), differences[position].end(), live)) continue;
+    const std::int64_t residue = plan_.division.cover().residues[position];
+    quorums.push_back(static_cast<std::int32_t>(modulo(chunk - residue)));
+  }
+  std::sort(quorums.begin(), quorums.end());
+  quorums.shrink_to_fit();
+  return quorums;
 }
 
 std::int64_t UseTable::next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,

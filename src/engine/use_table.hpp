@@ -14,12 +14,11 @@ inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 
 enum class Side { query, key };
 
-/// The subproblems that use each chunk, looked up when first asked for and kept: at most
-/// 8 * c * k bytes. Not thread-safe.
+/// The subproblems that use each chunk, found in O(c) when first asked for and kept: at most
+/// 4 * c * k bytes for each side asked for, beside some 40 * c. Not thread-safe.
 class UseTable {
  public:
-  explicit UseTable(const Plan& plan)
-      : plan_(plan), of_query_(plan.division.chunk_count()), of_key_(plan.division.chunk_count()) {}
+  explicit UseTable(const Plan& plan);
 
   /// The quorums with a live pair whose query (key) chunk is `chunk`, ascending.
   const std::vector<std::int32_t>& quorums(Side side, std::int64_t chunk);
@@ -37,7 +36,13 @@ class UseTable {
     bool known = false;
     std::vector<std::int32_t> quorums;
   };
+  bool is_live(std::int64_t query, std::int64_t key) const;
+  std::vector<std::int32_t> find_quorums(Side side, std::int64_t chunk) const;
+
   const Plan& plan_;
+  std::vector<Range> queries_, keys_;  ///< of each chunk: it is compared with all others
+  // By position in the cover: the differences d with r(d).query (r(d).key) there.
+  std::vector<std::vector<std::int32_t>> by_query_, by_key_;
   std::vector<Uses> of_query_;
   std::vector<Uses> of_key_;
 };

@@ -1,6 +1,9 @@
 #define BOOST_TEST_MODULE engine_failure
 #include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <cstdlib>
+#include <limits>
+#include <new>
 #include <random>
 
 #include "stream_cqsa/engine.hpp"
@@ -10,6 +13,22 @@
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
+
+namespace {
+
+// A larger allocation than this fails.
+std::atomic<std::size_t> allocation_limit{std::numeric_limits<std::size_t>::max()};
+
+}  // namespace
+
+// Not inlined: the compiler would see malloc() or free() paired with the other's operator.
+[[gnu::noinline]] void* operator new(std::size_t bytes) {
+  void* memory = bytes > allocation_limit ? nullptr : std::malloc(bytes);
+  if (!memory) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -40,6 +59,27 @@ class FailingSink : public TensorSink {
   int left_;
 };
 
+// Gives one launch, the nth, so many keys that no query refers to that the CPU backend runs out of
+// memory when it computes.
+class OverfullBackend : public DelayedBackend {
+ public:
+  OverfullBackend(std::unique_ptr<Backend> inner, int launches)
+      : DelayedBackend(std::move(inner), 1), left_(launches) {}
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    if (left_-- == 0) {
+      subproblem_ = work.subproblem;
+      work.keys.resize(std::size_t{1} << 20);
+      allocation_limit = work.keys.size() * sizeof(KeyWork);
+    }
+    return DelayedBackend::launch(std::move(work), after);
+  }
+  std::int64_t subproblem() const { return subproblem_; }
+
+ private:
+  int left_;
+  std::int64_t subproblem_ = -1;
+};
+
 struct Fixture {
   Fixture() {
     problem.batch = 1;
@@ -59,12 +99,15 @@ struct Fixture {
   }
 
   void run_with(std::unique_ptr<Backend> backend, int reads, int writes) {
+    run_on(*backend, reads, writes);
+  }
+  void run_on(Backend& backend, int reads, int writes) {
     const auto query = block_source(input.query), value = block_source(input.value);
     FailingSource key(input.key, reads);
     TensorDesc desc = input.query.desc;
     FailingSink sink(desc, writes);
     Telemetry telemetry;
-    run(*plan, {*query, key, *value}, {sink, nullptr}, *backend, {}, telemetry);
+    run(*plan, {*query, key, *value}, {sink, nullptr}, backend, {}, telemetry);
   }
 
   Problem problem;
@@ -106,5 +149,29 @@ BOOST_FIXTURE_TEST_CASE(a_failing_device_ends_the_run_with_its_own_error, Fixtur
             return std::string(error.what()) == "device: injected failure";
           });
     }
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(work_that_fails_in_a_lane_ends_the_run_with_its_subproblem, Fixture) {
+  for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
+    for (const int submissions : {0, 1, 7, 20}) {
+      LateFailingBackend backend(make_cpu_backend({2}), lane, submissions);
+      BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
+        const std::string message = error.what();
+        return message.starts_with("subproblem ") && message == backend.message();
+      });
+    }
+  }
+}
+
+BOOST_FIXTURE_TEST_CASE(a_kernel_that_runs_out_of_memory_ends_the_run_with_its_subproblem,
+                        Fixture) {
+  for (const int launches : {0, 3, 11}) {
+    OverfullBackend backend(make_cpu_backend({2}), launches);
+    BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
+      return error.what() == "subproblem " + std::to_string(backend.subproblem()) +
+                                 ": compute on the CPU: std::bad_alloc";
+    });
+    allocation_limit = std::numeric_limits<std::size_t>::max();
   }
 }

@@ -1,58 +1,17 @@
 #define BOOST_TEST_MODULE engine_run
 #include <boost/test/unit_test.hpp>
-#include <filesystem>
 #include <random>
 
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/error.hpp"
 #include "support/attention.hpp"
 #include "support/delayed_backend.hpp"
+#include "support/run_plan.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
 
 namespace {
-
-struct Outcome {
-  std::vector<std::byte> output, lse;
-  RunResult result;
-};
-
-PlanRequest request_for(const Problem& problem, Layout layout, const Backend& backend) {
-  PlanRequest request;
-  request.problem = problem;
-  request.device = backend.traits(problem);
-  request.query.layout = request.key.layout = request.value.layout = layout;
-  request.output_layout = layout;
-  request.lse = true;
-  request.device_budget = std::int64_t{1} << 30;
-  request.host_budget = std::int64_t{1} << 30;
-  request.scratch = true;
-  return request;
-}
-
-Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident) {
-  const Problem& problem = plan.problem();
-  TensorDesc desc = input.query.desc;
-  desc.name = "o";
-  desc.dtype = problem.output_dtype;
-  Outcome outcome;
-  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
-  const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
-  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
-  const auto open = [&](const TestTensor& tensor) {
-    return resident ? make_memory_source(tensor.desc, tensor.data) : block_source(tensor);
-  };
-  const auto query = open(input.query), key = open(input.key), value = open(input.value);
-  const auto output_sink = make_memory_sink(desc, outcome.output);
-  const auto lse_sink = make_memory_sink(lse, outcome.lse);
-  RunOptions options;
-  options.scratch = std::filesystem::temp_directory_path();
-  Telemetry telemetry;
-  outcome.result = run(plan, {*query, *key, *value}, {*output_sink, lse_sink.get()}, backend,
-                       options, telemetry);
-  return outcome;
-}
 
 Problem random_problem(std::mt19937_64& random) {
   const auto pick = [&](std::int64_t from, std::int64_t to) {
@@ -103,7 +62,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
     const auto backend = make_cpu_backend({1 + trial % 3});
-    PlanRequest request = request_for(problem, layout, *backend);
+    PlanRequest request = roomy_request(problem, layout, *backend);
     const bool resident = random() % 4 == 0;
     request.query.resident = request.key.resident = request.value.resident = resident;
     request.chunks = std::array<std::int64_t, 8>{1, 2, 3, 7, 12, 13, 31, 57}[random() % 8];
@@ -126,7 +85,7 @@ BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
     problem.query_length += 200;
     problem.key_length += 200;
     const auto probe = make_cpu_backend({1});
-    PlanRequest request = request_for(problem, Layout::bshd, *probe);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *probe);
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
     // The smallest budgets that plan, found by halving.
     const auto plans = [&](std::int64_t device, std::int64_t host) {
@@ -158,7 +117,7 @@ BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
   problem.kv_heads = problem.query_heads = 2;
   problem.mask = Mask::causal;
   const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
-  PlanRequest request = request_for(problem, Layout::bshd, *make_cpu_backend({1}));
+  PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({1}));
   request.chunks = 13;
   request.heads_per_group = 1;
   // Room for the scratch of the most threads tried below.
@@ -174,6 +133,39 @@ BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(timing_does_not_change_the_bits_when_memory_is_short) {
+  std::mt19937_64 random(8);
+  for (const Mask mask : {Mask::none, Mask::causal}) {
+    Problem problem;
+    problem.kv_heads = problem.query_heads = 2;
+    problem.query_length = problem.key_length = 300;
+    problem.head_dim = 8;
+    problem.mask = mask;
+    problem.scale = default_scale(problem.head_dim);
+    const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({2}));
+    request.device.tile = 1;
+    request.chunks = 21;
+    request.heads_per_group = 1;
+    const Plan plan = make_plan(request);
+    const auto plain = make_cpu_backend({2});
+    const Outcome expected = run_plan(plan, input, *plain, false);
+    check_against_definition(plan, input, expected);
+    BOOST_TEST(expected.result.scratch_bytes == 0);
+    const Plan tight = with_accumulators_in_a_file(plan);
+    for (std::uint64_t seed = 0; seed < 6; ++seed) {
+      DelayedBackend delayed(make_cpu_backend({2}), seed);
+      const Outcome outcome = run_plan(tight, input, delayed, false);
+      BOOST_TEST_CONTEXT("seed " << seed << ", causal " << (mask == Mask::causal)) {
+        BOOST_TEST(outcome.result.scratch_bytes > 0);
+        BOOST_TEST(outcome.output == expected.output);
+        BOOST_TEST(outcome.lse == expected.lse);
+        BOOST_TEST(outcome.result.merged_scores == expected_scores(plan));
+      }
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
   std::mt19937_64 random(9);
   for (int trial = 0; trial < 24; ++trial) {
@@ -186,7 +178,7 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
     const double poison[] = {NAN, INFINITY, -INFINITY};
     set_element(tensor, 0, static_cast<std::int64_t>(random() % 60), 0, 0, poison[random() % 3]);
     const auto backend = make_cpu_backend({2});
-    PlanRequest request = request_for(problem, Layout::bshd, *backend);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *backend);
     request.chunks = 7;
     const Plan plan = make_plan(request);
     const Outcome outcome = run_plan(plan, input, *backend, false);
@@ -208,6 +200,6 @@ BOOST_AUTO_TEST_CASE(inputs_of_another_plan_are_refused) {
   const auto backend = make_cpu_backend({1});
   Problem other = problem;
   other.query_length += 1;
-  const Plan plan = make_plan(request_for(other, Layout::bshd, *backend));
+  const Plan plan = make_plan(roomy_request(other, Layout::bshd, *backend));
   BOOST_CHECK_THROW(run_plan(plan, input, *backend, false), InputError);
 }

@@ -1,8 +1,10 @@
 #define BOOST_TEST_MODULE engine_slots
 #include <boost/test/unit_test.hpp>
 #include <map>
+#include <optional>
 #include <random>
 #include <set>
+#include <tuple>
 
 #include "engine/slot_cache.hpp"
 #include "engine/use_table.hpp"
@@ -28,7 +30,101 @@ std::int64_t next_by_search(const Plan& plan, Side side, std::int64_t batch, std
   return never;
 }
 
+// The rule of SlotCache in plain words: all slots are looked through for the best one to take.
+class PlainSlots {
+ public:
+  explicit PlainSlots(std::int64_t slots) : slots_(static_cast<std::size_t>(slots)) {}
+
+  std::vector<SlotCache::Assignment> assign(const std::vector<SlotCache::Need>& needs) {
+    std::vector<SlotCache::Assignment> assigned(needs.size(), {-1, true});
+    for (const bool load : {false, true}) {
+      for (std::size_t i = 0; i < needs.size(); ++i) {
+        if (assigned[i].slot >= 0) continue;
+        const std::size_t at = load ? best() : holder(needs[i].key);
+        if (at == slots_.size()) continue;
+        slots_[at] = {needs[i].key, needs[i].next_use, step_};
+        assigned[i] = {static_cast<std::int32_t>(at), load};
+      }
+    }
+    ++step_;
+    return assigned;
+  }
+
+ private:
+  struct Slot {
+    std::optional<ChunkKey> key;
+    std::int64_t next_use = never;
+    std::int64_t last_step = -2;
+  };
+  std::size_t holder(const ChunkKey& key) const {
+    std::size_t at = 0;
+    while (at < slots_.size() && slots_[at].key != key) ++at;
+    return at;
+  }
+  std::size_t best() const {
+    const auto rank = [&](const Slot& slot) {
+      return std::tuple(slot.last_step != step_, !slot.key, slot.last_step < step_ - 1,
+                        slot.next_use);
+    };
+    std::size_t best = 0;
+    for (std::size_t i = 1; i < slots_.size(); ++i) {
+      if (rank(slots_[i]) > rank(slots_[best])) best = i;
+    }
+    return best;
+  }
+  std::vector<Slot> slots_;
+  std::int64_t step_ = 0;
+};
+
 }  // namespace
+
+BOOST_AUTO_TEST_CASE(quorums_are_those_of_the_division) {
+  // Lengths of fewer tiles than chunks leave chunks empty; more queries than keys leave rows blind.
+  for (const bool causal : {false, true}) {
+    for (const std::int64_t c : {1, 2, 4, 13, 57}) {
+      for (const auto& [queries, keys] : {std::pair{60, 60}, {60, 9}, {9, 60}, {5, 5}}) {
+        const Plan plan =
+            small_plan({.length = queries, .key_length = keys, .causal = causal, .chunks = c});
+        UseTable uses(plan);
+        for (std::int64_t chunk = 0; chunk < c; ++chunk) {
+          const auto of_query = plan.division.quorums_of_query(chunk);
+          const auto of_key = plan.division.quorums_of_key(chunk);
+          const auto& query = uses.quorums(Side::query, chunk);
+          const auto& key = uses.quorums(Side::key, chunk);
+          BOOST_TEST(std::equal(query.begin(), query.end(), of_query.begin(), of_query.end()));
+          BOOST_TEST(std::equal(key.begin(), key.end(), of_key.begin(), of_key.end()));
+        }
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(slots_are_taken_by_the_rule) {
+  std::mt19937_64 random(17);
+  for (int trial = 0; trial < 300; ++trial) {
+    const std::int64_t slots = 4 + static_cast<std::int64_t>(random() % 9);
+    SlotCache cache(slots);
+    PlainSlots plain(slots);
+    for (std::int64_t step = 0; step < 50; ++step) {
+      std::map<ChunkKey, std::int64_t> chunks;
+      const std::uint64_t count = random() % 5;
+      while (chunks.size() < count) {
+        // Few different next uses: ties are common.
+        const std::int64_t next =
+            random() % 4 ? step + 1 + static_cast<std::int64_t>(random() % 6) : never;
+        chunks[{0, static_cast<std::int64_t>(random() % 2),
+                static_cast<std::int64_t>(random() % 8)}] = next;
+      }
+      std::vector<SlotCache::Need> needs;
+      for (const auto& [key, next] : chunks) needs.push_back({key, next});
+      const auto assigned = cache.assign(needs), expected = plain.assign(needs);
+      for (std::size_t i = 0; i < needs.size(); ++i) {
+        BOOST_TEST(assigned[i].slot == expected[i].slot);
+        BOOST_TEST(assigned[i].load == expected[i].load);
+      }
+    }
+  }
+}
 
 BOOST_AUTO_TEST_CASE(next_use_is_that_of_the_schedule) {
   for (const bool causal : {false, true}) {

@@ -1,0 +1,52 @@
+#include "support/run_plan.hpp"
+
+#include "stream_cqsa/files.hpp"
+
+namespace stream_cqsa::testing {
+
+PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend) {
+  PlanRequest request;
+  request.problem = problem;
+  request.device = backend.traits(problem);
+  request.query.layout = request.key.layout = request.value.layout = layout;
+  request.output_layout = layout;
+  request.lse = true;
+  request.device_budget = std::int64_t{1} << 30;
+  request.host_budget = std::int64_t{1} << 30;
+  request.scratch = true;
+  return request;
+}
+
+Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,
+                 const std::filesystem::path& scratch) {
+  const Problem& problem = plan.problem();
+  TensorDesc desc = input.query.desc;
+  desc.name = "o";
+  desc.dtype = problem.output_dtype;
+  Outcome outcome;
+  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
+  const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
+  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  const auto open = [&](const TestTensor& tensor) {
+    return resident ? make_memory_source(tensor.desc, tensor.data) : block_source(tensor);
+  };
+  const auto query = open(input.query), key = open(input.key), value = open(input.value);
+  const auto output_sink = make_memory_sink(desc, outcome.output);
+  const auto lse_sink = make_memory_sink(lse, outcome.lse);
+  RunOptions options;
+  options.scratch = scratch;
+  Telemetry telemetry;
+  outcome.result = run(plan, {*query, *key, *value}, {*output_sink, lse_sink.get()}, backend,
+                       options, telemetry);
+  return outcome;
+}
+
+Plan with_accumulators_in_a_file(Plan plan) {
+  plan.placement = AccumulatorPlacement::file;
+  plan.host.state_buffers = 2;
+  plan.host.accumulators = 4;
+  plan.host.output_buffers = 1;
+  return plan;
+}
+
+}  // namespace stream_cqsa::testing
