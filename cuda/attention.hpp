@@ -11,10 +11,10 @@ namespace stream_cqsa::cuda {
 
 /// A query chunk in its slot, the state slot that it is computed into, and its key chunks.
 struct QueryItem {
-  const void* q;  ///< [token][head][dim], storage type
-  float* acc;     ///< [token][head][dim]
-  float* m;       ///< [token][head]
-  float* l;       ///< [token][head]
+  const void* q;             ///< [token][head][dim], storage type
+  float* acc;                ///< [token][head][dim]
+  float* m;                  ///< [token][head]
+  float* l;                  ///< [token][head]
   std::int64_t first_token;  ///< in the sequence, for the mask
   std::int64_t tokens;
   std::int64_t first_tile;  ///< of one head, counted over the query chunks of the launch
@@ -24,8 +24,8 @@ struct QueryItem {
 
 /// A key chunk in its slot.
 struct KeyItem {
-  const void* k;  ///< [token][key/value head][dim], storage type
-  const void* v;  ///< the same
+  const void* k;             ///< [token][key/value head][dim], storage type
+  const void* v;             ///< the same
   std::int64_t first_token;  ///< in the sequence, for the mask
   std::int64_t tokens;
   std::int64_t partial;  ///< 0: the mask keeps every score

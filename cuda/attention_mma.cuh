@@ -26,7 +26,7 @@ struct MmaTile {
   static constexpr int threads = 32 * warps;
   static constexpr int warp_rows = queries / warps;
   static constexpr int row_tiles = warp_rows / 16;
-  static constexpr int units = D / 8;  ///< of 16 bytes in a row
+  static constexpr int units = D / 8;                          ///< of 16 bytes in a row
   static constexpr int copy_units = units == 12 ? 16 : units;  ///< threads that copy a row
   static constexpr int copy_rows = threads / copy_units;       ///< rows that are copied at once
   /// A row is padded by 16 bytes: an odd number of units, so that the 8 rows of a matrix that
@@ -142,7 +142,8 @@ class MmaAttention {
       cursor.tile = 0;
       cursor.end = tiles(end + Tile::keys - 1);
     } while (cursor.end == 0);
-    const std::int64_t offset = copy_row_ * key_stride_ + 16 * copy_unit_ + 2 * tile_.kv_head * work_.dim;
+    const std::int64_t offset =
+        copy_row_ * key_stride_ + 16 * copy_unit_ + 2 * tile_.kv_head * work_.dim;
     k_from_ = static_cast<const char*>(cursor.keys->k) + offset;
     v_from_ = static_cast<const char*>(cursor.keys->v) + offset;
   }
@@ -156,7 +157,8 @@ class MmaAttention {
   // --- global to shared memory ---
 
   /// Copies `Rows` rows, of which this thread does every Tile::copy_rows-th one from its own on, a
-  /// unit of 16 bytes each. Rows from `present` on become zeros, and units beyond the head dimension.
+  /// unit of 16 bytes each. Rows from `present` on become zeros, and units beyond the head
+  /// dimension.
   template <int Rows, bool Filled>
   __device__ void start_rows(std::uint32_t to, const char* from, std::int64_t stride,
                              std::int64_t present) const {
@@ -174,8 +176,8 @@ class MmaAttention {
   __device__ void start_query() const {
     const QueryItem& chunk = work_.queries[tile_.item];
     const std::int64_t stride = 2 * work_.heads * work_.dim;
-    const auto* from = static_cast<const char*>(chunk.q) + tile_.first_row * stride +
-                       2 * tile_.head * work_.dim;
+    const auto* from =
+        static_cast<const char*>(chunk.q) + tile_.first_row * stride + 2 * tile_.head * work_.dim;
     start_rows<Tile::queries, false>(q_shared_, from + copy_row_ * stride + 16 * copy_unit_, stride,
                                      chunk.tokens - tile_.first_row);
   }
@@ -259,8 +261,8 @@ class MmaAttention {
         for (float& score : scores[tile][column]) score = 0;
       }
     }
-    const std::uint32_t from = k_shared + (lane_ % 8 + lane_ / 16 * 8) * Tile::row_bytes +
-                               lane_ / 8 % 2 * 16;
+    const std::uint32_t from =
+        k_shared + (lane_ % 8 + lane_ / 16 * 8) * Tile::row_bytes + lane_ / 8 % 2 * 16;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
       std::uint32_t query[Tile::row_tiles][4];
@@ -287,10 +289,9 @@ class MmaAttention {
   }
 
   /// acc += P V, P rounded to the storage type. P's accumulator layout is that of an operand.
-  __device__ void multiply_probability_value(
-      const float (&p)[Tile::row_tiles][Tile::keys / 8][4], std::uint32_t v_shared) {
-    const std::uint32_t from =
-        v_shared + lane_ % 16 * Tile::row_bytes + lane_ / 16 * 16;
+  __device__ void multiply_probability_value(const float (&p)[Tile::row_tiles][Tile::keys / 8][4],
+                                             std::uint32_t v_shared) {
+    const std::uint32_t from = v_shared + lane_ % 16 * Tile::row_bytes + lane_ / 16 * 16;
 #pragma unroll
     for (int step = 0; step < Tile::keys / 16; ++step) {
       std::uint32_t probability[Tile::row_tiles][4];
@@ -362,8 +363,8 @@ class MmaAttention {
         float highest = max_[tile][half];
 #pragma unroll
         for (int column = 0; column < Tile::keys / 8; ++column) {
-          highest = fmaxf(highest, fmaxf(scores[tile][column][2 * half],
-                                         scores[tile][column][2 * half + 1]));
+          highest = fmaxf(
+              highest, fmaxf(scores[tile][column][2 * half], scores[tile][column][2 * half + 1]));
         }
         highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 1));
         highest = fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
@@ -464,10 +465,10 @@ class MmaAttention {
 
   const AttentionWork& work_;
   const Policy policy_;
-  const QueryTile& tile_;  // in shared memory: registers are short
-  const std::int64_t key_stride_;    // bytes from token to token of K and V
-  const int copy_row_, copy_unit_;   // this thread's share of copies, see start_rows()
-  const char *k_from_, *v_from_;     // its first unit of the tile that is copied next
+  const QueryTile& tile_;           // in shared memory: registers are short
+  const std::int64_t key_stride_;   // bytes from token to token of K and V
+  const int copy_row_, copy_unit_;  // this thread's share of copies, see start_rows()
+  const char *k_from_, *v_from_;    // its first unit of the tile that is copied next
   const int warp_, lane_;
   char* const shared_;
   // [row][D], rows of row_bytes: Q, then two stages of K and V.

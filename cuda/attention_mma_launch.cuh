@@ -48,17 +48,16 @@ void launch_mma_kernel(const AttentionWork& work, cudaStream_t stream) {
     throw Error("attention: a subproblem of more than 2^31 query tiles; divide it further");
   }
   const auto kernel = attention_mma_kernel<T, D, Keys, CausalPolicy>;
-  STREAM_CQSA_CUDA_CHECK(cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::shared_bytes));
+  STREAM_CQSA_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              Tile::shared_bytes));
   kernel<<<static_cast<unsigned>(blocks), Tile::threads, Tile::shared_bytes, stream>>>(work);
   STREAM_CQSA_CUDA_CHECK(cudaGetLastError());
 }
 
 template <class T>
 void launch_mma(const AttentionWork& work, cudaStream_t stream) {
-  with_mma_tile(work.dim, [&](auto dim, auto keys) {
-    launch_mma_kernel<T, dim(), keys()>(work, stream);
-  });
+  with_mma_tile(work.dim,
+                [&](auto dim, auto keys) { launch_mma_kernel<T, dim(), keys()>(work, stream); });
 }
 
 }  // namespace stream_cqsa::cuda

@@ -32,9 +32,9 @@ class CudaBackend final : public Backend {
 
   DeviceTraits traits(const Problem& problem) const override {
     if (problem.head_dim % 8 != 0) {
-      throw InputError(fmt::format(
-          "head dimension {}: the CUDA backend takes multiples of 8; use --backend cpu",
-          problem.head_dim));
+      throw InputError(
+          fmt::format("head dimension {}: the CUDA backend takes multiples of 8; use --backend cpu",
+                      problem.head_dim));
     }
     DeviceTraits traits;
     traits.kind = "cuda";
@@ -127,10 +127,10 @@ void CudaBackend::allocate() {
   } catch (const CudaError& error) {
     if (error.code() != cudaErrorMemoryAllocation) throw;
     cudaGetLastError();  // not sticky: later calls need not see it
-    throw Error(fmt::format(
-        "{}: the plan's {} of device memory cannot be allocated, {} are free; give "
-        "--device-memory at most that",
-        name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_))));
+    throw Error(
+        fmt::format("{}: the plan's {} of device memory cannot be allocated, {} are free; give "
+                    "--device-memory at most that",
+                    name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_))));
   }
 }
 
@@ -180,21 +180,21 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
   lanes_->wait(list.last_use);
   const AttentionWork attention = describe(work, list);
   // The list travels ahead of its launch, beside the copies in.
-  const Ticket sent = lanes_->submit(
-      Lane::copy_in,
-      {"copy in of the work list", Stage::copy_in, list.bytes(), work.subproblem,
-       [&](cudaStream_t stream) { list.send(stream); }},
-      {});
+  const Ticket sent =
+      lanes_->submit(Lane::copy_in,
+                     {"copy in of the work list", Stage::copy_in, list.bytes(), work.subproblem,
+                      [&](cudaStream_t stream) { list.send(stream); }},
+                     {});
   std::vector<Ticket> all(after.begin(), after.end());
   all.push_back(sent);
   scores_computed_ += scores_of(work);
-  list.last_use = lanes_->submit(
-      Lane::compute,
-      {"attention kernel", Stage::compute, 0, work.subproblem,
-       [&](cudaStream_t stream) {
-         launch_attention(storage_type(problem_.dtype), attention, stream);
-       }},
-      all);
+  list.last_use =
+      lanes_->submit(Lane::compute,
+                     {"attention kernel", Stage::compute, 0, work.subproblem,
+                      [&](cudaStream_t stream) {
+                        launch_attention(storage_type(problem_.dtype), attention, stream);
+                      }},
+                     all);
   return list.last_use;
 }
 
@@ -246,7 +246,8 @@ std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
     for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
       const KeyWork& key = work.keys[static_cast<std::size_t>(i)];
       if (!key.partial) {
-        scores += round_up(query.queries.size(), tile.queries) * round_up(key.keys.size(), tile.keys);
+        scores +=
+            round_up(query.queries.size(), tile.queries) * round_up(key.keys.size(), tile.keys);
         continue;
       }
       for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile.queries) {
@@ -257,8 +258,7 @@ std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
       }
     }
   }
-  return static_cast<std::uint64_t>(scores * work.heads.count *
-                                    problem_.query_heads_per_kv_head());
+  return static_cast<std::uint64_t>(scores * work.heads.count * problem_.query_heads_per_kv_head());
 }
 
 }  // namespace

@@ -72,8 +72,7 @@ DeviceMemory::~DeviceMemory() {
 Pinned::Pinned(std::span<std::byte> memory) {
   if (memory.empty()) return;
   touch_pages(memory);
-  const cudaError_t code =
-      cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterDefault);
+  const cudaError_t code = cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterDefault);
   if (code != cudaSuccess) {
     const std::string call =
         sized_call("cudaHostRegister", static_cast<std::int64_t>(memory.size()));

@@ -38,8 +38,8 @@ Ticket Lanes::submit(Lane lane, const Submission& submission, std::span<const Ti
   use_device(device_);
   Queue& to = queue(lane);
   const std::lock_guard lock(mutex_);
-  Pending pending{submission.call, submission.stage, submission.bytes, submission.subproblem,
-                  {},              {},               {}};
+  Pending pending{
+      submission.call, submission.stage, submission.bytes, submission.subproblem, {}, {}, {}};
   try {
     enqueue(to, pending, submission, after);
   } catch (const std::exception& error) {
@@ -137,8 +137,8 @@ std::exception_ptr Lanes::await(std::unique_lock<std::mutex>& lock, Pending& pen
   }
   lock.lock();
   if (status == cudaSuccess) return nullptr;
-  return std::make_exception_ptr(
-      Error(fmt::format("{}: {} on the CUDA device", culprit(pending), cudaGetErrorString(status))));
+  return std::make_exception_ptr(Error(
+      fmt::format("{}: {} on the CUDA device", culprit(pending), cudaGetErrorString(status))));
 }
 
 // An error on the device is seen by every lane at once; it most likely comes from a kernel.

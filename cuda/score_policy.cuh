@@ -16,8 +16,8 @@ struct CausalPolicy {
 
   explicit __device__ CausalPolicy(const AttentionWork& work) : shift(work.causal_shift) {}
 
-  /// One past the last of the keys from `first_key` on, of `keys`, that any query up to `last_query`
-  /// sees, counted from `first_key`.
+  /// One past the last of the keys from `first_key` on, of `keys`, that any query up to
+  /// `last_query` sees, counted from `first_key`.
   __device__ std::int64_t visible_end(std::int64_t last_query, std::int64_t first_key,
                                       std::int64_t keys) const {
     const std::int64_t end = last_query + shift + 1 - first_key;

@@ -35,8 +35,8 @@ void WorkLists::List::add(const KeyItem& item) { append(item); }
 
 void WorkLists::List::send(cudaStream_t stream) const {
   STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(device_, staging_.data(),
-                                         static_cast<std::size_t>(written_),
-                                         cudaMemcpyHostToDevice, stream));
+                                         static_cast<std::size_t>(written_), cudaMemcpyHostToDevice,
+                                         stream));
 }
 
 }  // namespace stream_cqsa::cuda

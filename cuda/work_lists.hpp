@@ -29,9 +29,7 @@ class WorkLists {
     void add(const KeyItem& item);
     std::int64_t bytes() const { return written_; }
     const QueryItem* queries() const { return reinterpret_cast<const QueryItem*>(device_); }
-    const KeyItem* keys() const {
-      return reinterpret_cast<const KeyItem*>(device_ + first_key_);
-    }
+    const KeyItem* keys() const { return reinterpret_cast<const KeyItem*>(device_ + first_key_); }
     void send(cudaStream_t stream) const;
 
     Ticket last_use{Lane::compute, 0};  ///< the launch that reads it

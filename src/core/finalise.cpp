@@ -21,13 +21,15 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Each output type says how a vector of quotients becomes bits (in lanes of the quotient's width),
 // and which of those bits are the exponent's. Compute is the type that the division is done in.
+// NaN becomes the positive quiet one: which one arithmetic gives differs from device to device.
 struct ToF32 {
   using Compute = float;
   using Stored = std::uint32_t;
   static constexpr std::uint32_t exponent_bits = 0x7f800000;
   template <class DU, class VF>
   static HWY_INLINE hn::Vec<DU> bits(DU u, VF value) {
-    return hn::BitCast(u, value);
+    return hn::IfThenElse(hn::RebindMask(u, hn::IsNaN(value)), hn::Set(u, 0x7fc00000u),
+                          hn::BitCast(u, value));
   }
 };
 
@@ -37,7 +39,8 @@ struct ToF64 {
   static constexpr std::uint64_t exponent_bits = 0x7ff0000000000000;
   template <class DU, class VF>
   static HWY_INLINE hn::Vec<DU> bits(DU u, VF value) {
-    return hn::BitCast(u, value);
+    return hn::IfThenElse(hn::RebindMask(u, hn::IsNaN(value)),
+                          hn::Set(u, std::uint64_t{0x7ff8000000000000}), hn::BitCast(u, value));
   }
 };
 
@@ -51,9 +54,8 @@ struct ToBf16 {
     const auto top = hn::ShiftRight<16>(from);
     const auto odd = hn::And(top, hn::Set(u, 1));
     const auto rounded = hn::Add(hn::Add(from, hn::Set(u, 0x7fff)), odd);
-    const auto quiet = hn::Or(top, hn::Set(u, 0x40));
     const auto is_nan = hn::RebindMask(u, hn::IsNaN(value));
-    return hn::IfThenElse(is_nan, quiet, hn::ShiftRight<16>(rounded));
+    return hn::IfThenElse(is_nan, hn::Set(u, 0x7fc0), hn::ShiftRight<16>(rounded));
   }
 };
 
@@ -80,10 +82,10 @@ struct ToF16 {
     const auto signed_magnitude = hn::BitCast(i, magnitude);
     const auto below_normal = hn::RebindMask(u, hn::Lt(signed_magnitude, hn::Set(i, 113 << 23)));
     const auto in_range = hn::RebindMask(u, hn::Lt(signed_magnitude, hn::Set(i, 143 << 23)));
-    const auto is_nan = hn::VecFromMask(u, hn::RebindMask(u, hn::IsNaN(value)));
-    const auto special = hn::Or(hn::Set(u, 0x7c00), hn::And(is_nan, hn::Set(u, 0x200)));
+    const auto is_nan = hn::RebindMask(u, hn::IsNaN(value));
     const auto finite = hn::IfThenElse(below_normal, subnormal, normal);
-    return hn::Or(hn::IfThenElse(in_range, finite, special), hn::ShiftRight<16>(sign));
+    const auto number = hn::IfThenElse(in_range, finite, hn::Set(u, 0x7c00));
+    return hn::IfThenElse(is_nan, hn::Set(u, 0x7e00), hn::Or(number, hn::ShiftRight<16>(sign)));
   }
 };
 

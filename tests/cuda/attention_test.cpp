@@ -1,0 +1,227 @@
+// The device's attention kernels against the definition.
+#define BOOST_TEST_MODULE cuda_attention
+#include <fmt/format.h>
+
+#include <array>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "attention_case.hpp"
+#include "naive_attention.hpp"
+#include "needs_device.hpp"
+
+using namespace stream_cqsa;
+using namespace stream_cqsa::testing;
+
+BOOST_TEST_GLOBAL_FIXTURE(NeedsDevice);
+
+namespace {
+
+constexpr std::array types = {DType::f16, DType::bf16, DType::f32};
+constexpr std::array<std::int64_t, 12> dims = {8, 24, 32, 40, 64, 72, 96, 104, 128, 200, 248, 256};
+constexpr std::array<std::int64_t, 9> lengths = {1, 7, 63, 64, 65, 127, 129, 300, 1000};
+
+float usual_scale(std::int64_t dim) {
+  return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim)));
+}
+
+// Chunks anywhere in the sequence, in any order.
+std::vector<Range> random_chunks(std::int64_t most, std::mt19937_64& random) {
+  std::vector<Range> chunks(1 + random() % static_cast<std::uint64_t>(most));
+  for (Range& chunk : chunks) {
+    const auto begin = static_cast<std::int64_t>(random() % 1200);
+    chunk = {begin, begin + lengths[random() % lengths.size()]};
+  }
+  return chunks;
+}
+
+std::int64_t total(const std::vector<Range>& chunks) {
+  return AttentionCase::first_position(chunks, static_cast<std::int64_t>(chunks.size()));
+}
+
+// Shapes that the host computes in a fraction of a second.
+AttentionCase random_case(DType type, std::int64_t dim, std::mt19937_64& random) {
+  constexpr std::int64_t most_products = 60'000'000;
+  constexpr std::array<std::int64_t, 8> groups = {1, 1, 2, 3, 4, 5, 6, 8};
+  AttentionCase attention;
+  attention.type = type;
+  attention.dim = dim;
+  attention.scale_log2 = usual_scale(dim);
+  do {
+    attention.kv_heads = groups[random() % groups.size()];
+    attention.heads = attention.kv_heads * groups[random() % groups.size()];
+    attention.queries = random_chunks(3, random);
+    attention.keys = random_chunks(4, random);
+  } while (attention.heads > 8 ||
+           total(attention.queries) * total(attention.keys) * attention.heads * dim >
+               most_products);
+  attention.causal_shift = static_cast<std::int64_t>(random() % 600) - 300;
+  use_live_pairs(attention, random() % 3 != 0, 0.8, random);
+  fill_random(attention, std::array{0.3f, 1.0f, 3.0f}[random() % 3], random);
+  return attention;
+}
+
+std::string describe(const AttentionCase& attention) {
+  return fmt::format("{}, dim {}, heads {}/{}, {} query tokens in {} chunks, {} keys in {}",
+                     name_of(attention.type), attention.dim, attention.heads, attention.kv_heads,
+                     total(attention.queries), attention.queries.size(), total(attention.keys),
+                     attention.keys.size());
+}
+
+// Self-attention over [0, tokens) in `chunks` equal chunks.
+AttentionCase self_attention(DType type, std::int64_t tokens, std::int64_t chunks, std::int64_t dim,
+                             bool causal, std::mt19937_64& random) {
+  AttentionCase attention;
+  attention.type = type;
+  attention.heads = 4;
+  attention.kv_heads = 2;
+  attention.dim = dim;
+  attention.scale_log2 = usual_scale(dim);
+  for (std::int64_t i = 0; i < chunks; ++i)
+    attention.queries.push_back(split(tokens, 1, chunks, i));
+  attention.keys = attention.queries;
+  use_live_pairs(attention, causal, 1.0, random);
+  fill_random(attention, 1.0f, random);
+  return attention;
+}
+
+double ratio(const AttentionCase& attention) {
+  return worst_ratio(attention, launch(attention), brute_force(attention));
+}
+
+template <class Change>
+void check_hostile(const char* what, Change change) {
+  for (const DType type : types) {
+    for (const bool causal : {false, true}) {
+      for (const std::int64_t dim : {40, 64, 128, 256}) {
+        std::mt19937_64 random(3);
+        AttentionCase attention = self_attention(type, 333, 3, dim, causal, random);
+        change(attention);
+        BOOST_TEST(ratio(attention) <= 1.0,
+                   fmt::format("{}: {}, causal {}, seed 3", what, describe(attention), causal));
+      }
+    }
+  }
+}
+
+void scale_elements(CaseTensor& tensor, DType type, float factor) {
+  for (float& element : tensor.elements) element = rounded(type, element * factor);
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(random_launches_agree_with_the_definition) {
+  double worst = 0;
+  for (const DType type : types) {
+    for (const std::int64_t dim : dims) {
+      for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+        std::mt19937_64 random(seed * 1000 + static_cast<std::uint64_t>(dim));
+        const AttentionCase attention = random_case(type, dim, random);
+        const double error = ratio(attention);
+        BOOST_TEST(error <= 1.0, fmt::format("error is {} times what is allowed: {}, seed {}",
+                                             error, describe(attention), seed));
+        worst = std::max(worst, error);
+      }
+    }
+  }
+  BOOST_TEST_MESSAGE("largest error " << worst << " of what is allowed");
+}
+
+BOOST_AUTO_TEST_CASE(long_launches_agree_with_the_naive_kernel) {
+  for (const DType type : types) {
+    for (const bool causal : {false, true}) {
+      for (const std::int64_t dim : {64, 128, 256}) {
+        std::mt19937_64 random(5);
+        const AttentionCase attention = self_attention(type, 8192, 5, dim, causal, random);
+        const double error =
+            worst_ratio(attention, launch(attention), naive_attention(attention, causal));
+        BOOST_TEST(error <= 1.0, fmt::format("{} times what is allowed: {}, causal {}, seed 5",
+                                             error, describe(attention), causal));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_naive_kernel_agrees_with_the_definition) {
+  for (const bool causal : {false, true}) {
+    std::mt19937_64 random(8);
+    AttentionCase attention = self_attention(DType::f32, 200, 2, 64, causal, random);
+    const CaseReference naive = naive_attention(attention, causal);
+    const CaseReference exact = brute_force(attention);
+    double worst = 0;
+    for (std::size_t i = 0; i < exact.output.size(); ++i) {
+      const double error = std::abs(naive.output[i] - exact.output[i]);
+      if (!(error <= worst)) worst = error;
+    }
+    BOOST_TEST(worst <= 1e-12);
+    BOOST_TEST((naive.keys == exact.keys));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_launch_repeats_its_bytes) {
+  for (const DType type : types) {
+    for (const std::int64_t dim : {64, 128, 256}) {
+      std::mt19937_64 random(11);
+      const AttentionCase attention = self_attention(type, 1500, 3, dim, true, random);
+      const CaseStates first = launch(attention);
+      const CaseStates second = launch(attention);
+      std::int64_t different = 0;
+      for (std::int64_t row = 0; row < attention.rows(); ++row) {
+        different += !same_row(first, second, row, dim);
+      }
+      BOOST_TEST(different == 0, describe(attention));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(scores_of_ten_thousand) {
+  check_hostile("large scores", [](AttentionCase& attention) {
+    scale_elements(attention.q, attention.type, 100.0f);
+    scale_elements(attention.k, attention.type, 30.0f);
+  });
+}
+
+BOOST_AUTO_TEST_CASE(equal_scores) {
+  check_hostile("equal scores", [](AttentionCase& attention) {
+    scale_elements(attention.q, attention.type, 0.0f);
+  });
+}
+
+BOOST_AUTO_TEST_CASE(an_attention_sink) {
+  check_hostile("sink", [](AttentionCase& attention) {
+    // Every query has a large first feature, and so has the first key alone.
+    for (std::int64_t position = 0; position < 333; ++position) {
+      for (std::int64_t head = 0; head < 4; ++head) {
+        attention.q.vector(position, head)[0] = 64.0f;
+      }
+      for (std::int64_t head = 0; head < 2; ++head) {
+        attention.k.vector(position, head)[0] = position == 0 ? 32.0f : 0.0f;
+      }
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(zero_and_negative_scales) {
+  check_hostile("scale 0", [](AttentionCase& attention) { attention.scale_log2 = 0; });
+  check_hostile("scale -0.0", [](AttentionCase& attention) { attention.scale_log2 = -0.0f; });
+  check_hostile("negative scale", [](AttentionCase& attention) { attention.scale_log2 *= -1; });
+}
+
+BOOST_AUTO_TEST_CASE(rows_without_a_key_are_empty) {
+  for (const DType type : types) {
+    for (const std::int64_t dim : {40, 128, 256}) {
+      std::mt19937_64 random(13);
+      AttentionCase attention = self_attention(type, 600, 3, dim, false, random);
+      attention.causal_shift = -250;
+      attention.uses.clear();
+      use_live_pairs(attention, true, 1.0, random);
+      BOOST_TEST(attention.uses.front().empty());
+      const CaseStates states = launch(attention);
+      BOOST_TEST(worst_ratio(attention, states, brute_force(attention)) <= 1.0);
+      BOOST_TEST(states.m[249 * 4] == -HUGE_VALF);
+      BOOST_TEST(std::isfinite(states.m[250 * 4]));
+    }
+  }
+}
