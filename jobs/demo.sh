@@ -75,7 +75,7 @@ if $real; then
 else
   input=(--query "$results/q.npy" --key "$results/k.npy" --value "$results/v.npy")
 fi
-output=$results/o.npy
+outputs=(--output "$results/o.npy" --lse "$results/lse.npy")
 echo "Building the program into $build"
 build_program
 
@@ -86,10 +86,10 @@ else
   step generate --shape 1,32768,8,64 --dtype f16 "${input[@]}" --overwrite
 fi
 resources=(--device-memory 8MiB --host-memory 128MiB)
-step plan "${input[@]}" "${attention[@]}" "${resources[@]}" --svg "$results/plan.svg" --overwrite
-step run "${input[@]}" "${attention[@]}" "${resources[@]}" --output "$output" \
-  --lse "$results/lse.npy" --report "$results/report.json" --trace "$results/trace.json" --overwrite
-step verify "${input[@]}" "${attention[@]}" --output "$output"
+options=("${input[@]}" "${attention[@]}" "${resources[@]}" "${outputs[@]}" --overwrite)
+step plan "${options[@]}" --svg "$results/plan.svg"
+step run "${options[@]}" --report "$results/report.json" --trace "$results/trace.json"
+step verify "${input[@]}" "${attention[@]}" "${outputs[@]}"
 
 cat <<END
 

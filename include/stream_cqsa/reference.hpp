@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -48,16 +48,27 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
 /// overflow.
 double allowed_error(const Problem& problem, const ReferenceRow& row);
 
-/// How an output row compares with the reference.
+/// The largest |lse - reference| that fp32 may leave: 8 u (S + log2(keys) + 4) + 2 u |lse|, in the
+/// terms of allowed_error(), and like it infinite where fp32 itself may overflow.
+double allowed_lse_error(const Problem& problem, const ReferenceRow& row);
+
+/// How an output row, or its lse, compares with the reference.
 struct RowCheck {
   double max_error = 0;  ///< largest |output - reference| where both are finite
-  double allowed = 0;    ///< allowed_error()
-  bool ok = false;
+  double allowed = 0;    ///< allowed_error(), allowed_lse_error()
+  bool ok = false;       ///< nothing wrong was found
+  /// Whether there is a bound to hold the row to. Without one, `ok` says only that nothing is NaN
+  /// where the reference is finite, nor finite where it is not.
+  bool comparable() const { return allowed < std::numeric_limits<double>::infinity(); }
 };
 
 /// Compares `output` ([dim]) with the reference: within allowed_error() where the reference is
 /// finite, NaN or infinite exactly where it is not (which of the two is not distinguished). A value
-/// that problem.output_dtype cannot hold may end as infinity.
+/// that problem.output_dtype cannot hold may end as infinity; NaN is never right for a finite one.
 RowCheck check_row(const Problem& problem, const ReferenceRow& row, std::span<const double> output);
+
+/// Compares a row's lse with the reference in the same way: within allowed_lse_error(); -infinity
+/// exactly where the reference is; NaN or infinite where it is NaN.
+RowCheck check_lse(const Problem& problem, const ReferenceRow& row, double lse);
 
 }  // namespace stream_cqsa

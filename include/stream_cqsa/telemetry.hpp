@@ -19,8 +19,11 @@ enum class Stage {
   merge,     ///< partials into accumulators, and finishing rows
   spill,     ///< accumulators to and from the scratch file
   write,     ///< finished rows to the output
+  checksum,  ///< fingerprints of what is read and written
+  verify,    ///< sampled rows against fp64, after the last write
+  sync,      ///< outputs to storage and to their names
 };
-inline constexpr int stage_count = 7;
+inline constexpr int stage_count = 10;
 std::string_view name_of(Stage stage);
 
 /// Seconds of std::chrono::steady_clock.
@@ -35,7 +38,7 @@ struct Interval {
 };
 
 struct StageTotals {
-  double busy_seconds = 0;  ///< summed over the threads of the stage
+  double busy_seconds = 0;  ///< summed over the threads of the stage, see StageTimer
   std::int64_t operations = 0;
   std::int64_t bytes = 0;
 };
@@ -51,8 +54,10 @@ class Telemetry {
   Telemetry& operator=(const Telemetry&) = delete;
 
   /// Records that the calling thread (or its device) spent `interval` on `stage` for `subproblem`
-  /// (negative: none in particular) and moved `bytes`.
-  void record(Stage stage, Interval interval, std::int64_t bytes, std::int64_t subproblem);
+  /// (negative: none in particular) and moved `bytes`. `elsewhere` seconds of the interval belong
+  /// to other stages.
+  void record(Stage stage, Interval interval, std::int64_t bytes, std::int64_t subproblem,
+              double elsewhere = 0);
 
   std::array<StageTotals, stage_count> totals() const;
 
@@ -72,12 +77,13 @@ class Telemetry {
   std::atomic<std::int64_t> subproblems_done_{0};
 };
 
-/// Records the time from its construction to its destruction.
+/// Records the time from its construction to its destruction, both by one thread. The time of a
+/// timer inside another's life on the same thread counts for the inner stage alone: a checksum made
+/// within a read is no reading. The trace shows both intervals whole.
 class StageTimer {
  public:
-  StageTimer(Telemetry& telemetry, Stage stage, std::int64_t bytes, std::int64_t subproblem)
-      : telemetry_(telemetry), stage_(stage), bytes_(bytes), subproblem_(subproblem) {}
-  ~StageTimer() { telemetry_.record(stage_, {begin_, now_seconds()}, bytes_, subproblem_); }
+  StageTimer(Telemetry& telemetry, Stage stage, std::int64_t bytes, std::int64_t subproblem);
+  ~StageTimer();
   StageTimer(const StageTimer&) = delete;
   StageTimer& operator=(const StageTimer&) = delete;
 
@@ -86,6 +92,8 @@ class StageTimer {
   Stage stage_;
   std::int64_t bytes_;
   std::int64_t subproblem_;
+  StageTimer* outer_;         ///< the thread's timer around this one, or null
+  double inner_seconds_ = 0;  ///< of timers inside this one
   double begin_ = now_seconds();
 };
 

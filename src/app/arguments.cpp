@@ -59,10 +59,10 @@ OptionGroup resource_group(ResourceOptions& options) {
   OptionGroup group("Resources");
   group.add_options()("backend",
                       po::value(&options.backend)->default_value("auto")->value_name("NAME"),
-                      "auto or cpu")(
+                      "auto, cpu or cuda; auto: cuda where there is a device")(
       "device-memory", po::value(&options.device_memory)->value_name("BYTES"),
-      "budget of the memory that is computed in, such as 512MiB or 2GiB (default: a quarter of "
-      "the available memory)")(
+      "budget of the memory that is computed in, such as 512MiB or 2GiB (default: 90% of the "
+      "device's free memory; on the CPU a quarter of the available memory)")(
       "host-memory", po::value(&options.host_memory)->value_name("BYTES"),
       "budget of the memory for staging and accumulators (default: half of the available memory)")(
       "scratch", po::value(&options.scratch)->value_name("DIR"),
@@ -86,6 +86,16 @@ OptionGroup output_group(OutputOptions& options) {
       "log-sum-exp of the scaled scores, natural logarithm, fp32 [B, H, N] (tensor \"lse\")")(
       "overwrite", po::bool_switch(&options.overwrite), "replace outputs that exist");
   return group;
+}
+
+OptionGroup job_group(JobOptions& options) {
+  OptionGroup all;
+  all.add(input_group(options.input))
+      .add(synthetic_group(options.input))
+      .add(attention_group(options.attention))
+      .add(resource_group(options.resources))
+      .add(output_group(options.output));
+  return all;
 }
 
 bool parse(const Arguments& arguments, const std::string& intro, OptionGroup options) {

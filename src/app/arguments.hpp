@@ -46,11 +46,21 @@ struct OutputOptions {
   bool overwrite = false;
 };
 
+/// All of what `run` and `plan` take alike.
+struct JobOptions {
+  InputOptions input;
+  AttentionOptions attention;
+  ResourceOptions resources;
+  OutputOptions output;
+};
+
 OptionGroup input_group(InputOptions& options);
 OptionGroup synthetic_group(InputOptions& options);
 OptionGroup attention_group(AttentionOptions& options);
 OptionGroup resource_group(ResourceOptions& options);
 OptionGroup output_group(OutputOptions& options);
+/// The groups of a job, in one.
+OptionGroup job_group(JobOptions& options);
 
 /// Parses `arguments`. Returns false when --help was asked for and printed: `intro`, then the
 /// options. Throws InputError with one line for an unknown option or a bad value.

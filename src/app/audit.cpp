@@ -11,6 +11,7 @@ void AuditedSource::read(const Block& block, std::span<std::byte> into) {
     if (!seen_.insert({block.batch, block.heads.begin, block.tokens.begin}).second) return;
   }
   const DType dtype = storage_type(desc_.dtype);
+  const StageTimer timer(telemetry_, Stage::checksum, static_cast<std::int64_t>(into.size()), -1);
   Fingerprint own;
   own.add(desc_, dtype, block,
           packed_rows(into.data(), block, desc_.layout, desc_.dim * size_of(dtype)));
@@ -23,13 +24,14 @@ Fingerprint AuditedSource::fingerprint() const {
   return fingerprint_;
 }
 
-AuditedSink::AuditedSink(TensorSink& inner, std::span<const RowIndex> rows)
-    : TensorSink(inner.desc()), inner_(inner) {
+AuditedSink::AuditedSink(TensorSink& inner, std::span<const RowIndex> rows, Telemetry& telemetry)
+    : TensorSink(inner.desc()), inner_(inner), telemetry_(telemetry) {
   for (const RowIndex& row : rows) rows_[{row.batch, row.token, row.head}];
 }
 
 void AuditedSink::write(const Block& block, std::span<const std::byte> from) {
   inner_.write(block, from);
+  const StageTimer timer(telemetry_, Stage::checksum, static_cast<std::int64_t>(from.size()), -1);
   const std::int64_t vector_bytes = desc_.dim * size_of(desc_.dtype);
   fingerprint_.add(desc_, desc_.dtype, block,
                    packed_rows(from.data(), block, Layout::bshd, vector_bytes));

@@ -10,14 +10,16 @@
 
 #include "stream_cqsa/fingerprint.hpp"
 #include "stream_cqsa/reference.hpp"
+#include "stream_cqsa/telemetry.hpp"
 #include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
 
-/// Fingerprints each block when it is first read.
+/// Fingerprints each block when it is first read, which counts as Stage::checksum.
 class AuditedSource : public TensorSource {
  public:
-  explicit AuditedSource(TensorSource& inner) : TensorSource(inner.desc()), inner_(inner) {}
+  AuditedSource(TensorSource& inner, Telemetry& telemetry)
+      : TensorSource(inner.desc()), inner_(inner), telemetry_(telemetry) {}
 
   void read(const Block& block, std::span<std::byte> into) override;
   std::optional<StridedRows> resident(const Block& block) const override {
@@ -27,15 +29,16 @@ class AuditedSource : public TensorSource {
 
  private:
   TensorSource& inner_;
+  Telemetry& telemetry_;
   mutable std::mutex mutex_;
   std::set<std::tuple<std::int64_t, std::int64_t, std::int64_t>> seen_;  // batch, head, token
   Fingerprint fingerprint_;
 };
 
-/// Fingerprints what is written and keeps copies of chosen rows.
+/// Fingerprints what is written, which counts as Stage::checksum, and keeps copies of chosen rows.
 class AuditedSink : public TensorSink {
  public:
-  AuditedSink(TensorSink& inner, std::span<const RowIndex> rows);
+  AuditedSink(TensorSink& inner, std::span<const RowIndex> rows, Telemetry& telemetry);
 
   void write(const Block& block, std::span<const std::byte> from) override;
   void commit() override { inner_.commit(); }
@@ -47,6 +50,7 @@ class AuditedSink : public TensorSink {
  private:
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, token, head
   TensorSink& inner_;
+  Telemetry& telemetry_;
   std::map<Key, std::vector<std::byte>> rows_;
   Fingerprint fingerprint_;
 };

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "app/bench_stream.hpp"
 #include "app/commands.hpp"
 #include "app/machine.hpp"
 #include "app/report.hpp"
@@ -31,10 +32,9 @@ constexpr int repetitions = 5;
 
 struct BenchArguments {
   std::vector<std::string> only;
-  int threads = 0;
   std::int64_t length = 16384;
   std::int64_t heads = 8;
-  std::string scratch;
+  StreamOptions stream;
   bool json = false;
 };
 
@@ -43,18 +43,25 @@ bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
   OptionGroup group("Options");
   group.add_options()(
       "only", po::value(&bench.only)->composing()->value_name("WHAT"),
-      "kernel, copy, merge or io; may be repeated (default: all, io with --scratch)")(
-      "threads", po::value(&bench.threads)->default_value(0)->value_name("T"), "0: one per core")(
-      "length", po::value(&bench.length)->default_value(16384)->value_name("N"),
-      "tokens, for the kernel")("heads", po::value(&bench.heads)->default_value(8)->value_name("H"),
-                                "heads, for the kernel")(
-      "scratch", po::value(&bench.scratch)->value_name("DIR"), "where io writes a file")(
+      "kernel, copy, merge, io or stream; may be repeated (default: all, io with --scratch, stream "
+      "with --shape)")("length", po::value(&bench.length)->default_value(16384)->value_name("N"),
+                       "tokens, for kernel")(
+      "heads", po::value(&bench.heads)->default_value(8)->value_name("H"), "heads, for kernel")(
+      "rounds", po::value(&bench.stream.rounds)->default_value(3)->value_name("R"),
+      "of stream, after a warm-up")("lockstep", po::bool_switch(&bench.stream.lockstep),
+                                    "stream starts a round with each line of standard input")(
       "json", po::bool_switch(&bench.json), "print the rates as JSON");
+  OptionGroup all;
+  all.add(group)
+      .add(synthetic_group(bench.stream.input))
+      .add(attention_group(bench.stream.attention))
+      .add(resource_group(bench.stream.resources));
   return parse(arguments,
                "usage: stream-cqsa bench [OPTION...]\n"
                "Measures what this machine does: the attention kernel beside its own matrix "
-               "product, copies, merges, files.\n",
-               group);
+               "product, copies, merges, files, and the whole pipeline from pinned host memory to "
+               "host memory (stream).\n",
+               all);
 }
 
 // The shortest of several runs, in seconds.
@@ -190,10 +197,13 @@ json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
 int bench_command(const Arguments& arguments, const MpiEnvironment&) {
   BenchArguments options;
   if (!parse_bench(arguments, options)) return 0;
-  const int threads = options.threads > 0 ? options.threads : this_machine().cores;
+  const ResourceOptions& resources = options.stream.resources;
+  if (resources.threads < 0) throw InputError("--threads must not be negative");
+  const int threads = resources.threads > 0 ? resources.threads : this_machine().cores;
   for (const std::string& what : options.only) {
-    if (what != "kernel" && what != "copy" && what != "merge" && what != "io") {
-      throw InputError(fmt::format("--only {}: unknown; use kernel, copy, merge or io", what));
+    if (what != "kernel" && what != "copy" && what != "merge" && what != "io" && what != "stream") {
+      throw InputError(
+          fmt::format("--only {}: unknown; use kernel, copy, merge, io or stream", what));
     }
   }
   const auto wanted = [&](const char* what, bool by_default) {
@@ -204,11 +214,14 @@ int bench_command(const Arguments& arguments, const MpiEnvironment&) {
   json rates = {{"versions", versions_json()}};
   if (wanted("copy", true)) rates["copy"] = bench_copies(threads, out);
   if (wanted("merge", true)) rates["merge"] = bench_merges(threads, out);
-  if (wanted("io", !options.scratch.empty())) {
-    if (options.scratch.empty()) throw InputError("--only io needs --scratch DIR");
-    rates["io"] = bench_files(options.scratch, out);
+  if (wanted("io", !resources.scratch.empty())) {
+    if (resources.scratch.empty()) throw InputError("--only io needs --scratch DIR");
+    rates["io"] = bench_files(resources.scratch, out);
   }
   if (wanted("kernel", true)) rates["kernel"] = bench_kernels(options, threads, out);
+  if (wanted("stream", !options.stream.input.shape.empty())) {
+    rates["stream"] = bench_stream(options.stream, out);
+  }
   if (options.json) fmt::print("{}\n", rates.dump(1));
   return 0;
 }

@@ -4,6 +4,7 @@
 #include "app/machine.hpp"
 #include "cpu/features.hpp"
 #include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/cuda_backend.hpp"
 
 namespace stream_cqsa {
 
@@ -19,6 +20,14 @@ int devices_command(const Arguments& arguments, const MpiEnvironment&) {
              cpu_blas_config());
   fmt::print("memory  {}, {} available\n", format_bytes(machine.memory),
              format_bytes(machine.available_memory));
+  const auto devices = cuda_devices();
+  for (std::size_t number = 0; number < devices.size(); ++number) {
+    const CudaDevice& device = devices[number];
+    fmt::print("cuda {}  {}\n", number, device.name);
+    fmt::print("        compute capability {}.{}, {} multiprocessors, {}, {} free\n", device.major,
+               device.minor, device.multiprocessors, format_bytes(device.memory),
+               format_bytes(cuda_free_memory(static_cast<int>(number))));
+  }
   return 0;
 }
 

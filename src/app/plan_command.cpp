@@ -9,11 +9,8 @@
 namespace stream_cqsa {
 namespace {
 
-struct PlanArguments {
-  InputOptions input;
-  AttentionOptions attention;
-  ResourceOptions resources;
-  OutputOptions output;  // taken, so that a run's command line plans as it is
+// With a run's outputs, so that its command line plans as it is.
+struct PlanArguments : JobOptions {
   bool json = false;
   bool subproblems = false;
   std::string svg;
@@ -27,13 +24,8 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
       "with --json: every subproblem with its chunk pairs")(
       "svg", po::value(&plan.svg)->value_name("FILE"),
       "draw the chunk-pair matrix and the planned memory");
-  OptionGroup all;
-  all.add(input_group(plan.input))
-      .add(synthetic_group(plan.input))
-      .add(attention_group(plan.attention))
-      .add(resource_group(plan.resources))
-      .add(output_group(plan.output))
-      .add(printing);
+  OptionGroup all = job_group(plan);
+  all.add(printing);
   return parse(arguments,
                "usage: stream-cqsa plan --input FILE [OPTION...]\n"
                "Prints how a run with the same options would be divided. Computes nothing.\n",

@@ -93,6 +93,10 @@ void require_inputs(const InputOptions& input) {
   }
 }
 
+bool is_resident(const TensorSource& source) {
+  return source.resident({0, {0, 1}, {0, 1}}).has_value();
+}
+
 }  // namespace
 
 Layout layout_option(const std::string& name) {
@@ -192,6 +196,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.query.layout = open.query->desc().layout;
   request.key.layout = open.key->desc().layout;
   request.value.layout = open.value->desc().layout;
+  request.query.resident = is_resident(*open.query);
+  request.key.resident = is_resident(*open.key);
+  request.value.resident = is_resident(*open.value);
   request.output_layout = open.query->desc().layout;
   request.lse = lse;
   request.device_budget =

@@ -44,7 +44,7 @@ std::string stage_table(const RunRecord& record) {
       rate = fmt::format("{:.2f} GB/s", static_cast<double>(bytes) / busy * 1e-9);
     }
     text += fmt::format("{:<10} {:>12} {:>6.1f}% {:>12} {:>12} {:>11}\n", name_of(stage),
-                        format_duration(busy), 100 * busy / record.result.seconds, operations,
+                        format_duration(busy), 100 * busy / record.total_seconds, operations,
                         bytes ? format_bytes(bytes) : "", rate);
   }
   return text;
@@ -92,7 +92,8 @@ std::string describe(const RunRecord& record) {
   const std::uint64_t merged = sum(certificate.merged_scores);
   const std::uint64_t kept = sum(certificate.kept_scores);
   std::string text = stage_table(record);
-  text += fmt::format("wall       {:>12}   {}\n", format_duration(record.result.seconds),
+  text += fmt::format("wall       {:>12}   {:.2f} s from the first read to the last write: {}\n",
+                      format_duration(record.total_seconds), record.result.seconds,
                       format_flops(flops_of(plan, kept) / record.result.seconds));
   text +=
       fmt::format("memory     device {} of {}, host {} of {}, peak resident {}\n",
@@ -134,6 +135,7 @@ json to_json(const RunRecord& record) {
       {"command", record.command},
       {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
       {"seconds", result.seconds},
+      {"total_seconds", record.total_seconds},
       {"flop", flops},
       {"flop_per_second", flops / result.seconds},
       {"compute_share_of_wall", compute / result.seconds},

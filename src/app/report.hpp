@@ -34,6 +34,7 @@ struct RunRecord {
   const Plan& plan;
   const RunResult& result;
   const Telemetry& telemetry;
+  double total_seconds;  ///< wall clock of all stages, verification and sync included
   const Certificate& certificate;
   std::vector<std::string> command;  ///< as given, without the program's name
 };

@@ -23,11 +23,7 @@ namespace {
 constexpr std::int64_t verified_rows = 8;
 constexpr std::uint64_t verified_seed = 1;
 
-struct RunArguments {
-  InputOptions input;
-  AttentionOptions attention;
-  ResourceOptions resources;
-  OutputOptions output;
+struct RunArguments : JobOptions {
   std::string report, trace;
   bool no_verify = false;
   bool quiet = false;
@@ -42,13 +38,8 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
       "write a trace-event file, for Perfetto or chrome://tracing")(
       "no-verify", po::bool_switch(&run.no_verify), "do not check sampled rows at the end")(
       "quiet", po::bool_switch(&run.quiet), "no progress and no closing table");
-  OptionGroup all;
-  all.add(input_group(run.input))
-      .add(synthetic_group(run.input))
-      .add(attention_group(run.attention))
-      .add(resource_group(run.resources))
-      .add(output_group(run.output))
-      .add(reporting);
+  OptionGroup all = job_group(run);
+  all.add(reporting);
   return parse(arguments,
                "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
                "Computes O = softmax(scale Q K^T) V exactly, within the given memory.\n",
@@ -105,16 +96,56 @@ std::uint64_t total(const std::vector<std::uint64_t>& values) {
   return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
-/// The run itself, with its progress.
+// Inputs and outputs, watched.
+struct Audit {
+  AuditedSource query, key, value;
+  AuditedSink output;
+  std::optional<AuditedSink> lse;
+
+  Audit(OpenProblem& open, Sinks& sinks, const std::vector<RowIndex>& rows, Telemetry& telemetry)
+      : query(*open.query, telemetry),
+        key(*open.key, telemetry),
+        value(*open.value, telemetry),
+        output(*sinks.output, rows, telemetry) {
+    if (sinks.lse) lse.emplace(*sinks.lse, rows, telemetry);
+  }
+};
+
+// The run itself, with its progress.
 RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& backend,
-                      const Inputs& inputs, const Outputs& outputs, Telemetry& telemetry,
-                      std::uint64_t kept_scores) {
+                      Audit& audit, Telemetry& telemetry, std::uint64_t kept_scores) {
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet)
     progress = std::make_unique<Progress>(telemetry, backend, plan, kept_scores);
   RunOptions options;
   options.scratch = arguments.resources.scratch;
-  return run(plan, inputs, outputs, backend, options, telemetry);
+  return run(plan, {audit.query, audit.key, audit.value},
+             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend, options, telemetry);
+}
+
+Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
+                    const RunResult& result, const Plan& plan, Telemetry& telemetry) {
+  Certificate certificate;
+  certificate.merged_scores = result.merged_scores;
+  certificate.kept_scores = expected_scores(plan);
+  certificate.query = audit.query.fingerprint();
+  certificate.key = audit.key.fingerprint();
+  certificate.value = audit.value.fingerprint();
+  certificate.output = audit.output.fingerprint();
+  certificate.output_vectors =
+      open.problem.batch * open.problem.query_length * open.problem.query_heads;
+  if (rows.empty()) return certificate;
+  const StageTimer timer(telemetry, Stage::verify, 0, -1);
+  certificate.verification = verify_rows(
+      open, rows, [&](const RowIndex& row) { return audit.output.row(row); },
+      audit.lse ? [&](const RowIndex& row) { return audit.lse->row(row); } : RowValues());
+  return certificate;
+}
+
+void publish(Sinks& sinks, Telemetry& telemetry) {
+  const StageTimer timer(telemetry, Stage::sync, 0, -1);
+  if (sinks.lse) sinks.lse->commit();
+  sinks.output->commit();
 }
 
 int execute(const RunArguments& arguments, const Arguments& command) {
@@ -131,33 +162,16 @@ int execute(const RunArguments& arguments, const Arguments& command) {
 
   const auto rows =
       sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
-  AuditedSource query(*open.query), key(*open.key), value(*open.value);
-  AuditedSink output(*sinks.output, rows);
-  std::optional<AuditedSink> lse;
-  if (sinks.lse) lse.emplace(*sinks.lse, rows);
-  Certificate certificate;
-  certificate.kept_scores = expected_scores(plan);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
+  Audit audit(open, sinks, rows, *telemetry);
+  const double begin = now_seconds();
   const RunResult result =
-      run_audited(arguments, plan, *backend, {query, key, value}, {output, lse ? &*lse : nullptr},
-                  *telemetry, total(certificate.kept_scores));
-  certificate.merged_scores = result.merged_scores;
-  certificate.query = query.fingerprint();
-  certificate.key = key.fingerprint();
-  certificate.value = value.fingerprint();
-  certificate.output = output.fingerprint();
-  certificate.output_vectors =
-      open.problem.batch * open.problem.query_length * open.problem.query_heads;
-  certificate.verification = verify_rows(
-      open, rows, [&](const RowIndex& row) { return output.row(row); },
-      lse ? [&](const RowIndex& row) { return lse->row(row); } : RowValues());
-
+      run_audited(arguments, plan, *backend, audit, *telemetry, total(expected_scores(plan)));
+  const Certificate certificate = certify(open, audit, rows, result, plan, *telemetry);
   // The result before its description: a report that cannot be written must not cost the output.
-  if (certificate.ok()) {
-    if (sinks.lse) sinks.lse->commit();
-    sinks.output->commit();
-  }
-  const RunRecord record{plan, result, *telemetry, certificate, command};
+  if (certificate.ok()) publish(sinks, *telemetry);
+
+  const RunRecord record{plan, result, *telemetry, now_seconds() - begin, certificate, command};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();

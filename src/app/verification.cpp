@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <set>
+#include <tuple>
 
 namespace stream_cqsa {
 namespace {
@@ -12,20 +14,33 @@ namespace {
 // Part of the fixed overhead beside the budgets.
 constexpr std::int64_t verification_buffer_bytes = std::int64_t{16} << 20;
 
-// How close to, or beyond, what is allowed. A failed check ranks above every passed one.
-double severity(const VerifiedRow& row) {
-  if (!row.ok()) return HUGE_VAL;
-  return row.check.allowed > 0 ? row.check.max_error / row.check.allowed : 0;
+// How close to, or beyond, what is allowed. A failed check ranks above every passed one, and one
+// without a bound below.
+double severity(const RowCheck& check) {
+  if (!check.ok) return HUGE_VAL;
+  if (!check.comparable()) return -1;
+  return check.allowed > 0 ? check.max_error / check.allowed : 0;
 }
 
-// lse in fp32: the rounding of the largest score and of the sum, and of lse itself.
-bool lse_agrees(const Problem& problem, const ReferenceRow& row, const std::vector<double>& lse) {
-  if (lse.empty()) return false;
-  if (!std::isfinite(row.lse)) return !std::isfinite(lse.front());
-  const double keys = static_cast<double>(problem.key_length);
-  const double allowed =
-      0x1p-24 * (8 * (row.max_score_magnitude + std::log2(keys) + 4) + 2 * std::abs(row.lse));
-  return std::abs(lse.front() - row.lse) <= allowed;
+double output_severity(const VerifiedRow& row) { return severity(row.output); }
+double lse_severity(const VerifiedRow& row) { return row.lse ? severity(*row.lse) : -2; }
+
+// Where a check stands and what it found.
+std::string describe(const RowIndex& row, const RowCheck& check) {
+  std::string text =
+      fmt::format("worst at batch {}, token {}, head {}: ", row.batch, row.token, row.head);
+  if (check.ok || check.max_error > check.allowed) {
+    return text + fmt::format("error {:.3g}, allowed {:.3g}", check.max_error, check.allowed);
+  }
+  return text + (check.comparable() ? "missing, or not finite exactly where fp64 is not"
+                                    : "NaN where fp32 overflows and fp64 does not");
+}
+
+nlohmann::json check_json(const RowCheck& check) {
+  return {{"max_error", check.max_error},
+          {"allowed", check.allowed},
+          {"comparable", check.comparable()},
+          {"ok", check.ok}};
 }
 
 }  // namespace
@@ -34,18 +49,18 @@ std::vector<RowIndex> sample_rows(const Problem& problem, std::int64_t count, st
   const std::int64_t total = problem.batch * problem.query_length * problem.query_heads;
   count = std::min(count, total);
   std::vector<RowIndex> rows;
-  if (count > 0) rows.push_back({0, 0, 0});
-  if (count > 1) {
-    rows.push_back({problem.batch - 1, problem.query_length - 1, problem.query_heads - 1});
-  }
+  std::set<std::tuple<std::int64_t, std::int64_t, std::int64_t>> taken;
+  const auto take = [&](const RowIndex& row) {
+    if (taken.insert({row.batch, row.token, row.head}).second) rows.push_back(row);
+  };
+  if (count > 0) take({0, 0, 0});
+  if (count > 1) take({problem.batch - 1, problem.query_length - 1, problem.query_heads - 1});
   std::mt19937_64 random(seed);
   const auto below = [&](std::int64_t bound) {
     return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(bound));
   };
   while (static_cast<std::int64_t>(rows.size()) < count) {
-    const RowIndex row{below(problem.batch), below(problem.query_length),
-                       below(problem.query_heads)};
-    if (std::find(rows.begin(), rows.end(), row) == rows.end()) rows.push_back(row);
+    take({below(problem.batch), below(problem.query_length), below(problem.query_heads)});
   }
   return rows;
 }
@@ -54,10 +69,9 @@ bool Verification::ok() const {
   return std::all_of(rows.begin(), rows.end(), [](const VerifiedRow& row) { return row.ok(); });
 }
 
-const VerifiedRow& Verification::worst() const {
-  return *std::max_element(
-      rows.begin(), rows.end(),
-      [](const VerifiedRow& a, const VerifiedRow& b) { return severity(a) < severity(b); });
+std::int64_t Verification::compared() const {
+  return std::count_if(rows.begin(), rows.end(),
+                       [](const VerifiedRow& row) { return row.output.comparable(); });
 }
 
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
@@ -66,35 +80,49 @@ Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
                                          verification_buffer_bytes);
   Verification verification;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    verification.rows.push_back(
-        {rows[i], check_row(open.problem, references[i], row_of(rows[i])),
-         !lse_of || lse_agrees(open.problem, references[i], lse_of(rows[i]))});
+    VerifiedRow verified{rows[i], check_row(open.problem, references[i], row_of(rows[i])), {}};
+    if (lse_of) {
+      const std::vector<double> lse = lse_of(rows[i]);
+      verified.lse = lse.empty() ? RowCheck() : check_lse(open.problem, references[i], lse.front());
+    }
+    verification.rows.push_back(verified);
   }
   return verification;
 }
 
 std::string describe(const Verification& verification) {
-  if (verification.rows.empty()) return "no rows checked";
-  const auto& [row, check, lse_ok] = verification.worst();
-  return fmt::format(
-      "{}: {} rows against fp64; worst at batch {}, token {}, head {}: error {:.3g}, allowed "
-      "{:.3g}{}",
-      verification.ok() ? "verified" : "FAILED", verification.rows.size(), row.batch, row.token,
-      row.head, check.max_error, check.allowed, lse_ok ? "" : "; its lse is wrong");
+  const auto& rows = verification.rows;
+  if (rows.empty()) return "no rows checked";
+  if (verification.ok() && verification.compared() == 0) {
+    return fmt::format(
+        "NOT COMPARABLE: fp32 may overflow in all {} sampled rows, whose error has no bound",
+        rows.size());
+  }
+  const VerifiedRow& worst = *std::ranges::max_element(rows, {}, output_severity);
+  const VerifiedRow& worst_lse = *std::ranges::max_element(rows, {}, lse_severity);
+  std::string text =
+      fmt::format("{}: {} rows against fp64; {}", verification.ok() ? "verified" : "FAILED",
+                  verification.compared(), describe(worst.row, worst.output));
+  if (worst_lse.lse) text += "; lse: " + describe(worst_lse.row, *worst_lse.lse);
+  if (verification.not_comparable() == 0) return text;
+  return text + fmt::format("; not comparable: {} rows with infinite bound",
+                            verification.not_comparable());
 }
 
 nlohmann::json to_json(const Verification& verification) {
   auto rows = nlohmann::json::array();
-  for (const auto& [row, check, lse_ok] : verification.rows) {
-    rows.push_back({{"batch", row.batch},
-                    {"token", row.token},
-                    {"head", row.head},
-                    {"max_error", check.max_error},
-                    {"allowed", check.allowed},
-                    {"lse_ok", lse_ok},
-                    {"ok", check.ok && lse_ok}});
+  for (const VerifiedRow& verified : verification.rows) {
+    nlohmann::json row = check_json(verified.output);
+    row["batch"] = verified.row.batch;
+    row["token"] = verified.row.token;
+    row["head"] = verified.row.head;
+    if (verified.lse) row["lse"] = check_json(*verified.lse);
+    rows.push_back(row);
   }
-  return {{"ok", verification.ok()}, {"rows", rows}};
+  return {{"ok", verification.ok()},
+          {"compared", verification.compared()},
+          {"not_comparable", verification.not_comparable()},
+          {"rows", rows}};
 }
 
 }  // namespace stream_cqsa

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "app/problem.hpp"
@@ -11,23 +13,26 @@
 
 namespace stream_cqsa {
 
-/// `count` rows: the first and the last of the sequence, then random ones, the same for the same
-/// seed. Fewer when there are fewer rows.
+/// `count` different rows: the first and the last of the sequence, then random ones, the same for
+/// the same seed. Fewer when there are fewer rows. Time: O(count log count).
 std::vector<RowIndex> sample_rows(const Problem& problem, std::int64_t count, std::uint64_t seed);
 
 /// One row's comparison.
 struct VerifiedRow {
   RowIndex row;
-  RowCheck check;
-  bool lse_ok = true;
-  bool ok() const { return check.ok && lse_ok; }
+  RowCheck output;
+  std::optional<RowCheck> lse;  ///< where an lse was checked
+  bool ok() const { return output.ok && (!lse || lse->ok); }
 };
 
 struct Verification {
   std::vector<VerifiedRow> rows;
-  bool ok() const;
-  /// The row with the largest error beside what is allowed. Needs at least one row.
-  const VerifiedRow& worst() const;
+  bool ok() const;  ///< no row is wrong; also where none is comparable
+  /// Rows of O that were held to a bound; the others are those in which fp32 may overflow.
+  std::int64_t compared() const;
+  std::int64_t not_comparable() const {
+    return static_cast<std::int64_t>(rows.size()) - compared();
+  }
 };
 
 using RowValues = std::function<std::vector<double>(const RowIndex&)>;
@@ -37,9 +42,11 @@ using RowValues = std::function<std::vector<double>(const RowIndex&)>;
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
                          const RowValues& row_of, const RowValues& lse_of = nullptr);
 
-/// One line for people: how many rows, the worst error and what is allowed there.
+/// One line for people: how many rows, the worst error and what is allowed there, and how many rows
+/// were not comparable.
 std::string describe(const Verification& verification);
 
+/// Infinite bounds become null.
 nlohmann::json to_json(const Verification& verification);
 
 }  // namespace stream_cqsa

@@ -1,5 +1,8 @@
 #include <fmt/format.h>
 
+#include <map>
+#include <tuple>
+
 #include "app/audit.hpp"
 #include "app/commands.hpp"
 #include "app/problem.hpp"
@@ -13,7 +16,7 @@ namespace {
 struct VerifyArguments {
   InputOptions input;
   AttentionOptions attention;
-  std::string output;
+  std::string output, lse;
   std::int64_t rows = 32;
   std::uint64_t seed = 2;
   bool json = false;
@@ -23,7 +26,8 @@ bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
   namespace po = boost::program_options;
   OptionGroup group("Verification");
   group.add_options()("output,o", po::value(&verify.output)->value_name("FILE"),
-                      "O, as run wrote it")(
+                      "O, as run wrote it")("lse", po::value(&verify.lse)->value_name("FILE"),
+                                            "its log-sum-exp, checked at the same rows")(
       "rows", po::value(&verify.rows)->default_value(32)->value_name("R"), "rows to recompute")(
       "seed", po::value(&verify.seed)->default_value(2)->value_name("SEED"), "chooses the rows")(
       "json", po::bool_switch(&verify.json), "print the comparison as JSON");
@@ -34,8 +38,9 @@ bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
       .add(group);
   return parse(arguments,
                "usage: stream-cqsa verify --input FILE --output FILE [OPTION...]\n"
-               "Recomputes sampled rows in fp64 and fails, with exit status 1, where the output "
-               "is further off than its dtype allows.\n",
+               "Recomputes sampled rows in fp64 and fails, with exit status 1, where O or its lse "
+               "is further\noff than fp32 arithmetic and O's dtype allow, or where no row can be "
+               "compared.\n",
                all);
 }
 
@@ -47,6 +52,53 @@ void check_output(const TensorDesc& output, const TensorDesc& expected) {
   throw InputError(fmt::format("{} is [{}, {}, {}, {}] and the query is [{}, {}, {}, {}]",
                                output.name, output.batch, output.tokens, output.heads, output.dim,
                                expected.batch, expected.tokens, expected.heads, expected.dim));
+}
+
+// [dim]
+std::vector<double> read_row(TensorSource& output, const RowIndex& row) {
+  const DType dtype = storage_type(output.desc().dtype);
+  const Range heads = output.desc().readable_heads({row.head, row.head + 1});
+  const Block block{row.batch, {row.token, row.token + 1}, heads};
+  const std::int64_t vector_bytes = output.desc().dim * size_of(dtype);
+  std::vector<std::byte> data(static_cast<std::size_t>(block.vectors() * vector_bytes));
+  output.read(block, data);
+  return to_double(dtype, std::span(data).subspan(
+                              static_cast<std::size_t>((row.head - heads.begin) * vector_bytes),
+                              static_cast<std::size_t>(vector_bytes)));
+}
+
+// [B, H, N] on disk; as an input of layout bhsd that is [heads, tokens, dim].
+std::unique_ptr<TensorSource> open_lse(const std::string& path, const Problem& problem) {
+  auto lse = open_tensor(path, "lse", Layout::bhsd, open_mpi_file);
+  const TensorDesc& desc = lse->desc();
+  if (desc.rank == 3 && desc.heads == problem.batch && desc.tokens == problem.query_heads &&
+      desc.dim == problem.query_length) {
+    return lse;
+  }
+  throw InputError(fmt::format("{} is not an lse of the query, [{}, {}, {}]", desc.name,
+                               problem.batch, problem.query_heads, problem.query_length));
+}
+
+using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, head, token
+
+// The lse of `rows`. Each head that has some is read once, whole: 4 bytes a token.
+std::map<Place, double> read_lse(TensorSource& lse, const std::vector<RowIndex>& rows) {
+  std::map<Place, double> values;
+  for (const RowIndex& row : rows) values[{row.batch, row.head, row.token}];
+  const DType dtype = storage_type(lse.desc().dtype);
+  const auto element = static_cast<std::size_t>(size_of(dtype));
+  std::vector<std::byte> data(static_cast<std::size_t>(lse.desc().dim) * element);
+  Block held;
+  for (auto& [place, value] : values) {
+    const auto [batch, head, token] = place;
+    const Block wanted{0, {head, head + 1}, {batch, batch + 1}};
+    if (!(wanted == held)) lse.read(wanted, data);
+    held = wanted;
+    value = to_double(dtype,
+                      std::span(data).subspan(static_cast<std::size_t>(token) * element, element))
+                .front();
+  }
+  return values;
 }
 
 }  // namespace
@@ -63,24 +115,20 @@ int verify_command(const Arguments& arguments, const MpiEnvironment&) {
   open.problem.output_dtype = output->desc().dtype;
 
   const auto rows = sample_rows(open.problem, options.rows, options.seed);
-  const DType dtype = storage_type(output->desc().dtype);
-  const auto row_of = [&](const RowIndex& row) {
-    const Block block{row.batch, {row.token, row.token + 1}, {row.head, row.head + 1}};
-    const Block readable{row.batch, block.tokens, output->desc().readable_heads(block.heads)};
-    const std::int64_t vector_bytes = open.problem.head_dim * size_of(dtype);
-    std::vector<std::byte> data(static_cast<std::size_t>(readable.vectors() * vector_bytes));
-    output->read(readable, data);
-    const auto offset = static_cast<std::size_t>((row.head - readable.heads.begin) * vector_bytes);
-    return to_double(dtype,
-                     std::span(data).subspan(offset, static_cast<std::size_t>(vector_bytes)));
+  std::map<Place, double> lse;
+  if (!options.lse.empty()) lse = read_lse(*open_lse(options.lse, open.problem), rows);
+  const auto lse_of = [&](const RowIndex& row) {
+    return std::vector{lse.at({row.batch, row.head, row.token})};
   };
-  const Verification verification = verify_rows(open, rows, row_of);
+  const Verification verification = verify_rows(
+      open, rows, [&](const RowIndex& row) { return read_row(*output, row); },
+      options.lse.empty() ? RowValues() : lse_of);
   if (options.json) {
     fmt::print("{}\n", to_json(verification).dump(1));
   } else {
     fmt::print("{}\n", describe(verification));
   }
-  return verification.ok() ? 0 : 1;
+  return verification.ok() && verification.compared() > 0 ? 0 : 1;
 }
 
 }  // namespace stream_cqsa

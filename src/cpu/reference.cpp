@@ -162,6 +162,16 @@ ReferenceRow finish_row(const Row& row) {
   return reference;
 }
 
+constexpr double u = 0x1p-24;  // the unit roundoff of fp32
+// Sums of scores or of weighted values beyond this may leave the range of fp32.
+constexpr double overflow = 0x1p126;
+
+// The relative error of a weight, and of a sum of them.
+double score_error(const Problem& problem, const ReferenceRow& row) {
+  const auto keys = static_cast<double>(problem.key_length);
+  return 8 * u * (row.max_score_magnitude + std::log2(keys) + 4);
+}
+
 double largest_finite(DType type) {
   switch (type) {
     case DType::f16:
@@ -201,18 +211,17 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
 }
 
 double allowed_error(const Problem& problem, const ReferenceRow& row) {
-  constexpr double u = 0x1p-24;
   const auto keys = static_cast<double>(problem.key_length);
-  // Sums of scores or of weighted values that leave the range of fp32.
-  constexpr double overflow = 0x1p126;
-  if (row.max_score_magnitude > overflow || row.max_abs_value * keys > overflow) return infinity;
+  if (!(row.max_score_magnitude <= overflow && row.max_abs_value * keys <= overflow)) {
+    return infinity;
+  }
   double largest = 0;
   for (const double value : row.output) {
     if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
   }
   const bool rounds_weights = size_of(storage_type(problem.dtype)) == 2;
-  const double arithmetic = 8 * u * (row.max_score_magnitude + std::log2(keys) + 4) +
-                            (rounds_weights ? unit_roundoff(problem.dtype) : 0);
+  const double arithmetic =
+      score_error(problem, row) + (rounds_weights ? unit_roundoff(problem.dtype) : 0);
   // Half of the smallest step of the type, below which the error is no longer relative; 2^-149 for
   // fp32 and bf16 sums that end as subnormals.
   const double smallest = problem.output_dtype == DType::f16 ? 0x1p-25 : 0x1p-133;
@@ -232,12 +241,31 @@ RowCheck check_row(const Problem& problem, const ReferenceRow& row,
     if (!std::isfinite(want)) {
       check.ok = !std::isfinite(got);
     } else if (!std::isfinite(got)) {
-      check.ok = std::abs(want) >= limit;
+      const bool overflowed = std::abs(want) >= limit && std::signbit(want) == std::signbit(got);
+      check.ok = std::isinf(got) && (overflowed || !check.comparable());
     } else {
       check.max_error = std::max(check.max_error, std::abs(got - want));
     }
   }
   check.ok = check.ok && check.max_error <= check.allowed;
+  return check;
+}
+
+double allowed_lse_error(const Problem& problem, const ReferenceRow& row) {
+  if (!(row.max_score_magnitude <= overflow)) return infinity;
+  return score_error(problem, row) + 2 * u * std::abs(row.lse);
+}
+
+RowCheck check_lse(const Problem& problem, const ReferenceRow& row, double lse) {
+  RowCheck check;
+  if (!std::isfinite(row.lse)) {
+    check.ok = row.lse == -infinity ? lse == -infinity : !std::isfinite(lse);
+    return check;
+  }
+  check.allowed = allowed_lse_error(problem, row);
+  check.max_error = std::isfinite(lse) ? std::abs(lse - row.lse) : 0;
+  check.ok = std::isfinite(lse) ? check.max_error <= check.allowed
+                                : !std::isnan(lse) && !check.comparable();
   return check;
 }
 

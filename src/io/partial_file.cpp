@@ -8,7 +8,10 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <cstdlib>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -102,7 +105,35 @@ Descriptor open_locked(const std::filesystem::path& path) {
   }
 }
 
+/// A handler may only take names from here: each belongs to whoever exchanged it for null.
+std::array<std::atomic<char*>, 16> doomed_names{};
+static_assert(std::atomic<char*>::is_always_lock_free);
+
+std::atomic<char*>* register_name(const std::filesystem::path& path) {
+  char* name = ::strdup(path.c_str());
+  if (!name) return nullptr;
+  for (auto& place : doomed_names) {
+    char* none = nullptr;
+    if (place.compare_exchange_strong(none, name)) return &place;
+  }
+  std::free(name);
+  return nullptr;
+}
+
 }  // namespace
+
+DoomedName::DoomedName(const std::filesystem::path& path) : place_(register_name(path)) {}
+
+void DoomedName::forget() {
+  if (place_) std::free(place_->exchange(nullptr));
+  place_ = nullptr;
+}
+
+void remove_doomed_files() noexcept {
+  for (auto& place : doomed_names) {
+    if (const char* name = place.exchange(nullptr)) ::unlink(name);
+  }
+}
 
 Descriptor::Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
 
@@ -116,7 +147,10 @@ Descriptor::~Descriptor() {
 }
 
 PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open)
-    : path_(std::move(path)), partial_(partial_name(path_)), lock_(open_locked(partial_)) {
+    : path_(std::move(path)),
+      partial_(partial_name(path_)),
+      lock_(open_locked(partial_)),
+      doomed_(partial_) {
   try {
     file_ = open(partial_, FileMode::create);
   } catch (...) {
@@ -129,9 +163,11 @@ PartialFile::~PartialFile() {
   if (!partial_.empty()) remove_partial();
 }
 
-/// While the lock is held: after it, the name may be another run's.
+/// While the lock is held: after it, the name may be another run's. So it may once it is free, and
+/// is forgotten before.
 void PartialFile::remove_partial() {
   file_.reset();
+  doomed_.forget();
   std::error_code ignored;
   std::filesystem::remove(partial_, ignored);
 }
@@ -139,6 +175,7 @@ void PartialFile::remove_partial() {
 void PartialFile::commit() {
   file_->sync();
   file_.reset();
+  doomed_.forget();
   std::error_code error;
   std::filesystem::rename(partial_, path_, error);
   if (error) {

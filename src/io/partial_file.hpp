@@ -1,6 +1,7 @@
 // A file that gets its name only when it is complete.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <memory>
 
@@ -22,8 +23,28 @@ class Descriptor {
   int number_;
 };
 
+/// The name of a file that must not outlive the process, while this object lives.
+class DoomedName {
+ public:
+  explicit DoomedName(const std::filesystem::path& path);
+  DoomedName(const DoomedName&) = delete;
+  DoomedName& operator=(const DoomedName&) = delete;
+  ~DoomedName() { forget(); }
+
+  /// From now on the file may stay.
+  void forget();
+
+ private:
+  std::atomic<char*>* place_;  ///< in a table of fixed size; null when that was full
+};
+
+/// Removes the files of all DoomedNames. Async-signal-safe, and for a handler that ends the
+/// process.
+void remove_doomed_files() noexcept;
+
 /// `path`.partial until commit(); removed if destroyed before. Of several at one path, in one
 /// process or in many, only the first that lives can be made: it holds a lock on the file.
+/// remove_doomed_files() removes it too.
 class PartialFile {
  public:
   /// Throws InputError when `path`.partial is being written by another, is not a regular file (a
@@ -44,6 +65,7 @@ class PartialFile {
   std::filesystem::path path_;
   std::filesystem::path partial_;
   Descriptor lock_;
+  DoomedName doomed_;
   std::unique_ptr<File> file_;
 };
 

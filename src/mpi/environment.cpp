@@ -12,9 +12,10 @@ namespace stream_cqsa {
 
 MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
   // We have no shared file pointers. Open MPI prepares them for every file that it opens all the
-  // same, and its component sm does so in files whose names programs that start at once on one
-  // machine can share. What the user chose stands; other MPI libraries do not look.
-  ::setenv("OMPI_MCA_sharedfp", "^sm", 0);
+  // same: its component sm in files whose names programs that start at once on one machine can
+  // share, lockedfile in files beside ours that a signal leaves behind. What the user chose stands;
+  // other MPI libraries do not look.
+  ::setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
   int provided = MPI_THREAD_SINGLE;
   STREAM_CQSA_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   try {
@@ -39,7 +40,8 @@ std::string MpiEnvironment::library_version() {
   std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
   int length = 0;
   STREAM_CQSA_MPI(MPI_Get_library_version(text.data(), &length));
-  const std::string version(text.data(), static_cast<std::size_t>(length));
+  // Open MPI counts the terminating zero.
+  const std::string version(text.data());
   return version.substr(0, version.find('\n'));
 }
 
