@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
@@ -234,6 +235,17 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
                                  resources.plan));
   }
   return plan;
+}
+
+RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {
+  RunOptions options;
+  options.scratch = resources.scratch;
+  if (plan.request.device.kind == "cuda") {
+    const int cores = this_machine().cores;
+    options.read_threads = std::clamp(cores / 4, 2, 8);
+    options.merge_threads = std::clamp(cores / 2, 2, 16);
+  }
+  return options;
 }
 
 TensorDesc output_desc(const OpenProblem& open) {

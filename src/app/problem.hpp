@@ -6,6 +6,7 @@
 
 #include "app/arguments.hpp"
 #include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/files.hpp"
 #include "stream_cqsa/plan.hpp"
 #include "stream_cqsa/tensor.hpp"
@@ -36,6 +37,9 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources);
 /// The plan for a problem within the given resources, or the one of --plan.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Backend& backend);
+
+/// How the plan is run on this machine: beside a GPU all cores read and merge.
+RunOptions run_options(const ResourceOptions& resources, const Plan& plan);
 
 /// What Q looks like with O's dtype: the description of O.
 TensorDesc output_desc(const OpenProblem& open);
