@@ -76,10 +76,9 @@ Round run_round(const Plan& plan, const StreamOptions& options, const Inputs& in
                 TensorSink& sink) {
   const auto backend = make_backend(options.resources);
   Telemetry telemetry;
-  RunOptions run_options;
-  run_options.scratch = options.resources.scratch;
   Round round;
-  round.result = run(plan, inputs, {sink, nullptr}, *backend, run_options, telemetry);
+  round.result =
+      run(plan, inputs, {sink, nullptr}, *backend, run_options(options.resources, plan), telemetry);
   const auto totals = telemetry.totals();
   const auto busy = [&](Stage stage) {
     return totals[static_cast<std::size_t>(stage)].busy_seconds;

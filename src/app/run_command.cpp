@@ -117,10 +117,9 @@ RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& 
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet)
     progress = std::make_unique<Progress>(telemetry, backend, plan, kept_scores);
-  RunOptions options;
-  options.scratch = arguments.resources.scratch;
   return run(plan, {audit.query, audit.key, audit.value},
-             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend, options, telemetry);
+             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend,
+             run_options(arguments.resources, plan), telemetry);
 }
 
 Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
