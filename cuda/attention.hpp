@@ -20,6 +20,7 @@ struct QueryItem {
   std::int64_t first_tile;  ///< of one head, counted over the query chunks of the launch
   std::int64_t first_key;   ///< into AttentionWork::keys
   std::int64_t key_count;
+  std::int64_t slot = 0;  ///< in AttentionWork::query_pool
 };
 
 /// A key chunk in its slot.
@@ -28,7 +29,16 @@ struct KeyItem {
   const void* v;             ///< the same
   std::int64_t first_token;  ///< in the sequence, for the mask
   std::int64_t tokens;
-  std::int64_t partial;  ///< 0: the mask keeps every score
+  std::int64_t partial;   ///< 0: the mask keeps every score
+  std::int64_t slot = 0;  ///< in AttentionWork::key_pool
+};
+
+/// Slots of equal size, one after another.
+struct SlotPool {
+  void* base = nullptr;
+  std::int64_t slots = 0;
+  std::int64_t slot_bytes = 0;
+  std::int64_t tokens = 0;  ///< of the longest chunk
 };
 
 /// What a launch computes. The arrays lie in device memory; 64-bit sizes throughout.
@@ -42,6 +52,8 @@ struct AttentionWork {
   std::int64_t dim;
   float scale_log2;           ///< scale * log2(e): scores are in base 2
   std::int64_t causal_shift;  ///< query token i sees key tokens j <= i + causal_shift, if partial
+  SlotPool query_pool;        ///< of Q
+  SlotPool key_pool;          ///< of K, and V half a slot further
 };
 
 /// The tokens of a block's query tile, in which QueryItem::first_tile counts, and of a key tile.

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
 #include <numbers>
@@ -13,6 +14,7 @@
 #include "cuda/check.hpp"
 #include "cuda/handles.hpp"
 #include "cuda/lanes.hpp"
+#include "cuda/states.hpp"
 #include "cuda/work_lists.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
@@ -23,6 +25,8 @@ namespace {
 using namespace cuda;
 
 constexpr std::int64_t arena_alignment = 256;
+// The workspace begins with the counts of NaN and infinite values, alone in their line.
+constexpr std::int64_t counts_bytes = 256;
 
 class CudaBackend final : public Backend {
  public:
@@ -41,7 +45,10 @@ class CudaBackend final : public Backend {
     traits.name = name_;
     traits.tile = attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
     traits.slot_alignment = arena_alignment;
+    traits.workspace_bytes = counts_bytes;
+    traits.merges = true;
     traits.overlap_worth = 16;  // kernels far outlast copies until subproblems are very small
+    traits.overlap_flop = 2'000'000'000'000;  // several milliseconds of kernel
     traits.query_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(QueryItem));
     traits.key_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(KeyItem));
     return traits;
@@ -50,9 +57,12 @@ class CudaBackend final : public Backend {
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     problem_ = plan.problem();
     arena_ = plan.device;
+    lse_ = plan.request.lse;
     use_device(device_);
     allocate();
-    lists_.emplace(arena_.workspace_bytes, memory_.data() + arena_.workspace_offset());
+    STREAM_CQSA_CUDA_CHECK(cudaMemset(counts(), 0, counts_bytes));
+    lists_.emplace(arena_.workspace_bytes - counts_bytes,
+                   memory_.data() + arena_.workspace_offset() + counts_bytes);
     lanes_.emplace(device_, telemetry);
   }
 
@@ -81,11 +91,46 @@ class CudaBackend final : public Backend {
                           after);
   }
 
+  Ticket merge(const MergeWork& work, std::span<const Ticket> after) override {
+    const std::int64_t bytes = softmax_state_bytes(work.rows, problem_.head_dim);
+    return lanes_->submit(Lane::compute,
+                          {"merge kernel", Stage::merge, bytes, work.subproblem,
+                           [&](cudaStream_t stream) {
+                             launch_merge(state_slot(work.into_slot, work.rows),
+                                          state_slot(work.from_slot, work.rows), stream);
+                           }},
+                          after);
+  }
+
+  Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) override {
+    return lanes_->submit(Lane::compute,
+                          {"finalise kernel", Stage::merge, 0, work.subproblem,
+                           [&](cudaStream_t stream) { enqueue_finalise(work, stream); }},
+                          after);
+  }
+
+  Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) override {
+    const std::int64_t sums = copy.m ? 2 * static_cast<std::int64_t>(sizeof(float)) : 0;
+    return lanes_->submit(
+        Lane::copy_out,
+        {"copy out of finished rows", Stage::copy_out, copy.rows * (output_row_bytes() + sums),
+         copy.subproblem, [&](cudaStream_t stream) { enqueue_copy_out_rows(copy, stream); }},
+        after);
+  }
+
   void wait(Ticket ticket) override { lanes_->wait(ticket); }
   void quiesce() noexcept override {
     if (lanes_) lanes_->quiesce();
   }
   std::uint64_t scores_computed() const override { return scores_computed_; }
+
+  NonFinite output_non_finite() override {
+    use_device(device_);
+    std::array<unsigned long long, 2> counted{};
+    STREAM_CQSA_CUDA_CHECK(
+        cudaMemcpy(counted.data(), counts(), sizeof counted, cudaMemcpyDeviceToHost));
+    return {static_cast<std::int64_t>(counted[0]), static_cast<std::int64_t>(counted[1])};
+  }
 
  private:
   std::int64_t vector_bytes() const {
@@ -104,10 +149,22 @@ class CudaBackend final : public Backend {
     std::byte* at = memory_.data() + arena_.state_offset() + slot * arena_.state_slot_bytes;
     return softmax_states_at(at, rows, problem_.head_dim);
   }
+  std::byte* output_slot(std::int64_t slot) const {
+    return memory_.data() + arena_.output_offset() + slot * arena_.output_slot_bytes;
+  }
+  std::int64_t output_row_bytes() const {
+    return problem_.head_dim * size_of(problem_.output_dtype);
+  }
+  // Of NaN, then of infinite values.
+  unsigned long long* counts() const {
+    return reinterpret_cast<unsigned long long*>(memory_.data() + arena_.workspace_offset());
+  }
 
   void allocate();
   void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
+  void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
+  void enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const;
   AttentionWork describe(const WorkList& work, WorkLists::List& list) const;
   std::uint64_t scores_of(const WorkList& work) const;
 
@@ -115,6 +172,7 @@ class CudaBackend final : public Backend {
   const std::string name_;
   Problem problem_;
   DeviceArena arena_;
+  bool lse_ = false;
   DeviceMemory memory_;
   std::optional<WorkLists> lists_;
   std::uint64_t scores_computed_ = 0;
@@ -173,6 +231,34 @@ void CudaBackend::enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) con
   numbers(copy.into.acc, from.acc + copy.first_row * dim, copy.into.rows * dim);
   numbers(copy.into.m, from.m + copy.first_row, copy.into.rows);
   numbers(copy.into.l, from.l + copy.first_row, copy.into.rows);
+}
+
+void CudaBackend::enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const {
+  const SoftmaxStates states = state_slot(work.state_slot, work.rows);
+  std::byte* to = output_slot(work.output_slot);
+  launch_finalise(states, work.keyless_rows, problem_.output_dtype, to, counts(), stream);
+  if (!lse_) return;
+  const FinishedLayout layout(problem_, work.rows, lse_);
+  const auto bytes = static_cast<std::size_t>(work.rows) * sizeof(float);
+  for (const auto& [offset, from] :
+       {std::pair(layout.m_offset, states.m), std::pair(layout.l_offset, states.l)}) {
+    STREAM_CQSA_CUDA_CHECK(
+        cudaMemcpyAsync(to + offset, from, bytes, cudaMemcpyDeviceToDevice, stream));
+  }
+}
+
+void CudaBackend::enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const {
+  const FinishedLayout layout(problem_, copy.slot_rows, lse_);
+  const std::byte* slot = output_slot(copy.output_slot);
+  const auto rows = [&](void* into, std::int64_t offset, std::int64_t row_bytes) {
+    STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(into, slot + offset + copy.first_row * row_bytes,
+                                           static_cast<std::size_t>(copy.rows * row_bytes),
+                                           cudaMemcpyDeviceToHost, stream));
+  };
+  rows(copy.output, 0, output_row_bytes());
+  if (!copy.m) return;
+  rows(copy.m, layout.m_offset, sizeof(float));
+  rows(copy.l, layout.l_offset, sizeof(float));
 }
 
 Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {

@@ -74,6 +74,36 @@ struct CopyOut {
   SoftmaxStates into;
 };
 
+/// into = merge(into, from), see softmax_state.hpp.
+struct MergeWork {
+  std::int64_t subproblem = 0;  ///< of `from_slot`; for messages and traces
+  std::int32_t from_slot = 0;
+  std::int32_t into_slot = 0;
+  std::int64_t rows = 0;  ///< of the chunk in both state slots
+};
+
+/// The end of a query chunk's rows: O = acc / l into an output slot; m and l too, where the plan's
+/// request has an lse.
+struct FinaliseWork {
+  std::int64_t subproblem = 0;  ///< the last merged; for messages and traces
+  std::int32_t state_slot = 0;
+  std::int64_t rows = 0;          ///< of the chunk in the slot
+  std::int64_t keyless_rows = 0;  ///< the first ones, which see no key: O = 0
+  std::int32_t output_slot = 0;
+};
+
+/// Finished rows of an output slot to host memory.
+struct CopyOutRows {
+  std::int64_t subproblem = 0;  ///< for messages and traces
+  std::int32_t output_slot = 0;
+  std::int64_t slot_rows = 0;  ///< rows of the chunk in the slot
+  std::int64_t first_row = 0;
+  std::int64_t rows = 0;
+  std::byte* output = nullptr;  ///< [rows][dim] in the output type
+  float* m = nullptr;           ///< [rows], or null: neither m nor l is wanted
+  float* l = nullptr;           ///< [rows]
+};
+
 /// A device with an arena. Submitting never blocks on other work and may be called from several
 /// threads; each lane is fed from one thread at a time.
 ///
@@ -103,6 +133,12 @@ class Backend {
   virtual Ticket launch(WorkList work, std::span<const Ticket> after) = 0;
   virtual Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) = 0;
 
+  /// For plans with accumulators on the device. Both are work of the compute lane, with the bits of
+  /// stream_cqsa::merge() and finalise() for every number that is not NaN.
+  virtual Ticket merge(const MergeWork& work, std::span<const Ticket> after) = 0;
+  virtual Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) = 0;
+  virtual Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) = 0;
+
   /// Blocks until `ticket` is complete. Throws what its work, or work that it waited for, threw.
   /// Any thread may wait for any ticket, any number of times: a lane completes in order, so a
   /// completed count and the first failure of each lane are all that need be kept.
@@ -114,6 +150,9 @@ class Backend {
   /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
   /// arithmetic really done. One score costs 4 * head_dim floating-point operations.
   virtual std::uint64_t scores_computed() const = 0;
+
+  /// NaN and infinite values in O that finalise() has written. Called when no work is under way.
+  virtual NonFinite output_non_finite() = 0;
 };
 
 struct CpuOptions {

@@ -25,6 +25,10 @@ struct DeviceTraits {
   std::int64_t key_item_bytes = 0;
   /// How many times the fewest subproblems it is worth to copy beside the computing.
   std::int64_t overlap_worth = 2;
+  /// Floating-point operations that a subproblem should have before the sequence is divided for the
+  /// sake of overlap alone, into at most overlap_worth subproblems; 0: it never is.
+  std::int64_t overlap_flop = 0;
+  bool merges = false;  ///< accumulators may stay on the device
   friend bool operator==(const DeviceTraits&, const DeviceTraits&) = default;
 };
 
@@ -50,28 +54,48 @@ struct PlanRequest {
   friend bool operator==(const PlanRequest&, const PlanRequest&) = default;
 };
 
-/// The device arena, in this order: query slots, key/value slots, state slots, workspace.
-/// A query slot holds Q of one chunk, a key/value slot K then V of one chunk (each rounded up to
-/// the alignment), a state slot the softmax states of one query chunk; all for one head group.
+/// The device arena, in this order: query slots, key/value slots, state slots, output slots,
+/// workspace. A query slot holds Q of one chunk, a key/value slot K then V of one chunk (each
+/// rounded up to the alignment), a state slot the softmax states of one query chunk; all for one
+/// head group. Output slots are there with accumulators on the device alone: each holds the O of
+/// one query chunk and, where an lse is written, its m and l, see FinishedLayout.
 struct DeviceArena {
   std::int64_t query_slots = 0, query_slot_bytes = 0;
   std::int64_t kv_slots = 0, kv_slot_bytes = 0;
   std::int64_t state_slots = 0, state_slot_bytes = 0;
+  std::int64_t output_slots = 0, output_slot_bytes = 0;
   std::int64_t workspace_bytes = 0;
 
   std::int64_t query_offset() const { return 0; }
   std::int64_t kv_offset() const { return query_slots * query_slot_bytes; }
   std::int64_t state_offset() const { return kv_offset() + kv_slots * kv_slot_bytes; }
-  std::int64_t workspace_offset() const { return state_offset() + state_slots * state_slot_bytes; }
+  std::int64_t output_offset() const { return state_offset() + state_slots * state_slot_bytes; }
+  std::int64_t workspace_offset() const {
+    return output_offset() + output_slots * output_slot_bytes;
+  }
   std::int64_t bytes() const { return workspace_offset() + workspace_bytes; }
   friend bool operator==(const DeviceArena&, const DeviceArena&) = default;
 };
 
+/// Rows whose last partial is merged, in an output slot of the device or on the host: O, [row][dim]
+/// in the output type, from the start; where an lse is written, m and l [row] behind it.
+struct FinishedLayout {
+  std::int64_t m_offset = 0;
+  std::int64_t l_offset = 0;
+  std::int64_t bytes = 0;
+
+  FinishedLayout(const Problem& problem, std::int64_t rows, bool lse)
+      : m_offset(round_up(rows * problem.head_dim * size_of(problem.output_dtype), 64)),
+        l_offset(m_offset + rows * static_cast<std::int64_t>(sizeof(float))),
+        bytes(lse ? 2 * l_offset - m_offset : m_offset) {}
+};
+
 /// The host arena, in this order: cache blocks, state buffers, output buffers, accumulators. All
-/// before the accumulators is copied to or from the device.
+/// before the accumulators is copied to or from the device. With accumulators on the device there
+/// are neither state buffers nor accumulators here, and output buffers hold m and l for the lse.
 struct HostArena {
-  std::int64_t cache_blocks = 0, cache_block_bytes = 0;    ///< input rows as read from files
-  std::int64_t state_buffers = 0, state_buffer_bytes = 0;  ///< pieces of partials to be merged
+  std::int64_t cache_blocks = 0, cache_block_bytes = 0;      ///< input rows as read from files
+  std::int64_t state_buffers = 0, state_buffer_bytes = 0;    ///< pieces of partials to be merged
   std::int64_t output_buffers = 0, output_buffer_bytes = 0;  ///< finished rows and their lse
   std::int64_t accumulators = 0, accumulator_bytes = 0;  ///< pieces of accumulators held in memory
 
@@ -88,6 +112,7 @@ struct HostArena {
 enum class AccumulatorPlacement {
   memory,  ///< every open accumulator fits HostArena::accumulators
   file,    ///< those that do not fit lie in a file under the scratch directory
+  device,  ///< every open accumulator has a state slot: no partial leaves the device
 };
 
 /// Which of head groups and quorums the schedule counts faster.
@@ -136,9 +161,10 @@ struct Plan {
 
 /// The plan with the fewest subproblems that fits the budgets. Where up to
 /// DeviceTraits::overlap_worth times as many, on kernel tiles no smaller, leave room on the device
-/// to copy one quorum in while another computes, the fewest that do are taken instead. So a larger
-/// device budget never gives more than that times the subproblems of a smaller one. Equal requests
-/// give equal plans.
+/// to copy one quorum in while another computes, the fewest that do are taken instead, or, where
+/// DeviceTraits::overlap_flop asks for it, as many as keep the copies at both ends short. So a
+/// larger device budget never gives more than that times the subproblems of a smaller one. Where it
+/// then holds the accumulators too, they stay on the device. Equal requests give equal plans.
 /// Throws InputError when nothing fits; the message names the smallest budget that works and
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);

@@ -120,4 +120,9 @@ struct NonFinite {
 NonFinite finalise(const SoftmaxStates& states, std::int64_t heads, std::int64_t keyless_tokens,
                    DType type, std::byte* output, float* lse);
 
+/// The lse alone, as finalise() gives it, of `rows` rows of which the first `keyless_rows` see no
+/// key. `lse` may be `m`.
+void log_sum_exp(const float* m, const float* l, std::int64_t rows, std::int64_t keyless_rows,
+                 float* lse);
+
 }  // namespace stream_cqsa

@@ -182,25 +182,22 @@ namespace stream_cqsa {
 
 HWY_EXPORT(finalise_rows);
 
-namespace {
-
-void write_lse(const SoftmaxStates& states, std::int64_t first_row, float* lse) {
-  std::fill_n(lse, first_row, -std::numeric_limits<float>::infinity());
-  for (std::int64_t row = first_row; row < states.rows; ++row) {
+void log_sum_exp(const float* m, const float* l, std::int64_t rows, std::int64_t keyless_rows,
+                 float* lse) {
+  std::fill_n(lse, keyless_rows, -std::numeric_limits<float>::infinity());
+  for (std::int64_t row = keyless_rows; row < rows; ++row) {
     // In double: m may be large, and log2(l) must not lose the digits that m pushes out.
-    const double log2_sum = static_cast<double>(states.m[row]) + std::log2(double{states.l[row]});
+    const double log2_sum = static_cast<double>(m[row]) + std::log2(double{l[row]});
     lse[row] = static_cast<float>(std::numbers::ln2 * log2_sum);
   }
 }
-
-}  // namespace
 
 NonFinite finalise(const SoftmaxStates& states, std::int64_t heads, std::int64_t keyless_tokens,
                    DType type, std::byte* output, float* lse) {
   const std::int64_t first_row = std::min(keyless_tokens * heads, states.rows);
   std::memset(output, 0, static_cast<std::size_t>(first_row * states.dim * size_of(type)));
   const NonFinite count = HWY_DYNAMIC_DISPATCH(finalise_rows)(states, first_row, type, output);
-  if (lse != nullptr) write_lse(states, first_row, lse);
+  if (lse != nullptr) log_sum_exp(states.m, states.l, states.rows, first_row, lse);
   return count;
 }
 

@@ -17,7 +17,8 @@ void validate(const PlanRequest& request) {
   validate(request.problem);
   if (request.device.tile < 1 || request.device.slot_alignment < 1 ||
       request.device.workspace_bytes < 0 || request.device.query_item_bytes < 0 ||
-      request.device.key_item_bytes < 0 || request.device.overlap_worth < 1) {
+      request.device.key_item_bytes < 0 || request.device.overlap_worth < 1 ||
+      request.device.overlap_flop < 0) {
     throw InputError(fmt::format(
         "device '{}': a tile of {} tokens, an alignment of {} bytes, a workspace of {} bytes, {} "
         "and {} more for each item, an overlap worth {}; at least 1, 1, 0, 0, 0 and 1 are needed",
@@ -50,27 +51,34 @@ std::vector<HeadGroup> head_groups(const Problem& problem, std::int64_t count) {
 
 struct Schedule {
   ScheduleOrder order = ScheduleOrder::groups_outer;
+  DeviceArena device;
   HostLayout host;
 };
+
+// Head groups in the outer loop, with the accumulators on the device where that has room.
+Schedule outer_schedule(const PlanRequest& request, const Cut& cut) {
+  const auto accumulating = accumulating_device_arena(request, cut);
+  const auto host = accumulating ? device_accumulators_layout(request, cut)
+                                 : host_layout(request, cut, ScheduleOrder::groups_outer);
+  if (!host) throw std::logic_error("the cut chosen has no host arena");
+  return {ScheduleOrder::groups_outer, accumulating ? *accumulating : device_arena(request, cut),
+          *host};
+}
 
 // Head groups go in the outer loop, where the fewest accumulators are open, unless going through
 // them in the inner one moves fewer bytes between files and memory: token rows of bshd files hold
 // all heads, and are then read once for all groups instead of once for each.
-Schedule choose_schedule(const PlanRequest& request, const Cut& cut, const DeviceArena& device) {
-  const auto outer = host_layout(request, cut, ScheduleOrder::groups_outer);
-  if (!outer) throw std::logic_error("the cut chosen has no host arena");
-  if (cut.groups == 1) return {ScheduleOrder::groups_outer, *outer};
-  const auto inner = host_layout(request, cut, ScheduleOrder::groups_inner);
-  if (!inner) return {ScheduleOrder::groups_outer, *outer};
-  const auto file_bytes = [&](ScheduleOrder order, const HostLayout& host) {
-    const Traffic traffic = estimate_traffic(request, cut, order, device, host);
+Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
+  const Schedule outer = outer_schedule(request, cut);
+  if (cut.groups == 1) return outer;
+  const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
+  if (!host) return outer;
+  const Schedule inner{ScheduleOrder::groups_inner, device_arena(request, cut), *host};
+  const auto file_bytes = [&](const Schedule& of) {
+    const Traffic traffic = estimate_traffic(request, cut, of.order, of.device, of.host);
     return traffic.read + traffic.spilled;
   };
-  if (file_bytes(ScheduleOrder::groups_inner, *inner) <
-      file_bytes(ScheduleOrder::groups_outer, *outer)) {
-    return {ScheduleOrder::groups_inner, *inner};
-  }
-  return {ScheduleOrder::groups_outer, *outer};
+  return file_bytes(inner) < file_bytes(outer) ? inner : outer;
 }
 
 }  // namespace
@@ -78,14 +86,13 @@ Schedule choose_schedule(const PlanRequest& request, const Cut& cut, const Devic
 Plan make_plan(const PlanRequest& request) {
   validate(request);
   const Cut cut = choose_cut(request);
-  const DeviceArena device = device_arena(request, cut);
-  const Schedule schedule = choose_schedule(request, cut, device);
+  const Schedule schedule = choose_schedule(request, cut);
   const HostLayout& host = schedule.host;
   return {.request = request,
           .division = Division(request.problem, cut.c, cut.tile),
           .groups = head_groups(request.problem, cut.groups),
           .order = schedule.order,
-          .device = device,
+          .device = schedule.device,
           .host = host.arena,
           .placement = host.placement,
           .scratch_bytes = host.scratch_bytes,

@@ -56,6 +56,15 @@ DeviceArena grow(const DeviceArena& from, const DeviceArena& to, std::int64_t bu
   return at(low);
 }
 
+// More query and key/value slots, up to the chunks of two consecutive head groups.
+DeviceArena keep_chunks(const PlanRequest& request, const Cut& cut, const DeviceArena& arena) {
+  const std::int64_t sweeps = std::min<std::int64_t>(2, request.problem.batch * cut.groups);
+  DeviceArena everything = arena;
+  everything.query_slots = std::max(arena.query_slots, sweeps * cut.query_chunks);
+  everything.kv_slots = std::max(arena.kv_slots, sweeps * cut.key_chunks);
+  return grow(arena, everything, request.device_budget);
+}
+
 }  // namespace
 
 Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups) {
@@ -109,11 +118,23 @@ DeviceArena device_arena(const PlanRequest& request, const Cut& cut) {
   if (preferred.bytes() > request.device_budget) {
     return grow(minimum_device_arena(request, cut), preferred, request.device_budget);
   }
-  const std::int64_t sweeps = std::min<std::int64_t>(2, request.problem.batch * cut.groups);
-  DeviceArena everything = preferred;
-  everything.query_slots = std::max(preferred.query_slots, sweeps * cut.query_chunks);
-  everything.kv_slots = std::max(preferred.kv_slots, sweeps * cut.key_chunks);
-  return grow(preferred, everything, request.device_budget);
+  return keep_chunks(request, cut, preferred);
+}
+
+std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut) {
+  if (!request.device.merges) return std::nullopt;
+  const Problem& problem = request.problem;
+  const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
+  const std::int64_t rows =
+      cut.query_chunk_tokens * cut.group_heads * problem.query_heads_per_kv_head();
+  DeviceArena arena = preferred_device_arena(request, cut);
+  // A partial with none to merge with is finished where it lies.
+  arena.state_slots = cut.c == 1 ? 1 : cut.query_chunks + quorum_chunks;
+  arena.output_slots = std::min(quorum_chunks + 1, problem.batch * cut.groups * cut.query_chunks);
+  arena.output_slot_bytes =
+      round_up(FinishedLayout(problem, rows, request.lse).bytes, request.device.slot_alignment);
+  if (arena.bytes() > request.device_budget) return std::nullopt;
+  return keep_chunks(request, cut, arena);
 }
 
 }  // namespace stream_cqsa

@@ -17,7 +17,7 @@ constexpr std::int64_t minimum_accumulators = 4;
 constexpr std::int64_t preferred_output_buffers = 4;
 constexpr std::int64_t largest_block = 4 * MiB;
 constexpr std::int64_t largest_piece = 2 * MiB;
-constexpr std::int64_t largest_state_share = 64 * MiB;
+constexpr std::int64_t largest_copied_share = 64 * MiB;
 // Blocks that are given before accumulators: enough to keep the readers ahead of the copies.
 constexpr std::int64_t read_ahead_blocks = 8;
 // No single piece or block takes more of the budget than this part while it can be helped.
@@ -25,6 +25,7 @@ constexpr std::int64_t budget_share = 32;
 
 // What one cut and order ask of host memory, before the budget is looked at.
 struct HostNeeds {
+  bool on_device = false;           // accumulators are: finished rows alone come back
   std::int64_t rows_per_token = 1;  // query heads of the largest group
   std::int64_t open_chunks = 1;     // query chunks that are incomplete at once
   bool merged = true;               // some query chunk has more than one partial
@@ -40,12 +41,15 @@ struct HostNeeds {
   std::int64_t row_bytes() const { return std::max(query_row_bytes, key_row_bytes); }
 };
 
-// One way to cut the states of a query chunk into pieces.
+// One way to cut a query chunk into pieces.
 struct Pieces {
   std::int64_t tokens = 1;
   std::int64_t per_chunk = 1;
-  std::int64_t state_bytes = 0;
+  std::int64_t state_bytes = 0;  // 0 with accumulators on the device
   std::int64_t output_bytes = 0;
+
+  // Of what comes from the device.
+  std::int64_t copied_bytes() const { return state_bytes > 0 ? state_bytes : output_bytes; }
 };
 
 HostNeeds host_needs(const PlanRequest& request, const Cut& cut, ScheduleOrder order) {
@@ -91,6 +95,11 @@ Pieces pieces_of(const PlanRequest& request, const Cut& cut, const HostNeeds& ne
   pieces.tokens = ceil_div(cut.query_chunk_tokens, count);
   pieces.per_chunk = ceil_div(cut.query_chunk_tokens, pieces.tokens);
   const std::int64_t rows = pieces.tokens * needs.rows_per_token;
+  if (needs.on_device) {
+    pieces.output_bytes =
+        round_up(FinishedLayout(request.problem, rows, request.lse).bytes, alignment);
+    return pieces;
+  }
   pieces.state_bytes = round_up(softmax_state_bytes(rows, dim), alignment);
   pieces.output_bytes = round_up(rows * dim * size_of(request.problem.output_dtype), alignment);
   if (request.lse) {
@@ -104,8 +113,7 @@ template <typename Visit>
 void for_each_pieces(const PlanRequest& request, const Cut& cut, const HostNeeds& needs,
                      const Visit& visit) {
   const std::int64_t tokens = cut.query_chunk_tokens;
-  const std::int64_t bytes =
-      softmax_state_bytes(tokens * needs.rows_per_token, request.problem.head_dim);
+  const std::int64_t bytes = pieces_of(request, cut, needs, 1).copied_bytes();
   std::int64_t count = std::min(tokens, ceil_div(bytes, largest_piece));
   while (!visit(pieces_of(request, cut, needs, count)) && count < tokens) {
     count = std::min(2 * count, tokens);
@@ -122,6 +130,9 @@ std::int64_t most_accumulators(const HostNeeds& needs, const Pieces& pieces) {
 HostArena minimum_host_arena(const HostNeeds& needs, const Pieces& pieces,
                              AccumulatorPlacement placement) {
   HostArena arena;
+  arena.output_buffers = 1;
+  arena.output_buffer_bytes = pieces.output_bytes;
+  if (needs.on_device) return arena;
   arena.state_buffers = minimum_state_buffers;
   arena.state_buffer_bytes = pieces.state_bytes;
   arena.accumulators = most_accumulators(needs, pieces);
@@ -129,8 +140,6 @@ HostArena minimum_host_arena(const HostNeeds& needs, const Pieces& pieces,
     arena.accumulators = std::min(arena.accumulators, minimum_accumulators);
   }
   arena.accumulator_bytes = pieces.state_bytes;
-  arena.output_buffers = 1;
-  arena.output_buffer_bytes = pieces.output_bytes;
   return arena;
 }
 
@@ -191,7 +200,7 @@ std::optional<Pieces> choose_pieces(const PlanRequest& request, const Cut& cut,
       least = bytes;
       best = pieces;
     }
-    if (bytes > room || pieces.state_bytes > request.host_budget / budget_share) return false;
+    if (bytes > room || pieces.copied_bytes() > request.host_budget / budget_share) return false;
     best = pieces;
     return true;
   });
@@ -216,20 +225,25 @@ HostLayout fill(const PlanRequest& request, const Cut& cut, const HostNeeds& nee
   arena.cache_blocks = std::min(minimum_blocks, blocks.most);
 
   std::int64_t room = request.host_budget - arena.bytes();
-  const std::int64_t full = most_accumulators(needs, pieces);
-  const std::int64_t state_share = std::min(largest_state_share, request.host_budget / 4);
+  const std::int64_t full = needs.on_device ? 0 : most_accumulators(needs, pieces);
+  // What is copied out at once.
+  const std::int64_t buffers = std::min(largest_copied_share, request.host_budget / 4) /
+                               std::max(pieces.copied_bytes(), std::int64_t{1});
   spend(room, arena.output_buffers,
-        std::min(preferred_output_buffers, needs.open_chunks * pieces.per_chunk),
+        std::min(needs.on_device ? buffers : preferred_output_buffers,
+                 needs.open_chunks * pieces.per_chunk),
         arena.output_buffer_bytes);
-  spend(room, arena.state_buffers,
-        std::min(needs.copied_chunks * pieces.per_chunk, state_share / pieces.state_bytes),
+  spend(room, arena.state_buffers, std::min(needs.copied_chunks * pieces.per_chunk, buffers),
         arena.state_buffer_bytes);
   spend(room, arena.cache_blocks, std::min(read_ahead_blocks, blocks.most), blocks.bytes);
   spend(room, arena.accumulators, full, arena.accumulator_bytes);
   spend(room, arena.cache_blocks, blocks.most, blocks.bytes);
 
   // A file that nothing would ever go to is none.
-  layout.placement = arena.accumulators == full ? AccumulatorPlacement::memory : placement;
+  const bool spills = placement == AccumulatorPlacement::file && arena.accumulators < full;
+  layout.placement = needs.on_device ? AccumulatorPlacement::device
+                     : spills        ? AccumulatorPlacement::file
+                                     : AccumulatorPlacement::memory;
   if (layout.placement == AccumulatorPlacement::file) {
     layout.scratch_bytes = needs.all_chunks * pieces.per_chunk * pieces.state_bytes;
   }
@@ -254,15 +268,18 @@ std::int64_t smallest_host_bytes(const PlanRequest& request, const Cut& cut) {
   return least + minimum_cache_bytes(choose_blocks(cut, needs, 0, 0));
 }
 
-std::optional<HostLayout> host_layout(const PlanRequest& request, const Cut& cut,
-                                      ScheduleOrder order) {
-  const HostNeeds needs = host_needs(request, cut, order);
+namespace {
+
+// The first of the placements that fits.
+std::optional<HostLayout> first_layout(const PlanRequest& request, const Cut& cut,
+                                       const HostNeeds& needs,
+                                       std::initializer_list<AccumulatorPlacement> placements) {
   const std::int64_t limit = std::min(largest_block, request.host_budget / budget_share);
   // A file of accumulators is better than a starved cache; a starved cache is better than failing.
   const std::int64_t all = std::numeric_limits<std::int64_t>::max();
   for (const std::int64_t cache_room : {all, std::int64_t{0}}) {
     const std::int64_t cache = minimum_cache_bytes(choose_blocks(cut, needs, limit, cache_room));
-    for (const auto placement : {AccumulatorPlacement::memory, AccumulatorPlacement::file}) {
+    for (const auto placement : placements) {
       if (placement == AccumulatorPlacement::file && !request.scratch) continue;
       const auto pieces =
           choose_pieces(request, cut, needs, placement, request.host_budget - cache);
@@ -270,6 +287,20 @@ std::optional<HostLayout> host_layout(const PlanRequest& request, const Cut& cut
     }
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<HostLayout> host_layout(const PlanRequest& request, const Cut& cut,
+                                      ScheduleOrder order) {
+  return first_layout(request, cut, host_needs(request, cut, order),
+                      {AccumulatorPlacement::memory, AccumulatorPlacement::file});
+}
+
+std::optional<HostLayout> device_accumulators_layout(const PlanRequest& request, const Cut& cut) {
+  HostNeeds needs = host_needs(request, cut, ScheduleOrder::groups_outer);
+  needs.on_device = true;
+  return first_layout(request, cut, needs, {AccumulatorPlacement::device});
 }
 
 }  // namespace stream_cqsa

@@ -23,7 +23,9 @@ std::string_view name_of(ScheduleOrder order) {
 }
 
 std::string_view name_of(AccumulatorPlacement placement) {
-  return placement == AccumulatorPlacement::memory ? "memory" : "file";
+  return placement == AccumulatorPlacement::memory ? "memory"
+         : placement == AccumulatorPlacement::file ? "file"
+                                                   : "device";
 }
 
 OrderedJson problem_json(const Problem& problem) {
@@ -53,7 +55,9 @@ OrderedJson request_json(const PlanRequest& request) {
             {"workspace_bytes", device.workspace_bytes},
             {"query_item_bytes", device.query_item_bytes},
             {"key_item_bytes", device.key_item_bytes},
-            {"overlap_worth", device.overlap_worth}}},
+            {"overlap_worth", device.overlap_worth},
+            {"overlap_flop", device.overlap_flop},
+            {"merges", device.merges}}},
           {"query", input_json(request.query)},
           {"key", input_json(request.key)},
           {"value", input_json(request.value)},
@@ -84,6 +88,8 @@ OrderedJson memory_json(const Plan& plan) {
             {"kv_slot_bytes", device.kv_slot_bytes},
             {"state_slots", device.state_slots},
             {"state_slot_bytes", device.state_slot_bytes},
+            {"output_slots", device.output_slots},
+            {"output_slot_bytes", device.output_slot_bytes},
             {"workspace_bytes", device.workspace_bytes}}},
           {"host",
            {{"budget", plan.request.host_budget},
@@ -199,12 +205,16 @@ PlanRequest read_request(const Json& plan) {
   const Json& device = json.at("device");
   PlanRequest request;
   request.problem = read_problem(plan.at("problem"));
-  request.device = {device.at("kind").get<std::string>(), device.at("name").get<std::string>(),
-                    integer(device.at("tile")), integer(device.at("slot_alignment")),
+  request.device = {device.at("kind").get<std::string>(),
+                    device.at("name").get<std::string>(),
+                    integer(device.at("tile")),
+                    integer(device.at("slot_alignment")),
                     integer(device.at("workspace_bytes")),
                     integer(device.at("query_item_bytes")),
                     integer(device.at("key_item_bytes")),
-                    integer(device.at("overlap_worth"))};
+                    integer(device.at("overlap_worth")),
+                    integer(device.at("overlap_flop")),
+                    device.at("merges").get<bool>()};
   request.query = read_input(json.at("query"));
   request.key = read_input(json.at("key"));
   request.value = read_input(json.at("value"));

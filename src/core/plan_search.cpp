@@ -31,6 +31,19 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   }
 }
 
+// How many subproblems a run should have at least, for the sake of overlap.
+std::int64_t overlap_subproblems(const PlanRequest& request) {
+  const Problem& problem = request.problem;
+  if (request.device.overlap_flop == 0) return 1;
+  const std::int64_t scores =
+      problem.live_scores({0, problem.query_length}, {0, problem.key_length});
+  const double flop = 4.0 * static_cast<double>(scores) * static_cast<double>(problem.head_dim) *
+                      static_cast<double>(problem.query_heads * problem.batch);
+  const double most = static_cast<double>(request.device.overlap_worth);
+  return static_cast<std::int64_t>(
+      std::clamp(flop / static_cast<double>(request.device.overlap_flop), 1.0, most));
+}
+
 struct Found {
   bool any = false;
   Cut cut;
@@ -125,9 +138,11 @@ Cut choose_cut(const PlanRequest& request) {
 
   // A second pass, as what may replace the fewest depends on them.
   Found overlapped;
+  const std::int64_t least = overlap_subproblems(request);
   for_each_cut(request, [&](const Cut& cut) {
     if (cut.subproblems > request.device.overlap_worth * fewest.cut.subproblems) return;
-    if (cut.tile < fewest.cut.tile || !better(cut, overlapped)) return;
+    if (cut.subproblems < least || cut.tile < fewest.cut.tile) return;
+    if (!better(cut, overlapped)) return;
     if (preferred_device_arena(request, cut).bytes() > request.device_budget) return;
     if (host_fits(cut)) overlapped = {true, cut, 0};
   });

@@ -34,6 +34,13 @@ DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut);
 /// more query and key/value slots in proportion, up to the chunks of two consecutive head groups.
 DeviceArena device_arena(const PlanRequest& request, const Cut& cut);
 
+/// The arena that holds all accumulators beside the slots that let copies overlap: for every query
+/// chunk of a head group a state slot, and one for each partial of a quorum on its way there, since
+/// one quorum's are merged before the next computes. Output slots take what one quorum may finish,
+/// and one more. More query and key/value slots where the budget allows, as in device_arena().
+/// None where the device does not merge or the budget does not hold it.
+std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut);
+
 /// A host arena and what its sizes mean.
 struct HostLayout {
   HostArena arena;
@@ -47,15 +54,19 @@ struct HostLayout {
 /// The smallest host budget for which host_layout() succeeds.
 std::int64_t smallest_host_bytes(const PlanRequest& request, const Cut& cut);
 
-/// The host arena for the budget, none when nothing fits.
+/// The host arena for the budget, none when nothing fits. Accumulators are on the host.
 std::optional<HostLayout> host_layout(const PlanRequest& request, const Cut& cut,
                                       ScheduleOrder order);
+
+/// The host arena where accumulators are on the device and head groups in the outer loop. It fits
+/// every budget that host_layout() does.
+std::optional<HostLayout> device_accumulators_layout(const PlanRequest& request, const Cut& cut);
 
 /// Estimated bytes moved by a whole run.
 struct Traffic {
   double read = 0;        ///< from files
   double copied_in = 0;   ///< to the device
-  double copied_out = 0;  ///< partials from the device
+  double copied_out = 0;  ///< partials, or finished rows, from the device
   double spilled = 0;     ///< accumulators to and from the scratch file
   double written = 0;     ///< outputs
 };

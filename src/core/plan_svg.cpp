@@ -32,8 +32,8 @@ constexpr std::string_view ink = "#1f2933";
 constexpr std::string_view muted = "#627080";
 constexpr std::string_view pale = "#e6ebf0";
 constexpr std::string_view frame = "#aab6c2";
-constexpr std::array<std::string_view, 4> part_colours = {"#3b6ea8", "#5fa3a3", "#d99a4e",
-                                                          "#9a86b8"};
+constexpr std::array<std::string_view, 5> part_colours = {"#3b6ea8", "#5fa3a3", "#d99a4e",
+                                                          "#9a86b8", "#b5655a"};
 
 constexpr TextStyle title_style{22, ink, Anchor::start, true};
 constexpr TextStyle heading_style{15, ink, Anchor::start, true};
@@ -259,11 +259,12 @@ double draw_memory(Svg& svg, double y, std::string_view title, std::span<const P
 
 void draw_panel(Svg& svg, const Plan& plan) {
   const DeviceArena& device = plan.device;
-  const std::array<Part, 4> device_parts = {
+  const std::array<Part, 5> device_parts = {
       {{"query slots", device.query_slots, device.query_slot_bytes},
        {"key/value slots", device.kv_slots, device.kv_slot_bytes},
        {"state slots", device.state_slots, device.state_slot_bytes},
-       {"workspace", 1, device.workspace_bytes}}};
+       {"workspace", 1, device.workspace_bytes},
+       {"output slots", device.output_slots, device.output_slot_bytes}}};
   double y = draw_memory(svg, matrix_y + 12, "device memory", device_parts, device.bytes(),
                          plan.request.device_budget);
   const HostArena& host = plan.host;
@@ -288,7 +289,8 @@ void draw_panel(Svg& svg, const Plan& plan) {
   fact("order", plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
                                                           : "quorums, then head groups");
   fact("accumulators",
-       plan.placement == AccumulatorPlacement::memory
+       plan.placement == AccumulatorPlacement::device ? "on the device"
+       : plan.placement == AccumulatorPlacement::memory
            ? "in memory"
            : fmt::format("in memory and a file of up to {}", format_bytes(plan.scratch_bytes)));
 }

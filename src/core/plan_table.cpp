@@ -105,6 +105,7 @@ void write_memory(const Plan& plan, Table& table) {
   table.part("query slots", device.query_slots, device.query_slot_bytes);
   table.part("key/value slots", device.kv_slots, device.kv_slot_bytes);
   table.part("state slots", device.state_slots, device.state_slot_bytes);
+  table.part("output slots", device.output_slots, device.output_slot_bytes);
   table.part("workspace", 1, device.workspace_bytes);
   table.total(device.bytes(), plan.request.device_budget);
   const HostArena& host = plan.host;
@@ -117,7 +118,9 @@ void write_memory(const Plan& plan, Table& table) {
 }
 
 void write_movement(const Plan& plan, const Cut& cut, Table& table) {
-  if (plan.placement == AccumulatorPlacement::memory) {
+  if (plan.placement == AccumulatorPlacement::device) {
+    table.line("accumulators", "on the device");
+  } else if (plan.placement == AccumulatorPlacement::memory) {
     table.line("accumulators", "in memory");
   } else {
     table.line("accumulators", "{} in memory, the others in a file of up to {}",
@@ -130,9 +133,10 @@ void write_movement(const Plan& plan, const Cut& cut, Table& table) {
                         plan.key_block_tokens,
                         plan.piece_tokens};
   const Traffic traffic = estimate_traffic(plan.request, cut, plan.order, plan.device, host);
-  table.line("moved, estimated", "{} read, {} to the device, {} of partials back",
+  table.line("moved, estimated", "{} read, {} to the device, {} of {} back",
              bytes_text(traffic.read), bytes_text(traffic.copied_in),
-             bytes_text(traffic.copied_out));
+             bytes_text(traffic.copied_out),
+             plan.placement == AccumulatorPlacement::device ? "finished rows" : "partials");
   table.line("", "{} written{}", bytes_text(traffic.written),
              traffic.spilled > 0
                  ? fmt::format(", {} to and from the scratch file", bytes_text(traffic.spilled))

@@ -82,8 +82,13 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
   traffic.read = ReadModel{request, cut, order, cache_bytes, query_loads, key_loads}.total();
   traffic.copied_in = batch * (query_loads * tensor_bytes(p, p.query_heads, p.query_length) +
                                key_loads * 2 * tensor_bytes(p, p.kv_heads, p.key_length));
-  traffic.copied_out = rows * static_cast<double>(cut.quorum_size) *
-                       static_cast<double>(softmax_state_bytes(1, p.head_dim));
+  const std::int64_t output_bytes = p.head_dim * size_of(p.output_dtype);
+  if (host.placement == AccumulatorPlacement::device) {
+    traffic.copied_out = rows * static_cast<double>(output_bytes + (request.lse ? 8 : 0));
+  } else {
+    traffic.copied_out = rows * static_cast<double>(cut.quorum_size) *
+                         static_cast<double>(softmax_state_bytes(1, p.head_dim));
+  }
   if (host.placement == AccumulatorPlacement::file) {
     const double open = query_chunks * static_cast<double>(cut.query_chunk_tokens) *
                         static_cast<double>(order == ScheduleOrder::groups_inner ? cut.groups : 1);
@@ -91,8 +96,7 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
     // A merge into an accumulator in the file reads it and writes it.
     traffic.spilled = 2 * traffic.copied_out * (1.0 - std::min(1.0, held / open));
   }
-  traffic.written =
-      rows * static_cast<double>(p.head_dim * size_of(p.output_dtype) + (request.lse ? 4 : 0));
+  traffic.written = rows * static_cast<double>(output_bytes + (request.lse ? 4 : 0));
   return traffic;
 }
 

@@ -57,12 +57,15 @@ class CpuBackend final : public Backend {
     traits.tile = KernelShape::mask_keys;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = pool_.threads() * KernelScratch::bytes(problem);
+    traits.merges = true;
     return traits;
   }
 
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     problem_ = plan.problem();
     device_ = plan.device;
+    lse_ = plan.request.lse;
+    non_finite_ = {};
     telemetry_ = &telemetry;
     const std::int64_t needed = KernelScratch::bytes(problem_);
     // A plan made for fewer threads runs on those, one made for more on all there are.
@@ -94,9 +97,25 @@ class CpuBackend final : public Backend {
                   [this, copy] { run_copy_out(copy); });
   }
 
+  Ticket merge(const MergeWork& work, std::span<const Ticket> after) override {
+    return submit(Lane::compute, "merge", work.subproblem, after,
+                  [this, work] { run_merge(work); });
+  }
+
+  Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) override {
+    return submit(Lane::compute, "finalise", work.subproblem, after,
+                  [this, work] { run_finalise(work); });
+  }
+
+  Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) override {
+    return submit(Lane::copy_out, "copy out of finished rows", copy.subproblem, after,
+                  [this, copy] { run_copy_out_rows(copy); });
+  }
+
   void wait(Ticket ticket) override { lanes_.wait(ticket); }
   void quiesce() noexcept override { lanes_.quiesce(); }
   std::uint64_t scores_computed() const override { return scores_computed_; }
+  NonFinite output_non_finite() override { return non_finite_; }
 
  private:
   template <class Work>
@@ -128,9 +147,15 @@ class CpuBackend final : public Backend {
     std::byte* memory = arena_.data() + device_.state_offset() + slot * device_.state_slot_bytes;
     return softmax_states_at(memory, rows, problem_.head_dim);
   }
+  std::byte* output_slot(std::int64_t slot) const {
+    return arena_.data() + device_.output_offset() + slot * device_.output_slot_bytes;
+  }
 
   void run_copy_in(const CopyIn& copy) const;
   void run_copy_out(const CopyOut& copy) const;
+  void run_copy_out_rows(const CopyOutRows& copy) const;
+  void run_merge(const MergeWork& work);
+  void run_finalise(const FinaliseWork& work);
   void run_work(const WorkList& work);
   std::vector<KernelKeys> keys_of(const WorkList& work) const;
   std::vector<KernelTile> tiles_of(const WorkList& work, const std::vector<KernelKeys>& keys) const;
@@ -138,9 +163,11 @@ class CpuBackend final : public Backend {
 
   Problem problem_;
   DeviceArena device_;
+  bool lse_ = false;
   Telemetry* telemetry_ = nullptr;
   HostBuffer arena_;
-  int workers_ = 0;  ///< threads that the plan has workspace for
+  NonFinite non_finite_;  ///< the compute lane's own while it works
+  int workers_ = 0;       ///< threads that the plan has workspace for
   std::atomic<std::uint64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
@@ -178,6 +205,61 @@ void CpuBackend::run_copy_out(const CopyOut& copy) const {
   std::copy_n(from.acc + copy.first_row * dim, rows * dim, copy.into.acc);
   std::copy_n(from.m + copy.first_row, rows, copy.into.m);
   std::copy_n(from.l + copy.first_row, rows, copy.into.l);
+}
+
+void CpuBackend::run_copy_out_rows(const CopyOutRows& copy) const {
+  const FinishedLayout layout(problem_, copy.slot_rows, lse_);
+  const std::int64_t row = problem_.head_dim * size_of(problem_.output_dtype);
+  const std::int64_t sums = copy.m ? 2 * static_cast<std::int64_t>(sizeof(float)) : 0;
+  const StageTimer timer(*telemetry_, Stage::copy_out, copy.rows * (row + sums), copy.subproblem);
+  const std::byte* slot = output_slot(copy.output_slot);
+  std::memcpy(copy.output, slot + copy.first_row * row, static_cast<std::size_t>(copy.rows * row));
+  if (!copy.m) return;
+  const auto numbers = [&](std::int64_t offset) {
+    return reinterpret_cast<const float*>(slot + offset) + copy.first_row;
+  };
+  std::copy_n(numbers(layout.m_offset), copy.rows, copy.m);
+  std::copy_n(numbers(layout.l_offset), copy.rows, copy.l);
+}
+
+// The rows of a state slot that one of `workers` takes.
+Range share(std::int64_t rows, int worker, int workers) {
+  return {rows * worker / workers, rows * (worker + 1) / workers};
+}
+
+SoftmaxStates rows_of(const SoftmaxStates& states, Range rows) {
+  return {states.acc + rows.begin * states.dim, states.m + rows.begin, states.l + rows.begin,
+          rows.size(), states.dim};
+}
+
+void CpuBackend::run_merge(const MergeWork& work) {
+  const StageTimer timer(*telemetry_, Stage::merge,
+                         softmax_state_bytes(work.rows, problem_.head_dim), work.subproblem);
+  const SoftmaxStates into = state_slot(work.into_slot, work.rows);
+  const SoftmaxStates from = state_slot(work.from_slot, work.rows);
+  pool_.run([&](int worker) {
+    const Range rows = share(work.rows, worker, pool_.threads());
+    stream_cqsa::merge(rows_of(into, rows), rows_of(from, rows));
+  });
+}
+
+void CpuBackend::run_finalise(const FinaliseWork& work) {
+  const StageTimer timer(*telemetry_, Stage::merge, 0, work.subproblem);
+  const SoftmaxStates states = state_slot(work.state_slot, work.rows);
+  const FinishedLayout layout(problem_, work.rows, lse_);
+  const std::int64_t row = problem_.head_dim * size_of(problem_.output_dtype);
+  std::byte* to = output_slot(work.output_slot);
+  std::vector<NonFinite> counts(static_cast<std::size_t>(pool_.threads()));
+  pool_.run([&](int worker) {
+    const Range rows = share(work.rows, worker, pool_.threads());
+    const std::int64_t keyless = std::max<std::int64_t>(work.keyless_rows - rows.begin, 0);
+    counts[static_cast<std::size_t>(worker)] = stream_cqsa::finalise(
+        rows_of(states, rows), 1, keyless, problem_.output_dtype, to + rows.begin * row, nullptr);
+  });
+  for (const NonFinite& count : counts) non_finite_ += count;
+  if (!lse_) return;
+  std::copy_n(states.m, work.rows, reinterpret_cast<float*>(to + layout.m_offset));
+  std::copy_n(states.l, work.rows, reinterpret_cast<float*>(to + layout.l_offset));
 }
 
 std::vector<KernelKeys> CpuBackend::keys_of(const WorkList& work) const {

@@ -28,8 +28,10 @@ std::int64_t rows_bytes(const Plan& plan, const Block& block) {
   return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
 }
 
-// A merge thread holds one accumulator at a time; with a single partial a piece, none.
+// A merge thread holds one accumulator at a time; with a single partial a piece, none. With
+// accumulators on the device nothing is left to merge: one sees the end of the partials.
 int merge_threads(const Plan& plan, const RunOptions& options) {
+  if (plan.placement == AccumulatorPlacement::device) return 1;
   const bool merging = plan.division.chunk_count() > 1;
   const std::int64_t most = merging ? plan.host.accumulators : options.merge_threads;
   return static_cast<int>(
@@ -72,7 +74,7 @@ void Assembler::start(Crew& crew) {
 
 void Assembler::end_of_partials() { ready_.close(); }
 
-// --- state buffers ---
+// --- buffers ---
 
 bool Assembler::try_buffer(Buffer& buffer) {
   const auto number = state_buffers_.try_take();
@@ -84,6 +86,18 @@ bool Assembler::try_buffer(Buffer& buffer) {
 PartialReceiver::Buffer Assembler::wait_buffer() {
   const std::int32_t number = state_buffers_.take();
   return {number, memory_ + plan_.host.state_offset() + number * plan_.host.state_buffer_bytes};
+}
+
+bool Assembler::try_output_buffer(Buffer& buffer) {
+  const auto number = output_buffers_.try_take();
+  if (!number) return false;
+  buffer = {*number, output_at(*number)};
+  return true;
+}
+
+PartialReceiver::Buffer Assembler::wait_output_buffer() {
+  const std::int32_t number = output_buffers_.take();
+  return {number, output_at(number)};
 }
 
 // --- merging ---
@@ -120,9 +134,7 @@ void Assembler::merge_chain(Partial partial) {
     merge_one(partial, *quorums, position);
 
     const auto lock = monitor_.lock();
-    const std::int64_t heads = block_of(partial.key).heads.size();
-    merged_scores_[static_cast<std::size_t>(partial.key.chunk)] +=
-        static_cast<std::uint64_t>(partial.scores) * static_cast<std::uint64_t>(heads);
+    count_merged(partial.key, partial.scores);
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     if (++entry.next == quorums->size()) {
@@ -166,6 +178,13 @@ void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t
   }
 }
 
+// Under the lock.
+void Assembler::count_merged(const PieceKey& key, std::int64_t scores) {
+  const std::int64_t heads = block_of(key).heads.size();
+  merged_scores_[static_cast<std::size_t>(key.chunk)] +=
+      static_cast<std::uint64_t>(scores) * static_cast<std::uint64_t>(heads);
+}
+
 // --- finishing and writing ---
 
 Block Assembler::block_of(const PieceKey& key) const {
@@ -177,22 +196,34 @@ std::byte* Assembler::output_at(std::int32_t buffer) const {
   return memory_ + plan_.host.output_offset() + buffer * plan_.host.output_buffer_bytes;
 }
 
-float* Assembler::lse_at(std::int32_t buffer, const Block& block) const {
-  if (!outputs_.lse) return nullptr;
-  return reinterpret_cast<float*>(output_at(buffer) + round_up(rows_bytes(plan_, block), 64));
+float* Assembler::lse_at(std::int32_t buffer, const PieceKey& key) const {
+  return finished_at(plan_, key, output_at(buffer)).m;
+}
+
+void Assembler::deliver_finished(const FinishedRows& rows) {
+  if (outputs_.lse) {
+    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
+    const Block block = block_of(rows.key);
+    const FinishedStates states = finished_at(plan_, rows.key, output_at(rows.buffer));
+    const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
+    log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
+  }
+  {
+    const auto lock = monitor_.lock();
+    count_merged(rows.key, rows.scores);
+  }
+  finished_.push({rows.key, rows.buffer});
 }
 
 void Assembler::finish(const PieceKey& key, const SoftmaxStates& states) {
   const std::int32_t buffer = output_buffers_.take();
   const Block block = block_of(key);
-  // visible_keys grows by one a token, so the keyless tokens are the first ones.
-  const std::int64_t keyless = std::clamp<std::int64_t>(
-      1 - plan_.problem().visible_keys(block.tokens.begin), 0, block.tokens.size());
+  const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
   NonFinite non_finite;
   {
     const StageTimer timer(telemetry_, Stage::merge, 0, -1);
     non_finite = finalise(states, block.heads.size(), keyless, plan_.problem().output_dtype,
-                          output_at(buffer), lse_at(buffer, block));
+                          output_at(buffer), lse_at(buffer, key));
   }
   {
     const auto lock = monitor_.lock();
@@ -235,7 +266,7 @@ void Assembler::write_piece(const Finished& finished) {
   const StageTimer timer(telemetry_, Stage::write, static_cast<std::int64_t>(bytes), -1);
   outputs_.output.write(block, {output_at(finished.buffer), bytes});
   if (outputs_.lse) {
-    const std::span<const float> lse(lse_at(finished.buffer, block),
+    const std::span<const float> lse(lse_at(finished.buffer, finished.key),
                                      static_cast<std::size_t>(block.vectors()));
     outputs_.lse->write(block, std::as_bytes(lse));
   }

@@ -14,7 +14,8 @@
 
 namespace stream_cqsa {
 
-/// Merges partials into accumulators, finishes the pieces that are complete, and writes them.
+/// Merges partials into accumulators, finishes the pieces that are complete, and writes them. Rows
+/// that were merged and finished on the device are only written.
 ///
 /// The partials of a piece are merged in ascending order of subproblem, whatever the order in which
 /// they are delivered: an early one stays in its state buffer until those before it have come. The
@@ -39,6 +40,10 @@ class Assembler : public PartialReceiver {
   bool try_buffer(Buffer& buffer) override;
   Buffer wait_buffer() override;
   void deliver(const Partial& partial) override;
+
+  bool try_output_buffer(Buffer& buffer) override;
+  Buffer wait_output_buffer() override;
+  void deliver_finished(const FinishedRows& rows) override;
 
   /// Valid after the crew has been joined.
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
@@ -68,8 +73,9 @@ class Assembler : public PartialReceiver {
   std::int64_t subproblem_of(const PieceKey& key, std::int64_t quorum) const;
   Block block_of(const PieceKey& key) const;
   std::byte* output_at(std::int32_t buffer) const;
-  /// lse lies behind the rows of O, at the next multiple of 64 bytes.
-  float* lse_at(std::int32_t buffer, const Block& block) const;
+  /// The lse, where one is written, takes the place of m.
+  float* lse_at(std::int32_t buffer, const PieceKey& key) const;
+  void count_merged(const PieceKey& key, std::int64_t scores);
 
   const Plan& plan_;
   const Outputs& outputs_;

@@ -83,6 +83,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   result.seconds = now_seconds() - begin;
   result.merged_scores = assembler.merged_scores();
   result.output = assembler.non_finite();
+  result.output += backend.output_non_finite();
   result.scores_computed = backend.scores_computed();
   result.device_bytes = backend.allocated_bytes();
   result.host_bytes = memory.bytes();

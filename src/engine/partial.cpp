@@ -1,5 +1,7 @@
 #include "engine/partial.hpp"
 
+#include <algorithm>
+
 namespace stream_cqsa {
 
 std::int64_t piece_count(const Plan& plan, const Range& queries) {
@@ -15,6 +17,18 @@ Range piece_range(const Plan& plan, const PieceKey& key) {
 std::int64_t piece_rows(const Plan& plan, const PieceKey& key) {
   const HeadGroup& group = plan.groups[static_cast<std::size_t>(key.group)];
   return piece_range(plan, key).size() * group.query_heads(plan.problem()).size();
+}
+
+std::int64_t keyless_tokens(const Problem& problem, const Range& queries) {
+  // Each token sees one key more than the one before.
+  return std::clamp<std::int64_t>(1 - problem.visible_keys(queries.begin), 0, queries.size());
+}
+
+FinishedStates finished_at(const Plan& plan, const PieceKey& key, std::byte* buffer) {
+  if (!plan.request.lse) return {buffer, nullptr, nullptr};
+  const FinishedLayout layout(plan.problem(), piece_rows(plan, key), true);
+  return {buffer, reinterpret_cast<float*>(buffer + layout.m_offset),
+          reinterpret_cast<float*>(buffer + layout.l_offset)};
 }
 
 }  // namespace stream_cqsa

@@ -1,6 +1,7 @@
 // What the computing side hands to the merging side.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "stream_cqsa/plan.hpp"
@@ -27,6 +28,9 @@ Range piece_range(const Plan& plan, const PieceKey& key);
 /// Rows (tokens times query heads of the group) of a piece.
 std::int64_t piece_rows(const Plan& plan, const PieceKey& key);
 
+/// How many of these query tokens see no key: always the first ones.
+std::int64_t keyless_tokens(const Problem& problem, const Range& queries);
+
 /// The states of one piece from one subproblem, in a buffer lent by the receiver.
 struct Partial {
   PieceKey key;
@@ -36,7 +40,25 @@ struct Partial {
   SoftmaxStates states;
 };
 
-/// Where partials go: the merger of this rank, or messages to another.
+/// The rows of one piece that were merged and finished on the device, in an output buffer lent by
+/// the receiver.
+struct FinishedRows {
+  PieceKey key;
+  std::int64_t scores = 0;  ///< live scores of one head that were merged into it
+  std::int32_t buffer = 0;
+};
+
+/// What an output buffer holds of a piece, see FinishedLayout. With accumulators on the host the
+/// lse itself stands in m's place, and there is no l.
+struct FinishedStates {
+  std::byte* output = nullptr;  ///< O, [token][head][dim] in the output type
+  float* m = nullptr;           ///< [rows], or null where the plan has no lse
+  float* l = nullptr;
+};
+FinishedStates finished_at(const Plan& plan, const PieceKey& key, std::byte* buffer);
+
+/// Where partials, or rows finished on the device, go: the merger of this rank, or messages to
+/// another.
 class PartialReceiver {
  public:
   virtual ~PartialReceiver() = default;
@@ -51,6 +73,11 @@ class PartialReceiver {
   virtual Buffer wait_buffer() = 0;
   /// Hands over a filled buffer. May be called in any order of subproblems.
   virtual void deliver(const Partial& partial) = 0;
+
+  /// The same for output buffers and finished rows.
+  virtual bool try_output_buffer(Buffer& buffer) = 0;
+  virtual Buffer wait_output_buffer() = 0;
+  virtual void deliver_finished(const FinishedRows& rows) = 0;
 };
 
 }  // namespace stream_cqsa

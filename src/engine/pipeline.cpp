@@ -47,7 +47,11 @@ Pipeline::Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memo
           slots.push_back({static_cast<std::int32_t>(i), Ticket{Lane::copy_out, 0}});
         }
         return slots;
-      }()) {}
+      }()) {
+  if (plan.placement == AccumulatorPlacement::device) {
+    accumulators_.emplace(plan, backend, receiver, telemetry, abort);
+  }
+}
 
 void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
                      std::function<void()> finished) {
@@ -162,13 +166,22 @@ void Pipeline::pass_over(const ChunkRows& rows) {
 void Pipeline::submit() {
   Ticket last_copy{Lane::copy_in, 0};
   while (auto order = orders_.pop()) {
-    if (order->launch) {
-      launched_.push(launch(std::move(*order->launch), last_copy));
-    } else {
+    if (!order->launch) {
       last_copy = submit_copy(order->copy);
+      continue;
+    }
+    Launched launched = launch(std::move(*order->launch), last_copy);
+    if (accumulators_) {
+      accumulators_->add(launched);
+    } else {
+      launched_.push(std::move(launched));
     }
   }
-  launched_.close();
+  if (accumulators_) {
+    accumulators_->close();
+  } else {
+    launched_.close();
+  }
 }
 
 Ticket Pipeline::submit_copy(const Copy& copy) {
@@ -184,7 +197,14 @@ Ticket Pipeline::submit_copy(const Copy& copy) {
   return ticket;
 }
 
-Pipeline::Launched Pipeline::launch(Step step, Ticket last_copy) {
+std::int32_t Pipeline::take_state_slot(std::vector<Ticket>& after) {
+  if (accumulators_) return accumulators_->take_slot();
+  const StateSlot state = state_slots_.take();
+  after.push_back(state.last_copy_out);
+  return state.number;
+}
+
+Launched Pipeline::launch(Step step, Ticket last_copy) {
   const std::size_t chunks = step.work.chunks.size();
   std::vector<std::int32_t> state_slots(chunks, -1);
   std::vector<Ticket> after = {last_copy};
@@ -195,10 +215,8 @@ Pipeline::Launched Pipeline::launch(Step step, Ticket last_copy) {
     const auto query = static_cast<std::size_t>(pair.query);
     const auto key = static_cast<std::size_t>(pair.key);
     if (state_slots[query] < 0) {
-      const StateSlot state = state_slots_.take();
-      state_slots[query] = state.number;
-      after.push_back(state.last_copy_out);
-      list.queries.push_back({step.query_slots[query], state.number,
+      state_slots[query] = take_state_slot(after);
+      list.queries.push_back({step.query_slots[query], state_slots[query],
                               step.work.chunks[query].queries,
                               static_cast<std::int64_t>(list.keys.size()), 0});
     }
@@ -218,6 +236,7 @@ Pipeline::Launched Pipeline::launch(Step step, Ticket last_copy) {
 // --- drain ---
 
 void Pipeline::drain() {
+  if (accumulators_) return accumulators_->drain();
   while (const auto launched = launched_.pop()) {
     backend_.wait(launched->ticket);
     for (std::size_t i = 0; i < launched->state_slots.size(); ++i) {
@@ -249,7 +268,7 @@ void Pipeline::drain_chunk(const Launched& launched, std::int32_t position) {
     copied = backend_.copy_out({launched.id, launched.state_slots[at], slot_rows,
                                 (queries.begin - chunk.queries.begin) * head_count, into},
                                std::span(&launched.ticket, 1));
-    const std::int64_t scores = scores_of(launched, position, queries);
+    const std::int64_t scores = scores_of(plan_, launched, position, queries);
     telemetry_.add_scores(static_cast<std::uint64_t>(scores) *
                           static_cast<std::uint64_t>(head_count));
     in_flight_.push_back({{key, launched.id, scores, buffer.number, into}, copied});
@@ -263,19 +282,6 @@ void Pipeline::deliver_in_flight() {
     receiver_.deliver(partial);
   }
   in_flight_.clear();
-}
-
-std::int64_t Pipeline::scores_of(const Launched& launched, std::int32_t position,
-                                 Range queries) const {
-  const auto& pairs = launched.work.pairs;  // ascending by query
-  auto pair = std::partition_point(pairs.begin(), pairs.end(),
-                                   [&](const ChunkPair& at) { return at.query < position; });
-  std::int64_t scores = 0;
-  for (; pair != pairs.end() && pair->query == position; ++pair) {
-    scores += plan_.problem().live_scores(
-        queries, launched.work.chunks[static_cast<std::size_t>(pair->key)].keys);
-  }
-  return scores;
 }
 
 }  // namespace stream_cqsa

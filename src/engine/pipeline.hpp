@@ -7,7 +7,9 @@
 #include <optional>
 #include <vector>
 
+#include "engine/device_accumulators.hpp"
 #include "engine/host_cache.hpp"
+#include "engine/launched.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
 #include "engine/slot_cache.hpp"
@@ -26,6 +28,9 @@ namespace stream_cqsa {
 ///
 /// and with the readers of the host cache. Threads are started in the given crew; a failure in any
 /// of them aborts the group.
+///
+/// With accumulators on the device, submit also has the partials merged there, and drain copies
+/// finished rows out instead: see DeviceAccumulators.
 class Pipeline {
  public:
   using NextSubproblem = std::function<std::optional<std::int64_t>()>;
@@ -72,14 +77,6 @@ class Pipeline {
     Copy copy;
     std::unique_ptr<Step> launch;  ///< or none: then it is the copy
   };
-  /// A launched subproblem on its way from submit to drain.
-  struct Launched {
-    std::int64_t id = 0;
-    SubproblemKey key;
-    QuorumWork work;
-    Ticket ticket;
-    std::vector<std::int32_t> state_slots;  ///< by position in work.chunks, -1 where none
-  };
   struct StateSlot {
     std::int32_t number = 0;
     Ticket last_copy_out;
@@ -97,12 +94,13 @@ class Pipeline {
 
   void submit();
   Ticket submit_copy(const Copy& copy);
+  /// Adds to `after` what the slot's last states wait for.
+  std::int32_t take_state_slot(std::vector<Ticket>& after);
   Launched launch(Step step, Ticket last_copy);
 
   void drain();
   void drain_chunk(const Launched& launched, std::int32_t position);
   void deliver_in_flight();
-  std::int64_t scores_of(const Launched& launched, std::int32_t position, Range queries) const;
 
   const Plan& plan_;
   const Inputs& inputs_;
@@ -122,6 +120,7 @@ class Pipeline {
   BoundedQueue<Order> orders_;
   BoundedQueue<Launched> launched_;
   Pool<StateSlot> state_slots_;
+  std::optional<DeviceAccumulators> accumulators_;  ///< where the plan has them on the device
 };
 
 }  // namespace stream_cqsa

@@ -12,10 +12,9 @@ namespace stream_cqsa {
 
 MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
   // We have no shared file pointers. Open MPI prepares them for every file that it opens all the
-  // same: its component sm in files whose names programs that start at once on one machine can
-  // share, lockedfile in files beside ours that a signal leaves behind. What the user chose stands;
-  // other MPI libraries do not look.
-  ::setenv("OMPI_MCA_sharedfp", "^sm,lockedfile", 0);
+  // same, and its component sm does so in files whose names programs that start at once on one
+  // machine can share. What the user chose stands; other MPI libraries do not look.
+  ::setenv("OMPI_MCA_sharedfp", "^sm", 0);
   int provided = MPI_THREAD_SINGLE;
   STREAM_CQSA_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   try {

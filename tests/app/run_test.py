@@ -82,7 +82,7 @@ class Run(CliTest):
         self.save_inputs(shape=(1, 2000, 2, 32))
         outputs = []
         for options in (["--threads", "1"], ["--threads", "3"],
-                        ["--host-memory", "400KiB", "--scratch", self.folder]):
+                        ["--host-memory", "400KiB", "--device-memory", "1MiB", "--scratch", self.folder]):
             self.succeed("run", *self.inputs(), "--chunks", "13", "--heads-per-group", "1", "--output",
                          self.path("o.npy"), "--overwrite", "--quiet", *options)
             outputs.append(self.path("o.npy").read_bytes())

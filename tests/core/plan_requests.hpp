@@ -69,6 +69,7 @@ inline PlanRequest random_request(Random& random) {
   if (random.chance(30)) request.heads_per_group = random.between(1, problem.kv_heads);
   request.device_budget = random.magnitude(KiB, 16 * MiB);
   request.host_budget = random.magnitude(KiB, 64 * MiB);
+  request.device.merges = random.chance(50);
   return request;
 }
 

@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/test/unit_test.hpp>
+#include <map>
 #include <optional>
 #include <set>
 #include <sstream>
@@ -63,16 +65,37 @@ void check_device_arena(const Plan& plan) {
   BOOST_TEST(plan.device.workspace_bytes == plan.request.device.workspace_bytes);
   BOOST_TEST(plan.device.bytes() <= plan.request.device_budget);
   BOOST_TEST(plan.piece_tokens <= queries);
-  BOOST_TEST(plan.host.state_buffer_bytes >=
-             softmax_state_bytes(plan.piece_tokens * query_heads, dim));
+  const std::int64_t output = dim * size_of(problem.output_dtype);
+  const std::int64_t piece_rows = plan.piece_tokens * query_heads;
+  if (plan.placement == AccumulatorPlacement::device) {
+    const auto finished = [&](std::int64_t rows) {
+      return round_up(rows * output, 64) + (plan.request.lse ? 8 * rows : 0);
+    };
+    BOOST_TEST(plan.device.output_slots >= 1);
+    BOOST_TEST(plan.device.output_slot_bytes ==
+               round_up(finished(queries * query_heads), alignment));
+    BOOST_TEST(plan.host.output_buffer_bytes == round_up(finished(piece_rows), 64));
+  } else {
+    BOOST_TEST(plan.device.output_slots == 0);
+    BOOST_TEST(plan.device.output_slot_bytes == 0);
+    BOOST_TEST(plan.host.state_buffer_bytes >= softmax_state_bytes(piece_rows, dim));
+    BOOST_TEST(plan.host.output_buffer_bytes >= piece_rows * (output + (plan.request.lse ? 4 : 0)));
+  }
+  const DeviceArena& arena = plan.device;
+  BOOST_TEST(arena.bytes() ==
+             arena.query_slots * arena.query_slot_bytes + arena.kv_slots * arena.kv_slot_bytes +
+                 arena.state_slots * arena.state_slot_bytes +
+                 arena.output_slots * arena.output_slot_bytes + arena.workspace_bytes);
 }
 
 void check_host_arena(const Plan& plan) {
   const PlanRequest& request = plan.request;
   const HostArena& host = plan.host;
   BOOST_TEST(host.bytes() <= request.host_budget);
-  BOOST_TEST(host.state_buffers >= 2);
-  BOOST_TEST(host.accumulators >= 1);
+  const bool on_device = plan.placement == AccumulatorPlacement::device;
+  BOOST_TEST(on_device == (host.state_buffers == 0));
+  BOOST_TEST(on_device == (host.accumulators == 0));
+  if (!on_device) BOOST_TEST(host.state_buffers >= 2);
   BOOST_TEST(host.output_buffers >= 1);
   BOOST_TEST(host.accumulator_bytes == host.state_buffer_bytes);
   BOOST_TEST(plan.piece_tokens >= 1);
@@ -96,11 +119,35 @@ void check_host_arena(const Plan& plan) {
   }
 }
 
+// With accumulators on the device: those of one batch entry and head group that are open.
+class OpenAccumulators {
+ public:
+  explicit OpenAccumulators(const Plan& plan) : plan_(plan) {}
+  // State slots needed at once: the open accumulators and this subproblem's partials.
+  std::size_t add(std::int64_t id, const std::set<std::int32_t>& queries, const QuorumWork& work) {
+    const std::size_t needed = left_.size() + queries.size();
+    const SubproblemKey key = plan_.key(id);
+    for (const std::int32_t position : queries) {
+      const std::int64_t chunk = work.chunks[static_cast<std::size_t>(position)].index;
+      const auto partials = plan_.division.quorums_of_query(chunk).size();
+      const auto [at, first] = left_.try_emplace({key.batch, key.group, chunk}, partials);
+      if (--at->second == 0) left_.erase(at);
+    }
+    return needed;
+  }
+
+ private:
+  const Plan& plan_;
+  std::map<std::array<std::int64_t, 3>, std::size_t> left_;  ///< partials to come
+};
+
 // Every live pair of every batch entry and group exactly once, in slots that there are.
 void check_subproblems(const Plan& plan) {
   const std::int64_t c = plan.division.chunk_count();
   const auto groups = static_cast<std::int64_t>(plan.groups.size());
   std::vector<int> count(plan.problem().batch * groups * c * c, 0);
+  OpenAccumulators open(plan);
+  const bool on_device = plan.placement == AccumulatorPlacement::device;
   for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {
     const SubproblemKey key = plan.key(id);
     BOOST_REQUIRE_EQUAL(plan.id(key), id);
@@ -121,6 +168,10 @@ void check_subproblems(const Plan& plan) {
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(queries.size()), plan.device.state_slots);
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(keys.size()), plan.device.kv_slots);
     BOOST_REQUIRE_LE(plan.device_bytes(work), plan.device.bytes());
+    if (on_device) {
+      BOOST_REQUIRE_LE(static_cast<std::int64_t>(open.add(id, queries, work)),
+                       plan.device.state_slots);
+    }
   }
   for (std::size_t i = 0; i < count.size(); ++i) {
     const auto pair = static_cast<std::int64_t>(i) % (c * c);
@@ -248,6 +299,7 @@ BOOST_AUTO_TEST_CASE(one_chunk_needs_one_accumulator) {
     Random random(seed);
     PlanRequest request = random_request(random);
     request.chunks = 1;
+    request.device.merges = false;
     const auto plan = try_plan(request);
     if (!plan) continue;
     ++planned;

@@ -81,7 +81,8 @@ class OverfullBackend : public DelayedBackend {
 };
 
 struct Fixture {
-  Fixture() {
+  Fixture() : Fixture(AccumulatorPlacement::memory) {}
+  explicit Fixture(AccumulatorPlacement placement) {
     problem.batch = 1;
     problem.query_heads = problem.kv_heads = 2;
     problem.query_length = problem.key_length = 120;
@@ -92,10 +93,12 @@ struct Fixture {
     PlanRequest request;
     request.problem = problem;
     request.device = make_cpu_backend({2})->traits(problem);
+    request.device.merges = placement == AccumulatorPlacement::device;
     request.device_budget = request.host_budget = std::int64_t{1} << 28;
     request.chunks = 13;
     request.heads_per_group = 1;
     plan.emplace(make_plan(request));
+    if (plan->placement != placement) throw std::logic_error("the plan is another");
   }
 
   void run_with(std::unique_ptr<Backend> backend, int reads, int writes) {
@@ -113,6 +116,10 @@ struct Fixture {
   Problem problem;
   TestInput input;
   std::optional<Plan> plan;
+};
+
+struct DeviceFixture : Fixture {
+  DeviceFixture() : Fixture(AccumulatorPlacement::device) {}
 };
 
 constexpr int enough = 1 << 30;
@@ -155,6 +162,29 @@ BOOST_FIXTURE_TEST_CASE(a_failing_device_ends_the_run_with_its_own_error, Fixtur
 BOOST_FIXTURE_TEST_CASE(work_that_fails_in_a_lane_ends_the_run_with_its_subproblem, Fixture) {
   for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
     for (const int submissions : {0, 1, 7, 20}) {
+      LateFailingBackend backend(make_cpu_backend({2}), lane, submissions);
+      BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
+        const std::string message = error.what();
+        return message.starts_with("subproblem ") && message == backend.message();
+      });
+    }
+  }
+}
+
+// Merges, finishing and copies of finished rows fail in turn.
+BOOST_FIXTURE_TEST_CASE(failures_with_accumulators_on_the_device_end_the_run_too, DeviceFixture) {
+  BOOST_CHECK_NO_THROW(run_with(make_cpu_backend({2}), enough, enough));
+  BOOST_CHECK_EXCEPTION(run_with(make_cpu_backend({2}), enough, 9), Error, [](const Error& error) {
+    return std::string(error.what()) == "output: injected failure";
+  });
+  for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
+    for (const int submissions : {0, 1, 2, 3, 4, 5, 6, 7, 20}) {
+      BOOST_CHECK_EXCEPTION(
+          run_with(std::make_unique<FailingBackend>(make_cpu_backend({2}), lane, submissions),
+                   enough, enough),
+          Error, [](const Error& error) {
+            return std::string(error.what()) == "device: injected failure";
+          });
       LateFailingBackend backend(make_cpu_backend({2}), lane, submissions);
       BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
         const std::string message = error.what();

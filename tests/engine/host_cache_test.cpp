@@ -46,9 +46,13 @@ class InstantBackend : public Backend {
   Ticket copy_in(const CopyIn&, std::span<const Ticket>) override { return {}; }
   Ticket launch(WorkList, std::span<const Ticket>) override { return {}; }
   Ticket copy_out(const CopyOut&, std::span<const Ticket>) override { return {}; }
+  Ticket merge(const MergeWork&, std::span<const Ticket>) override { return {}; }
+  Ticket finalise(const FinaliseWork&, std::span<const Ticket>) override { return {}; }
+  Ticket copy_out_rows(const CopyOutRows&, std::span<const Ticket>) override { return {}; }
   void wait(Ticket) override {}
   void quiesce() noexcept override {}
   std::uint64_t scores_computed() const override { return 0; }
+  NonFinite output_non_finite() override { return {}; }
 };
 
 // A use of a block of one token: a copy to the device, or one that a device slot saves.

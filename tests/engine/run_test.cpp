@@ -1,5 +1,6 @@
 #define BOOST_TEST_MODULE engine_run
 #include <boost/test/unit_test.hpp>
+#include <optional>
 #include <random>
 
 #include "stream_cqsa/engine.hpp"
@@ -31,6 +32,9 @@ Problem random_problem(std::mt19937_64& random) {
   return problem;
 }
 
+constexpr AccumulatorPlacement placements[] = {AccumulatorPlacement::memory,
+                                               AccumulatorPlacement::device};
+
 void check_against_definition(const Plan& plan, const TestInput& input, const Outcome& outcome) {
   const Expected expected = brute_force(plan.problem(), input);
   TensorDesc desc = input.query.desc;
@@ -58,11 +62,12 @@ void check_against_definition(const Plan& plan, const TestInput& input, const Ou
 
 BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
   std::mt19937_64 random(2026);
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < 90; ++trial) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
     const auto backend = make_cpu_backend({1 + trial % 3});
-    PlanRequest request = roomy_request(problem, layout, *backend);
+    const AccumulatorPlacement placement = placements[trial % 2];
+    PlanRequest request = roomy_request(problem, layout, *backend, placement);
     const bool resident = random() % 4 == 0;
     request.query.resident = request.key.resident = request.value.resident = resident;
     request.chunks = std::array<std::int64_t, 8>{1, 2, 3, 7, 12, 13, 31, 57}[random() % 8];
@@ -73,6 +78,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
                                 << problem.query_length << ", Nk " << problem.key_length << ", D "
                                 << problem.head_dim << ", causal "
                                 << (problem.mask == Mask::causal)) {
+      BOOST_TEST((plan.placement == placement));
       check_against_definition(plan, input, run_plan(plan, input, *backend, resident));
     }
   }
@@ -117,19 +123,23 @@ BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
   problem.kv_heads = problem.query_heads = 2;
   problem.mask = Mask::causal;
   const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
-  PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({1}));
-  request.chunks = 13;
-  request.heads_per_group = 1;
-  // Room for the scratch of the most threads tried below.
-  request.device.workspace_bytes = make_cpu_backend({4})->traits(problem).workspace_bytes;
-  const Plan plan = make_plan(request);
-  const auto first = make_cpu_backend({1});
-  const Outcome expected = run_plan(plan, input, *first, false);
-  for (int trial = 0; trial < 8; ++trial) {
-    DelayedBackend delayed(make_cpu_backend({1 + trial % 4}), static_cast<std::uint64_t>(trial));
-    const Outcome outcome = run_plan(plan, input, delayed, false);
-    BOOST_TEST(outcome.output == expected.output);
-    BOOST_TEST(outcome.lse == expected.lse);
+  std::optional<Outcome> expected;
+  for (const auto placement : placements) {
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({1}), placement);
+    request.chunks = 13;
+    request.heads_per_group = 1;
+    // Room for the scratch of the most threads tried below.
+    request.device.workspace_bytes = make_cpu_backend({4})->traits(problem).workspace_bytes;
+    const Plan plan = make_plan(request);
+    BOOST_TEST((plan.placement == placement));
+    const auto first = make_cpu_backend({1});
+    if (!expected) expected = run_plan(plan, input, *first, false);
+    for (int trial = 0; trial < 8; ++trial) {
+      DelayedBackend delayed(make_cpu_backend({1 + trial % 4}), static_cast<std::uint64_t>(trial));
+      const Outcome outcome = run_plan(plan, input, delayed, false);
+      BOOST_TEST(outcome.output == expected->output);
+      BOOST_TEST(outcome.lse == expected->lse);
+    }
   }
 }
 
@@ -168,7 +178,7 @@ BOOST_AUTO_TEST_CASE(timing_does_not_change_the_bits_when_memory_is_short) {
 
 BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
   std::mt19937_64 random(9);
-  for (int trial = 0; trial < 24; ++trial) {
+  for (int trial = 0; trial < 48; ++trial) {
     Problem problem = random_problem(random);
     problem.dtype = DType::f32;
     problem.query_length = problem.key_length = 60 + trial;
@@ -178,7 +188,7 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
     const double poison[] = {NAN, INFINITY, -INFINITY};
     set_element(tensor, 0, static_cast<std::int64_t>(random() % 60), 0, 0, poison[random() % 3]);
     const auto backend = make_cpu_backend({2});
-    PlanRequest request = roomy_request(problem, Layout::bshd, *backend);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *backend, placements[trial / 2 % 2]);
     request.chunks = 7;
     const Plan plan = make_plan(request);
     const Outcome outcome = run_plan(plan, input, *backend, false);

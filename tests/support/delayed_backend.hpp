@@ -40,12 +40,25 @@ class DelayedBackend : public Backend {
     pause();
     return inner_->copy_out(copy, after);
   }
+  Ticket merge(const MergeWork& work, std::span<const Ticket> after) override {
+    pause();
+    return inner_->merge(work, after);
+  }
+  Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) override {
+    pause();
+    return inner_->finalise(work, after);
+  }
+  Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) override {
+    pause();
+    return inner_->copy_out_rows(copy, after);
+  }
   void wait(Ticket ticket) override {
     pause();
     inner_->wait(ticket);
   }
   void quiesce() noexcept override { inner_->quiesce(); }
   std::uint64_t scores_computed() const override { return inner_->scores_computed(); }
+  NonFinite output_non_finite() override { return inner_->output_non_finite(); }
 
  private:
   void pause() {
@@ -79,6 +92,18 @@ class FailingBackend : public DelayedBackend {
     count(Lane::copy_out);
     return DelayedBackend::copy_out(copy, after);
   }
+  Ticket merge(const MergeWork& work, std::span<const Ticket> after) override {
+    count(Lane::compute);
+    return DelayedBackend::merge(work, after);
+  }
+  Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) override {
+    count(Lane::compute);
+    return DelayedBackend::finalise(work, after);
+  }
+  Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) override {
+    count(Lane::copy_out);
+    return DelayedBackend::copy_out_rows(copy, after);
+  }
 
  private:
   void count(Lane lane) {
@@ -103,6 +128,15 @@ class LateFailingBackend : public DelayedBackend {
   }
   Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
     return mark(DelayedBackend::copy_out(copy, after), copy.subproblem, after);
+  }
+  Ticket merge(const MergeWork& work, std::span<const Ticket> after) override {
+    return mark(DelayedBackend::merge(work, after), work.subproblem, after);
+  }
+  Ticket finalise(const FinaliseWork& work, std::span<const Ticket> after) override {
+    return mark(DelayedBackend::finalise(work, after), work.subproblem, after);
+  }
+  Ticket copy_out_rows(const CopyOutRows& copy, std::span<const Ticket> after) override {
+    return mark(DelayedBackend::copy_out_rows(copy, after), copy.subproblem, after);
   }
   void wait(Ticket ticket) override {
     DelayedBackend::wait(ticket);

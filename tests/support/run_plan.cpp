@@ -4,10 +4,12 @@
 
 namespace stream_cqsa::testing {
 
-PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend) {
+PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend,
+                          AccumulatorPlacement placement) {
   PlanRequest request;
   request.problem = problem;
   request.device = backend.traits(problem);
+  request.device.merges = placement == AccumulatorPlacement::device;
   request.query.layout = request.key.layout = request.value.layout = layout;
   request.output_layout = layout;
   request.lse = true;
@@ -26,13 +28,13 @@ Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, boo
   Outcome outcome;
   outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
   const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
-  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  if (plan.request.lse) outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
   const auto open = [&](const TestTensor& tensor) {
     return resident ? make_memory_source(tensor.desc, tensor.data) : block_source(tensor);
   };
   const auto query = open(input.query), key = open(input.key), value = open(input.value);
   const auto output_sink = make_memory_sink(desc, outcome.output);
-  const auto lse_sink = make_memory_sink(lse, outcome.lse);
+  const auto lse_sink = plan.request.lse ? make_memory_sink(lse, outcome.lse) : nullptr;
   RunOptions options;
   options.scratch = scratch;
   Telemetry telemetry;

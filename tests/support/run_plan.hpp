@@ -10,19 +10,23 @@
 
 namespace stream_cqsa::testing {
 
-/// A request with room for everything, lse and a scratch directory; tensors in one layout.
-PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend);
+/// A request with room for everything, lse and a scratch directory; tensors in one layout. Its
+/// accumulators are in memory, or on the device.
+PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend,
+                          AccumulatorPlacement placement = AccumulatorPlacement::memory);
 
 struct Outcome {
   std::vector<std::byte> output, lse;
   RunResult result;
 };
 
-/// Runs the plan on the input, whose tensors lie in memory (`resident`) or are read in blocks.
+/// Runs the plan on the input, whose tensors lie in memory (`resident`) or are read in blocks. The
+/// lse is empty where the plan has none.
 Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,
                  const std::filesystem::path& scratch = std::filesystem::temp_directory_path());
 
-/// The same plan with as few state buffers as there may be and accumulators in a file.
+/// The same plan, whose accumulators are in memory, with as few state buffers as there may be and
+/// accumulators in a file.
 Plan with_accumulators_in_a_file(Plan plan);
 
 }  // namespace stream_cqsa::testing
