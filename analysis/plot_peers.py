@@ -60,7 +60,7 @@ def plot_kernel(result):
     labels = [f"N={shape['length'] // 1024}K D={shape['dim']}\n{'causal' if shape['causal'] else 'full'}"
               for shape in (row["shape"] for row in rows)]
     axes.set_xticks(range(len(rows)), labels, fontsize=8)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.legend(ncols=len(names), fontsize=8, frameon=False, loc="upper left")
     return figure
 

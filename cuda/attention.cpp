@@ -2,14 +2,14 @@
 
 #include "cuda/attention_fma.hpp"
 #include "cuda/attention_mma.hpp"
+#if defined(STREAM_CQSA_HAS_HOPPER)
+#include "cuda/attention_hopper.hpp"
+#endif
 
 namespace stream_cqsa::cuda {
+namespace {
 
-AttentionTile attention_tile(DType storage, std::int64_t dim) {
-  return storage == DType::f32 ? attention_fma_tile(dim) : attention_mma_tile(dim);
-}
-
-void launch_attention(DType storage, const AttentionWork& work, cudaStream_t stream) {
+void launch_portable(DType storage, const AttentionWork& work, cudaStream_t stream) {
   switch (storage) {
     case DType::f16:
       return launch_attention_f16(work, stream);
@@ -19,5 +19,48 @@ void launch_attention(DType storage, const AttentionWork& work, cudaStream_t str
       return launch_attention_f32(work, stream);
   }
 }
+
+}  // namespace
+
+AttentionTile portable_attention_tile(DType storage, std::int64_t dim) {
+  return storage == DType::f32 ? attention_fma_tile(dim) : attention_mma_tile(dim);
+}
+
+#if defined(STREAM_CQSA_HAS_HOPPER)
+
+AttentionTile attention_tile(DType storage, std::int64_t dim) {
+  if (hopper_computes(storage, dim)) return attention_hopper_tile(dim);
+  return portable_attention_tile(storage, dim);
+}
+
+void launch_attention(DType storage, const AttentionWork& work, cudaStream_t stream) {
+  AttentionWork only = work;  // nobody asks the flag
+  only.non_finite = nullptr;
+  if (work.key_pool.base == nullptr || !hopper_computes(storage, work.dim)) {
+    return launch_portable(storage, only, stream);
+  }
+  if (work.any_partial == 0) return launch_attention_hopper(storage, only, stream);
+  // Of the two only one computes, as the flag says.
+  launch_find_non_finite(storage, work, stream);
+  launch_attention_hopper(storage, work, stream);
+  AttentionWork portable = work;
+  portable.queries = work.portable_queries;
+  portable.tiles = work.portable_tiles;
+  launch_portable(storage, portable, stream);
+}
+
+#else
+
+AttentionTile attention_tile(DType storage, std::int64_t dim) {
+  return portable_attention_tile(storage, dim);
+}
+
+void launch_attention(DType storage, const AttentionWork& work, cudaStream_t stream) {
+  AttentionWork only = work;
+  only.non_finite = nullptr;
+  launch_portable(storage, only, stream);
+}
+
+#endif
 
 }  // namespace stream_cqsa::cuda

@@ -52,8 +52,17 @@ struct AttentionWork {
   std::int64_t dim;
   float scale_log2;           ///< scale * log2(e): scores are in base 2
   std::int64_t causal_shift;  ///< query token i sees key tokens j <= i + causal_shift, if partial
-  SlotPool query_pool;        ///< of Q
-  SlotPool key_pool;          ///< of K, and V half a slot further
+
+  // For the Hopper kernel, where the slots lie in pools; without, the portable one computes.
+  SlotPool query_pool = {};  ///< of Q
+  SlotPool key_pool = {};    ///< of K, and V half a slot further
+  /// `queries` again, counted in the portable kernel's tiles, and those tiles: that kernel takes
+  /// over where V holds NaN or infinity in a pair that the mask cuts.
+  const QueryItem* portable_queries = nullptr;
+  std::int64_t portable_tiles = 0;
+  std::int64_t key_count = 0;    ///< of `keys`
+  std::int64_t any_partial = 0;  ///< of `keys`
+  int* non_finite = nullptr;     ///< a number in device memory, for this launch's own use
 };
 
 /// The tokens of a block's query tile, in which QueryItem::first_tile counts, and of a key tile.
@@ -61,7 +70,10 @@ struct AttentionTile {
   std::int64_t queries;
   std::int64_t keys;
 };
+/// Of the kernel that launch_attention() takes, on the current device, for slots in pools.
 AttentionTile attention_tile(DType storage, std::int64_t dim);
+/// Of the kernel that every device has.
+AttentionTile portable_attention_tile(DType storage, std::int64_t dim);
 
 /// Launches the kernel for the storage type (f16, bf16, f32) and dim (a multiple of 8 up to 256).
 /// Every row of every query chunk's state is written. Throws CudaError when the launch fails.

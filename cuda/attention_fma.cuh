@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "cuda/attention.hpp"
-#include "cuda/score_policy.cuh"
+#include "cuda/tiles.cuh"
 
 namespace stream_cqsa::cuda {
 
@@ -46,99 +46,53 @@ struct FmaTile {
   static_assert(shared_bytes <= 99 * 1024, "must fit compute capability 8.6 too");
 };
 
-/// A key tile: keys that some row of the query tile sees.
-struct FmaKeyTile {
-  const float* k;          ///< the tile's first key, of the key/value head
-  const float* v;          ///< likewise
-  int keys;                ///< at most FmaTile::keys
-  std::int64_t first_key;  ///< in the sequence, for the mask
-  bool partial;            ///< the mask may hide keys from some rows
-};
-
 template <int D, class Policy>
 class FmaAttention {
  public:
   using Tile = FmaTile<D>;
+  using Walk = KeyWalk<Tile::keys, Tile::queries, Policy>;
 
-  /// `block` counts the query tiles head by head, those of a head from the last to the first: with
-  /// a causal mask the longest start first. shared: [Tile::shared_bytes], 16-byte aligned.
+  /// shared: [Tile::shared_bytes], 16-byte aligned.
   __device__ FmaAttention(const AttentionWork& work, std::int64_t block, float* shared)
       : work_(work),
         policy_(work),
-        head_(block / work.tiles),
-        kv_head_(head_ / (work.heads / work.kv_heads)),
+        tile_(query_tile<Tile::queries>(work, block)),
+        chunk_(work.queries[tile_.item]),
         row_lane_(static_cast<int>(threadIdx.x) / Tile::key_lanes),
         key_lane_(static_cast<int>(threadIdx.x) % Tile::key_lanes),
         query_(shared),
         keys_(shared + Tile::query_floats),
         weights_(keys_ + Tile::key_floats) {
-    const std::int64_t tile = work.tiles - 1 - block % work.tiles;
-    chunk_ = &work.queries[chunk_of(tile)];
-    first_row_ = (tile - chunk_->first_tile) * Tile::queries;
     for (float& m : m_) m = -HUGE_VALF;
   }
 
   __device__ void run() {
     const std::int64_t row_floats = work_.heads * work_.dim;
-    const auto* q = static_cast<const float*>(chunk_->q);
+    const auto* q = static_cast<const float*>(chunk_.q);
     __syncthreads();  // the buffers of the tile before are free
-    start_rows(query_, q + first_row_ * row_floats + head_ * work_.dim, row_floats, tile_rows());
-    for (std::int64_t i = 0; i < chunk_->key_count; ++i) {
-      add_chunk(work_.keys[chunk_->first_key + i]);
+    start_rows(query_, q + tile_.first_row * row_floats + tile_.head * work_.dim, row_floats,
+               tile_rows());
+    for (Walk walk(work_, chunk_, tile_.first_token, policy_); !walk.done(); walk.next()) {
+      if (walk.whole()) {
+        add_tile<false>(walk);
+      } else {
+        add_tile<true>(walk);
+      }
     }
     __pipeline_wait_prior(0);  // Q, where no key was visible
     write_state();
   }
 
  private:
-  // --- the work list ---
-
-  __device__ std::int64_t chunk_of(std::int64_t tile) const {
-    std::int64_t low = 0;
-    std::int64_t high = work_.query_count - 1;
-    while (low < high) {
-      const std::int64_t middle = (low + high + 1) / 2;
-      if (work_.queries[middle].first_tile <= tile) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
-    }
-    return low;
-  }
-
-  __device__ void add_chunk(const KeyItem& item) {
-    const std::int64_t first_token = chunk_->first_token + first_row_;
-    const std::int64_t last_token = first_token + tile_rows() - 1;
-    const std::int64_t end = item.partial != 0
-                                 ? policy_.visible_end(last_token, item.first_token, item.tokens)
-                                 : item.tokens;
-    const std::int64_t row_floats = work_.kv_heads * work_.dim;
-    for (std::int64_t at = 0; at < end; at += Tile::keys) {
-      const std::int64_t offset = at * row_floats + kv_head_ * work_.dim;
-      const int keys = end - at < Tile::keys ? static_cast<int>(end - at) : Tile::keys;
-      const std::int64_t first_key = item.first_token + at;
-      const bool partial = item.partial != 0 && !policy_.keeps_all(first_token, first_key + keys);
-      const FmaKeyTile tile{static_cast<const float*>(item.k) + offset,
-                            static_cast<const float*>(item.v) + offset, keys, first_key, partial};
-      if (partial || keys < Tile::keys) {
-        add_tile<true>(tile);
-      } else {
-        add_tile<false>(tile);
-      }
-    }
-  }
-
   /// Rows of the query tile inside the chunk.
   __device__ int tile_rows() const {
-    const std::int64_t left = chunk_->tokens - first_row_;
+    const std::int64_t left = chunk_.tokens - tile_.first_row;
     return left < Tile::queries ? static_cast<int>(left) : Tile::queries;
   }
 
-  /// How many keys of the tile row i of this thread sees.
-  __device__ int visible_keys(const FmaKeyTile& tile, int i) const {
-    const std::int64_t token = chunk_->first_token + first_row_ + row_lane_ + i * Tile::row_lanes;
-    return tile.partial ? policy_.visible_keys(token, tile.first_key, tile.keys) : tile.keys;
+  /// The sequence position of row i of this thread.
+  __device__ std::int64_t query_at(const Walk& walk, int i) const {
+    return walk.query_at(row_lane_ + i * Tile::row_lanes);
   }
 
   // --- global to shared memory ---
@@ -166,18 +120,20 @@ class FmaAttention {
   // --- one key tile ---
 
   template <bool masked>
-  __device__ void add_tile(const FmaKeyTile& tile) {
+  __device__ void add_tile(const Walk& walk) {
     const std::int64_t row_floats = work_.kv_heads * work_.dim;
-    start_rows(keys_, tile.k, row_floats, tile.keys);
+    const std::int64_t offset = walk.first_row() * row_floats + tile_.kv_head * work_.dim;
+    const int keys = masked ? walk.present() : Tile::keys;
+    start_rows(keys_, static_cast<const float*>(walk.keys->k) + offset, row_floats, keys);
     finish_rows();
     float scores[Tile::thread_rows][Tile::thread_keys] = {};
     multiply_query_key(scores);
     __syncthreads();  // everybody is done with K
-    start_rows(keys_, tile.v, row_floats, tile.keys);
-    softmax<masked>(scores, tile);
+    start_rows(keys_, static_cast<const float*>(walk.keys->v) + offset, row_floats, keys);
+    softmax<masked>(scores, walk);
     finish_rows();  // and the weights are there
     if constexpr (masked) {
-      multiply_visible_weights_value(tile);
+      multiply_visible_weights_value(walk);
     } else {
       multiply_weights_value();
     }
@@ -216,18 +172,24 @@ class FmaAttention {
   /// the new m. A score that the mask hides becomes -infinity whatever it was.
   template <bool masked>
   __device__ void softmax(const float (&scores)[Tile::thread_rows][Tile::thread_keys],
-                          const FmaKeyTile& tile) {
+                          const Walk& walk) {
 #pragma unroll
     for (int i = 0; i < Tile::thread_rows; ++i) {
       const int row = row_lane_ + i * Tile::row_lanes;
-      const int visible = masked ? visible_keys(tile, i) : Tile::keys;
+      const std::int64_t query = query_at(walk, i);
+      const KeyColumns seen = masked ? walk.columns(query) : KeyColumns{0, Tile::keys};
       float s[Tile::thread_keys];
       float max = m_[i];
 #pragma unroll
       for (int j = 0; j < Tile::thread_keys; ++j) {
-        const bool seen = !masked || key_lane_ + j * Tile::key_lanes < visible;
+        const int key = key_lane_ + j * Tile::key_lanes;
         // A rounded product, not part of an fma: m is the same number wherever it is used.
-        s[j] = seen ? __fmul_rn(scores[i][j], work_.scale_log2) : -HUGE_VALF;
+        s[j] = __fmul_rn(scores[i][j], work_.scale_log2);
+        if (masked && !seen.contain(key)) {
+          s[j] = -HUGE_VALF;
+        } else if constexpr (Policy::changes_scores) {
+          s[j] = policy_.score(s[j], query, walk.first_key() + key);
+        }
         max = fmaxf(max, s[j]);  // ignores NaN, which reaches l and acc by its weight
       }
 #pragma unroll
@@ -310,17 +272,18 @@ class FmaAttention {
 
   /// The same for a masked tile, key by key. Where a row does not see the key nothing is added:
   /// weight 0 times NaN or infinity would be NaN.
-  __device__ void multiply_visible_weights_value(const FmaKeyTile& tile) {
-    int visible[Tile::thread_rows];
+  __device__ void multiply_visible_weights_value(const Walk& walk) {
+    KeyColumns seen[Tile::thread_rows];
 #pragma unroll
-    for (int i = 0; i < Tile::thread_rows; ++i) visible[i] = visible_keys(tile, i);
+    for (int i = 0; i < Tile::thread_rows; ++i) seen[i] = walk.columns(query_at(walk, i));
+    const int keys = walk.present();
 #pragma unroll 1
-    for (int key = 0; key < tile.keys; ++key) {
+    for (int key = 0; key < keys; ++key) {
       float value[Tile::thread_groups][Tile::group];
       load_value(value, key);
 #pragma unroll
       for (int i = 0; i < Tile::thread_rows; ++i) {
-        if (key >= visible[i]) continue;
+        if (!seen[i].contain(key)) continue;
         const int row = row_lane_ + i * Tile::row_lanes;
         const float weight = weights_[row * Tile::weight_stride + key];
 #pragma unroll
@@ -347,15 +310,15 @@ class FmaAttention {
       }
       const int row = row_lane_ + i * Tile::row_lanes;
       if (row >= rows) continue;
-      const std::int64_t at = (first_row_ + row) * work_.heads + head_;
+      const std::int64_t at = (tile_.first_row + row) * work_.heads + tile_.head;
       if (key_lane_ == 0) {
-        chunk_->m[at] = m_[i];
-        chunk_->l[at] = sum;
+        chunk_.m[at] = m_[i];
+        chunk_.l[at] = sum;
       }
 #pragma unroll
       for (int g = 0; g < Tile::thread_groups; ++g) {
         const int column = (g * Tile::key_lanes + key_lane_) * Tile::group;
-        if (column < work_.dim) write_group(chunk_->acc + at * work_.dim + column, acc_[i][g]);
+        if (column < work_.dim) write_group(chunk_.acc + at * work_.dim + column, acc_[i][g]);
       }
     }
   }
@@ -370,13 +333,12 @@ class FmaAttention {
 
   const AttentionWork& work_;
   const Policy policy_;
-  const std::int64_t head_, kv_head_;
+  const QueryTile tile_;
+  const QueryItem& chunk_;
   const int row_lane_, key_lane_;
   float* const query_;    // [Tile::queries][Tile::stride]
   float* const keys_;     // [Tile::keys][Tile::stride], K or V
   float* const weights_;  // [Tile::queries][Tile::weight_stride]
-  const QueryItem* chunk_;
-  std::int64_t first_row_;  // of the tile, in the chunk
   // By query row of this thread.
   float acc_[Tile::thread_rows][Tile::thread_groups][Tile::group] = {};
   float m_[Tile::thread_rows];

@@ -6,93 +6,26 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "cuda/attention.hpp"
+#include "cuda/attention_mma_non_finite.cuh"
+#include "cuda/attention_mma_tile.cuh"
 #include "cuda/mma.cuh"
-#include "cuda/score_policy.cuh"
+#include "cuda/tiles.cuh"
 
 namespace stream_cqsa::cuda {
-
-/// Tile sizes for a padded head dimension and the keys of a tile.
-template <int D, int Keys>
-struct MmaTile {
-  static constexpr int warps = 4;
-  static constexpr int queries = D <= 128 ? 128 : 64;
-  static constexpr int keys = Keys;
-  static constexpr bool query_in_registers = D <= 64;
-  static constexpr int blocks_per_sm = D <= 128 ? 2 : 1;
-
-  static constexpr int threads = 32 * warps;
-  static constexpr int warp_rows = queries / warps;
-  static constexpr int row_tiles = warp_rows / 16;
-  static constexpr int units = D / 8;                          ///< of 16 bytes in a row
-  static constexpr int copy_units = units == 12 ? 16 : units;  ///< threads that copy a row
-  static constexpr int copy_rows = threads / copy_units;       ///< rows that are copied at once
-  /// A row is padded by 16 bytes: an odd number of units, so that the 8 rows of a matrix that
-  /// ldmatrix reads lie in different banks.
-  static constexpr int row_bytes = 2 * D + 16;
-  static constexpr int query_bytes = queries * row_bytes;
-  static constexpr int key_bytes = keys * row_bytes;
-  static constexpr int shared_bytes = query_bytes + 4 * key_bytes;  ///< two stages of K and V
-
-  static_assert(D % 32 == 0 && keys % 16 == 0 && warp_rows % 16 == 0);
-  static_assert(threads % copy_units == 0 && queries % copy_rows == 0 && keys % copy_rows == 0);
-  static_assert(shared_bytes <= 162 * 1024, "must fit compute capability 8.0");
-};
-
-/// Where in the work list a block stands: a key tile of a key chunk. Tiles are counted from the
-/// chunk's first, and fewer than 2^31: their keys lie in the device's memory.
-struct KeyCursor {
-  int left;    ///< key chunks after this one
-  int tile;    ///< this tile
-  int filled;  ///< tiles before this one have all their tokens
-  int whole;   ///< tiles before this one need no mask at all
-  int end;     ///< one past the last tile that any row of the query tile sees
-  const KeyItem* keys;
-
-  __device__ bool done() const { return left < 0; }
-};
-
-/// The query tile of a block.
-struct QueryTile {
-  std::int64_t item;         ///< into AttentionWork::queries
-  std::int64_t first_row;    ///< token in the chunk
-  std::int64_t first_token;  ///< the same in the sequence, for the mask
-  std::int64_t head, kv_head;
-};
-
-/// Blocks are numbered head by head, and the tiles of a head from the last to the first: with a
-/// causal mask the longest start first.
-template <int Queries>
-__device__ QueryTile query_tile(const AttentionWork& work, std::int64_t block) {
-  const std::int64_t number = work.tiles - 1 - block % work.tiles;
-  std::int64_t low = 0;
-  std::int64_t high = work.query_count - 1;
-  while (low < high) {
-    const std::int64_t middle = (low + high + 1) / 2;
-    if (work.queries[middle].first_tile <= number) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
-  }
-  const QueryItem& chunk = work.queries[low];
-  const std::int64_t first_row = (number - chunk.first_tile) * Queries;
-  const std::int64_t head = block / work.tiles;
-  return {low, first_row, chunk.first_token + first_row, head, head / (work.heads / work.kv_heads)};
-}
 
 template <class T, int D, int Keys, class Policy>
 class MmaAttention {
  public:
   using Tile = MmaTile<D, Keys>;
+  using Walk = KeyWalk<Keys, Tile::queries, Policy>;
 
   __device__ MmaAttention(const AttentionWork& work, const QueryTile& tile, char* shared)
       : work_(work),
         policy_(work),
         tile_(tile),
-        key_stride_(2 * work.kv_heads * work.dim),
+        key_stride_(static_cast<int>(2 * work.kv_heads * work.dim)),
         copy_row_(static_cast<int>(threadIdx.x) / Tile::copy_units),
         copy_unit_(static_cast<int>(threadIdx.x) % Tile::copy_units),
         warp_(static_cast<int>(threadIdx.x) / 32),
@@ -106,52 +39,39 @@ class MmaAttention {
 
   __device__ void run() {
     const QueryItem& chunk = work_.queries[tile_.item];
-    KeyCursor cursor{static_cast<int>(chunk.key_count), 0, 0, 0, 0,
-                     work_.keys + chunk.first_key - 1};
-    next_chunk(cursor);
+    Walk walk(work_, chunk, tile_.first_token, policy_);
+    find_keys(walk);
     start_query();
-    start_tile(cursor, 0);
+    start_tile(walk, 0);
     finish_query();
-    for (int stage = 0; !cursor.done(); stage ^= 1) {
+    for (int stage = 0; !walk.done(); stage ^= 1) {
       wait_copies();
       __syncthreads();  // this tile has arrived; everybody is done with the tile before
-      const KeyCursor current = cursor;
-      next_tile(cursor);
-      start_tile(cursor, stage ^ 1);
+      const Walk current = walk;
+      next_tile(walk);
+      start_tile(walk, stage ^ 1);
       add_tile(current, k_shared_ + stage * 2 * Tile::key_bytes);
     }
+    wait_copies();  // of Q, where no key was visible
     write_state();
   }
 
  private:
   // --- the work list ---
 
-  __device__ void next_chunk(KeyCursor& cursor) {
-    const std::int64_t last_query = tile_.first_token + Tile::queries - 1;
-    do {
-      ++cursor.keys;
-      if (--cursor.left < 0) return;
-      const KeyItem& keys = *cursor.keys;
-      const auto tiles = [](std::int64_t tokens) { return static_cast<int>(tokens / Tile::keys); };
-      std::int64_t end = keys.tokens;
-      cursor.filled = cursor.whole = tiles(keys.tokens);
-      if (keys.partial) {
-        end = policy_.visible_end(last_query, keys.first_token, keys.tokens);
-        cursor.whole = tiles(policy_.whole_end(tile_.first_token, keys.first_token, keys.tokens));
-      }
-      cursor.tile = 0;
-      cursor.end = tiles(end + Tile::keys - 1);
-    } while (cursor.end == 0);
-    const std::int64_t offset =
-        copy_row_ * key_stride_ + 16 * copy_unit_ + 2 * tile_.kv_head * work_.dim;
-    k_from_ = static_cast<const char*>(cursor.keys->k) + offset;
-    v_from_ = static_cast<const char*>(cursor.keys->v) + offset;
+  __device__ void find_keys(const Walk& walk) {
+    if (walk.done()) return;
+    const std::int64_t offset = copy_row_ * key_stride_ + 16 * copy_unit_ +
+                                2 * tile_.kv_head * work_.dim +
+                                std::int64_t{walk.tile} * (Tile::keys * key_stride_);
+    k_from_ = static_cast<const char*>(walk.keys->k) + offset;
+    v_from_ = static_cast<const char*>(walk.keys->v) + offset;
   }
 
-  __device__ void next_tile(KeyCursor& cursor) {
-    if (++cursor.tile == cursor.end) return next_chunk(cursor);
-    k_from_ += Tile::keys * key_stride_;
-    v_from_ += Tile::keys * key_stride_;
+  __device__ void next_tile(Walk& walk) {
+    if (walk.next()) return find_keys(walk);
+    k_from_ += std::int64_t{Tile::keys} * key_stride_;
+    v_from_ += std::int64_t{Tile::keys} * key_stride_;
   }
 
   // --- global to shared memory ---
@@ -168,7 +88,7 @@ class MmaAttention {
 #pragma unroll
     for (int row = 0; row < Rows; row += Tile::copy_rows) {
       const bool copied = Filled || copy_row_ + row < present;
-      copy_async(to + row * Tile::row_bytes, copied ? from + row * stride : from,
+      copy_async(to + row * Tile::row_bytes, copied ? from + std::int64_t{row} * stride : from,
                  copied ? bytes : 0);
     }
   }
@@ -182,28 +102,29 @@ class MmaAttention {
                                      chunk.tokens - tile_.first_row);
   }
 
-  __device__ void start_tile(const KeyCursor& cursor, int stage) const {
-    if (cursor.done()) return;
+  __device__ void start_tile(const Walk& walk, int stage) const {
+    if (walk.done()) return;
     const std::uint32_t k = k_shared_ + stage * 2 * Tile::key_bytes;
     const std::uint32_t v = k + Tile::key_bytes;
-    if (cursor.tile < cursor.filled) {
+    if (walk.whole()) {
       start_rows<Tile::keys, true>(k, k_from_, key_stride_, 0);
       start_rows<Tile::keys, true>(v, v_from_, key_stride_, 0);
     } else {
-      const std::int64_t present = cursor.keys->tokens - std::int64_t{cursor.tile} * Tile::keys;
+      const int present = walk.present();
       start_rows<Tile::keys, false>(k, k_from_, key_stride_, present);
       start_rows<Tile::keys, false>(v, v_from_, key_stride_, present);
     }
   }
 
-  /// Q has arrived: with a scale that is not positive, its sign goes into Q, since the maximum is
-  /// taken before scaling.
+  /// Q has arrived. Where the maximum is taken before scaling, the sign of a scale that is not
+  /// positive goes into Q.
   __device__ void finish_query() {
-    scale_ = fabsf(work_.scale_log2);
-    if (!Tile::query_in_registers && work_.scale_log2 > 0) return;
+    if constexpr (!Policy::changes_scores) scale_ = fabsf(work_.scale_log2);
+    const bool changed = Policy::changes_scores ? work_.scale_log2 == 0 : !(work_.scale_log2 > 0);
+    if (!Tile::query_in_registers && !changed) return;
     wait_copies();
     __syncthreads();
-    if (!(work_.scale_log2 > 0)) {
+    if (changed) {
       apply_sign();
       __syncthreads();
     }
@@ -224,21 +145,23 @@ class MmaAttention {
     if (zero) scale_ = 1;
     for (int at = threadIdx.x; at < Tile::query_bytes / 2; at += Tile::threads) {
       const std::uint32_t bits = elements[at];
-      const bool finite = (bits & Format<T>::exponent) != Format<T>::exponent;
-      const std::uint32_t zeroed = finite ? 0 : Format<T>::nan;
+      const std::uint32_t zeroed = is_finite<T>(bits) ? 0 : Format<T>::nan;
       elements[at] = static_cast<unsigned short>(zero ? zeroed : bits ^ 0x8000u);
     }
   }
 
   // --- one key tile ---
 
-  __device__ void add_tile(const KeyCursor& cursor, std::uint32_t k_shared) {
+  __device__ void add_tile(const Walk& walk, std::uint32_t k_shared) {
+    const bool whole = walk.whole();
+    char* value = shared_ + (k_shared - q_shared_ + Tile::key_bytes);
+    // Beyond the chunk's end V is zero.
+    const bool special = !whole && walk.keys->partial && any_non_finite<T, Tile>(value);
     float scores[Tile::row_tiles][Tile::keys / 8][4];
     multiply_query_key(scores, k_shared);
-    const bool whole = cursor.tile < cursor.whole;
-    if (!whole) mask(scores, cursor);
+    if (Policy::changes_scores || !whole) mask(scores, walk);
     softmax(scores);
-    if (!whole) reveal_non_finite(cursor, k_shared - q_shared_ + Tile::key_bytes);
+    if (special) reveal_non_finite<T, Tile>(acc_, value, walk, row(0, 0), lane_);
     multiply_probability_value(scores, k_shared + Tile::key_bytes);
   }
 
@@ -318,34 +241,33 @@ class MmaAttention {
 
   // --- softmax ---
 
-  /// The sequence position of a row of this thread: tile of 16, upper or lower half.
-  __device__ std::int64_t row_token(int tile, int half) const {
-    return tile_.first_token + warp_ * Tile::warp_rows + tile * 16 + half * 8 + lane_ / 4;
+  /// A row of this thread in the query tile: tile of 16, upper or lower half.
+  __device__ int row(int tile, int half) const {
+    return warp_ * Tile::warp_rows + tile * 16 + half * 8 + lane_ / 4;
   }
 
-  /// How many keys of the tile a row of this thread sees.
-  __device__ int visible_columns(const KeyCursor& cursor, int tile, int half) const {
-    const KeyItem& keys = *cursor.keys;
-    const std::int64_t first = std::int64_t{cursor.tile} * Tile::keys;
-    const std::int64_t left = keys.tokens - first;
-    const int present = static_cast<int>(left < Tile::keys ? left : Tile::keys);
-    if (!keys.partial) return present;
-    return policy_.visible_keys(row_token(tile, half), keys.first_token + first, present);
-  }
-
+  /// Hides the scores of keys that a row does not see; the policy changes the others.
   __device__ void mask(float (&scores)[Tile::row_tiles][Tile::keys / 8][4],
-                       const KeyCursor& cursor) const {
+                       const Walk& walk) const {
 #pragma unroll
     for (int tile = 0; tile < Tile::row_tiles; ++tile) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int visible = visible_columns(cursor, tile, half) - lane_ % 4 * 2;
+        const std::int64_t query = walk.query_at(row(tile, half));
+        const int first = lane_ % 4 * 2;
+        const KeyColumns columns = walk.columns(query);
+        const KeyColumns seen{columns.begin - first, columns.end - first};
 #pragma unroll
         for (int column = 0; column < Tile::keys / 8; ++column) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             float& score = scores[tile][column][2 * half + i];
-            score = column * 8 + i < visible ? score : -HUGE_VALF;
+            if (!seen.contain(column * 8 + i)) {
+              score = -HUGE_VALF;
+            } else if constexpr (Policy::changes_scores) {
+              const float scaled = __fmul_rn(score, work_.scale_log2);
+              score = policy_.score(scaled, query, walk.first_key() + first + column * 8 + i);
+            }
           }
         }
       }
@@ -373,17 +295,8 @@ class MmaAttention {
         const float m = highest == -HUGE_VALF ? 0.0f : __fmul_rn(highest, scale_);
         rescale[half] = fast_exp2(__fsub_rn(__fmul_rn(max_[tile][half], scale_), m));
         max_[tile][half] = highest;
-        float sum = sum_[tile][half] * rescale[half];
-#pragma unroll
-        for (int column = 0; column < Tile::keys / 8; ++column) {
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            const float p = fast_exp2(fmaf(scores[tile][column][i], scale_, -m));
-            scores[tile][column][i] = p;
-            sum += p;
-          }
-        }
-        sum_[tile][half] = sum;
+        const float sum = weigh(scores[tile], half, m);
+        sum_[tile][half] = fmaf(sum_[tile][half], rescale[half], sum);
       }
       // Maxima move rarely once many keys are seen. NaN counts as a move.
       if (__any_sync(~0u, !(rescale[0] == 1.0f && rescale[1] == 1.0f))) {
@@ -396,41 +309,30 @@ class MmaAttention {
     }
   }
 
-  /// A hidden key has p = 0, and 0 times NaN or infinity is NaN: where the mask cuts through a tile
-  /// with such values in V, they go by hand to the rows that see them, and are zero in the product.
-  __device__ void reveal_non_finite(const KeyCursor& cursor, std::uint32_t v_offset) {
-    if (!cursor.keys->partial) return;  // beyond the chunk's end V is zero
-    auto* value = reinterpret_cast<unsigned short*>(shared_ + v_offset);
-    constexpr int row_elements = Tile::row_bytes / 2;
-    const auto special = [](std::uint32_t bits) {
-      return (bits & Format<T>::exponent) == Format<T>::exponent;
-    };
-    bool found = false;
-    for (int at = threadIdx.x; at < Tile::keys * D; at += Tile::threads) {
-      found |= special(value[at / D * row_elements + at % D]);
-    }
-    if (!__syncthreads_or(found)) return;
-    for (int key = 0; key < Tile::keys; ++key) {
-      const unsigned short* row = value + key * row_elements + lane_ % 4 * 2;
+  /// The scores of a row become exp2(scale * score - m); returns their sum.
+  __device__ float weigh(float (&scores)[Tile::keys / 8][4], int half, float m) const {
+    const auto fused = [&](float score) { return fmaf(score, scale_, -m); };
+    const bool huge = fabsf(m) > huge_score;
+    if (!__any_sync(~0u, huge)) return weigh(scores, half, fused);
+    // m is a rounded product: where its rounding is large, the score's must be the same.
+    return weigh(scores, half, [&](float score) {
+      return huge ? __fsub_rn(__fmul_rn(score, scale_), m) : fused(score);
+    });
+  }
+
+  template <class Shifted>
+  __device__ float weigh(float (&scores)[Tile::keys / 8][4], int half, Shifted shifted) const {
+    float sum = 0;
 #pragma unroll
-      for (int tile = 0; tile < Tile::row_tiles; ++tile) {
+    for (int column = 0; column < Tile::keys / 8; ++column) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (key >= visible_columns(cursor, tile, i / 2)) continue;
-#pragma unroll
-          for (int column = 0; column < D / 8; ++column) {
-            const std::uint32_t bits = row[column * 8 + i % 2];
-            if (special(bits)) acc_[tile][column][i] += Format<T>::value(bits);
-          }
-        }
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        float& score = scores[column][i];
+        score = fast_exp2(shifted(score));
+        sum += score;
       }
     }
-    __syncthreads();
-    for (int at = threadIdx.x; at < Tile::keys * D; at += Tile::threads) {
-      unsigned short& element = value[at / D * row_elements + at % D];
-      if (special(element)) element = 0;
-    }
-    __syncthreads();
+    return sum;
   }
 
   // --- registers to global memory ---
@@ -444,9 +346,9 @@ class MmaAttention {
         float sum = sum_[tile][half];
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
-        const int row = warp_ * Tile::warp_rows + tile * 16 + half * 8 + lane_ / 4;
-        if (tile_.first_row + row >= chunk.tokens) continue;
-        const std::int64_t at = (tile_.first_row + row) * work_.heads + tile_.head;
+        const std::int64_t token = tile_.first_row + row(tile, half);
+        if (token >= chunk.tokens) continue;
+        const std::int64_t at = token * work_.heads + tile_.head;
         if (lane_ % 4 == 0) {
           const float highest = max_[tile][half];
           chunk.m[at] = highest == -HUGE_VALF ? highest : __fmul_rn(highest, scale_);
@@ -466,7 +368,7 @@ class MmaAttention {
   const AttentionWork& work_;
   const Policy policy_;
   const QueryTile& tile_;           // in shared memory: registers are short
-  const std::int64_t key_stride_;   // bytes from token to token of K and V
+  const int key_stride_;            // bytes from token to token of K and V
   const int copy_row_, copy_unit_;  // this thread's share of copies, see start_rows()
   const char *k_from_, *v_from_;    // its first unit of the tile that is copied next
   const int warp_, lane_;
@@ -485,6 +387,7 @@ class MmaAttention {
 template <class T, int D, int Keys, class Policy>
 __global__ void __launch_bounds__(MmaTile<D, Keys>::threads, MmaTile<D, Keys>::blocks_per_sm)
     attention_mma_kernel(const __grid_constant__ AttentionWork work) {
+  if (work.non_finite != nullptr && *work.non_finite == 0) return;  // another kernel's
   extern __shared__ __align__(128) char shared[];
   __shared__ QueryTile tile;
   if (threadIdx.x == 0) tile = query_tile<MmaTile<D, Keys>::queries>(work, blockIdx.x);

@@ -35,21 +35,21 @@ class CudaBackend final : public Backend {
   }
 
   DeviceTraits traits(const Problem& problem) const override {
-    if (problem.head_dim % 8 != 0) {
-      throw InputError(
-          fmt::format("head dimension {}: the CUDA backend takes multiples of 8; use --backend cpu",
-                      problem.head_dim));
+    if (const auto obstacle = cuda_obstacle({device_}, problem); !obstacle.empty()) {
+      throw InputError(obstacle + "; use --backend cpu");
     }
+    use_device(device_);  // whose kernel tiles are asked for
     DeviceTraits traits;
     traits.kind = "cuda";
     traits.name = name_;
-    traits.tile = attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
+    traits.tile = portable_attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = counts_bytes;
     traits.merges = true;
     traits.overlap_worth = 16;  // kernels far outlast copies until subproblems are very small
     traits.overlap_flop = 2'000'000'000'000;  // several milliseconds of kernel
-    traits.query_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(QueryItem));
+    // Twice: as either kernel counts tiles.
+    traits.query_item_bytes = 2 * WorkLists::depth * static_cast<std::int64_t>(sizeof(QueryItem));
     traits.key_item_bytes = WorkLists::depth * static_cast<std::int64_t>(sizeof(KeyItem));
     return traits;
   }
@@ -59,7 +59,15 @@ class CudaBackend final : public Backend {
     arena_ = plan.device;
     lse_ = plan.request.lse;
     use_device(device_);
-    allocate();
+    tile_ = attention_tile(storage_type(problem_.dtype), problem_.head_dim);
+    portable_tile_ = portable_attention_tile(storage_type(problem_.dtype), problem_.head_dim);
+    most_queries_ = most_keys_ = 0;
+    for (std::int64_t i = 0; i < plan.division.chunk_count(); ++i) {
+      const Chunk chunk = plan.division.chunk(i);
+      most_queries_ = std::max(most_queries_, chunk.queries.size());
+      most_keys_ = std::max(most_keys_, chunk.keys.size());
+    }
+    allocate(plan.request);
     STREAM_CQSA_CUDA_CHECK(cudaMemset(counts(), 0, counts_bytes));
     lists_.emplace(arena_.workspace_bytes - counts_bytes,
                    memory_.data() + arena_.workspace_offset() + counts_bytes);
@@ -67,6 +75,7 @@ class CudaBackend final : public Backend {
   }
 
   std::int64_t allocated_bytes() const override { return memory_.bytes(); }
+  std::int64_t memory_in_use() const override;
 
   std::shared_ptr<void> pin(std::span<std::byte> memory) override {
     use_device(device_);
@@ -160,11 +169,14 @@ class CudaBackend final : public Backend {
     return reinterpret_cast<unsigned long long*>(memory_.data() + arena_.workspace_offset());
   }
 
-  void allocate();
+  void allocate(const PlanRequest& request);
   void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
   void enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const;
+  std::vector<const QueryWork*> longest_last(const WorkList& work) const;
+  std::int64_t add_queries(const std::vector<const QueryWork*>& queries, std::int64_t heads,
+                           std::int64_t tile, WorkLists::List& list) const;
   AttentionWork describe(const WorkList& work, WorkLists::List& list) const;
   std::uint64_t scores_of(const WorkList& work) const;
 
@@ -172,6 +184,8 @@ class CudaBackend final : public Backend {
   const std::string name_;
   Problem problem_;
   DeviceArena arena_;
+  AttentionTile tile_{}, portable_tile_{};
+  std::int64_t most_queries_ = 0, most_keys_ = 0;  // tokens of the longest chunks
   bool lse_ = false;
   DeviceMemory memory_;
   std::optional<WorkLists> lists_;
@@ -179,16 +193,24 @@ class CudaBackend final : public Backend {
   std::optional<Lanes> lanes_;  // last: it ends before what its work refers to
 };
 
-void CudaBackend::allocate() {
+std::int64_t CudaBackend::memory_in_use() const {
+  use_device(device_);
+  std::size_t free = 0, total = 0;
+  STREAM_CQSA_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return static_cast<std::int64_t>(total - free);
+}
+
+void CudaBackend::allocate(const PlanRequest& request) {
   try {
     memory_ = DeviceMemory(arena_.bytes());
   } catch (const CudaError& error) {
     if (error.code() != cudaErrorMemoryAllocation) throw;
-    cudaGetLastError();  // not sticky: later calls need not see it
-    throw Error(
-        fmt::format("{}: the plan's {} of device memory cannot be allocated, {} are free; give "
-                    "--device-memory at most that",
-                    name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_))));
+    const std::int64_t smallest = smallest_device_budget(request);
+    throw Error(fmt::format(
+        "{}: the plan's {} of device memory cannot be allocated, {} are free; give --device-memory "
+        "at most that; the smallest budget that works for this problem is {} ({} bytes)",
+        name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_)),
+        format_bytes(smallest), smallest));
   }
 }
 
@@ -207,7 +229,7 @@ void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const
         cudaMemcpyHostToDevice, stream));
   };
   const bool whole_rows = from.head_stride == vector || copy.heads == 1;
-  if (whole_rows && from.token_stride == row) {
+  if (whole_rows && (from.token_stride == row || copy.tokens == 1)) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(to, from.data,
                                            static_cast<std::size_t>(copy.tokens * row),
                                            cudaMemcpyHostToDevice, stream));
@@ -218,6 +240,13 @@ void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const
       rows(to + head * vector, from.data + head * from.head_stride, vector);
     }
   }
+  const std::int64_t end = copy.first_token + copy.tokens;
+  if (copy.tensor != SlotTensor::value || end != copy.slot_tokens) return;
+  // A kernel that copies whole tiles reads on behind the chunk's end: what another chunk left there
+  // must not be NaN.
+  const std::int64_t tile_end = std::min(round_up(end, tile_.keys), most_keys_);
+  STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(to + copy.tokens * row, 0,
+                                         static_cast<std::size_t>((tile_end - end) * row), stream));
 }
 
 void CudaBackend::enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const {
@@ -262,6 +291,8 @@ void CudaBackend::enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t st
 }
 
 Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
+  // For what is asked of the device below. Where it has failed, submitting says so.
+  static_cast<void>(cudaSetDevice(device_));
   WorkLists::List& list = lists_->next();
   lanes_->wait(list.last_use);
   const AttentionWork attention = describe(work, list);
@@ -286,11 +317,8 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
 
 // Tiles are computed from the last to the first, and a query chunk's from its end: with the query
 // chunks in ascending order of their keys the longest tiles start first.
-AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list) const {
-  const std::int64_t heads = work.heads.count * problem_.query_heads_per_kv_head();
-  const std::int64_t tile = attention_tile(storage_type(problem_.dtype), problem_.head_dim).queries;
+std::vector<const QueryWork*> CudaBackend::longest_last(const WorkList& work) const {
   std::vector<std::pair<std::int64_t, const QueryWork*>> order;
-  list.clear();
   for (const QueryWork& query : work.queries) {
     std::int64_t live = 0;
     for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
@@ -300,47 +328,70 @@ AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list)
   }
   std::stable_sort(order.begin(), order.end(),
                    [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::vector<const QueryWork*> queries;
+  for (const auto& [live, query] : order) queries.push_back(query);
+  return queries;
+}
+
+// Adds the query items, counted in tiles of `tile` tokens. Returns the tiles.
+std::int64_t CudaBackend::add_queries(const std::vector<const QueryWork*>& queries,
+                                      std::int64_t heads, std::int64_t tile,
+                                      WorkLists::List& list) const {
   std::int64_t tiles = 0;
-  for (const auto& [live, query] : order) {
+  for (const QueryWork* query : queries) {
     const SoftmaxStates states = state_slot(query->state_slot, query->queries.size() * heads);
     list.add({query_slot(query->slot), states.acc, states.m, states.l, query->queries.begin,
-              query->queries.size(), tiles, query->first_key, query->key_count});
+              query->queries.size(), tiles, query->first_key, query->key_count, query->slot});
     tiles += ceil_div(query->queries.size(), tile);
   }
+  return tiles;
+}
+
+AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list) const {
+  const std::int64_t heads = work.heads.count * problem_.query_heads_per_kv_head();
+  const std::vector<const QueryWork*> queries = longest_last(work);
+  AttentionWork attention{};
+  list.clear();
+  attention.tiles = add_queries(queries, heads, tile_.queries, list);
+  attention.portable_tiles = add_queries(queries, heads, portable_tile_.queries, list);
   for (const KeyWork& key : work.keys) {
     list.add({key_slot(key.slot), value_slot(key.slot), key.keys.begin, key.keys.size(),
-              key.partial ? 1 : 0});
+              key.partial ? 1 : 0, key.slot});
+    attention.any_partial |= key.partial ? 1 : 0;
   }
-  AttentionWork attention{};
+  attention.query_count = static_cast<std::int64_t>(queries.size());
+  attention.key_count = static_cast<std::int64_t>(work.keys.size());
   attention.queries = list.queries();
+  attention.portable_queries = list.queries() + queries.size();
   attention.keys = list.keys();
-  attention.query_count = static_cast<std::int64_t>(work.queries.size());
-  attention.tiles = tiles;
   attention.heads = heads;
   attention.kv_heads = work.heads.count;
   attention.dim = problem_.head_dim;
   attention.scale_log2 = static_cast<float>(problem_.scale * std::numbers::log2e);
   attention.causal_shift = problem_.key_length - problem_.query_length;
+  attention.query_pool = {query_slot(0), arena_.query_slots, arena_.query_slot_bytes,
+                          most_queries_};
+  attention.key_pool = {key_slot(0), arena_.kv_slots, arena_.kv_slot_bytes, most_keys_};
+  attention.non_finite = reinterpret_cast<int*>(counts() + 2);
   return attention;
 }
 
 // Whole tiles, as the kernel computes them.
 std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
-  const AttentionTile tile = attention_tile(storage_type(problem_.dtype), problem_.head_dim);
   std::int64_t scores = 0;
   for (const QueryWork& query : work.queries) {
     for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
       const KeyWork& key = work.keys[static_cast<std::size_t>(i)];
       if (!key.partial) {
         scores +=
-            round_up(query.queries.size(), tile.queries) * round_up(key.keys.size(), tile.keys);
+            round_up(query.queries.size(), tile_.queries) * round_up(key.keys.size(), tile_.keys);
         continue;
       }
-      for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile.queries) {
-        const std::int64_t last = at + tile.queries - 1;
+      for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile_.queries) {
+        const std::int64_t last = at + tile_.queries - 1;
         const std::int64_t seen = std::clamp<std::int64_t>(
             problem_.visible_keys(last) - key.keys.begin, 0, key.keys.size());
-        scores += tile.queries * round_up(seen, tile.keys);
+        scores += tile_.queries * round_up(seen, tile_.keys);
       }
     }
   }
@@ -350,18 +401,8 @@ std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
 }  // namespace
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
-  const auto devices = cuda_devices();
-  const auto count = static_cast<int>(devices.size());
-  if (options.device < 0 || options.device >= count) {
-    throw InputError(fmt::format(
-        "CUDA device {}: this process sees {} devices; use --backend cpu, or a number below that",
-        options.device, count));
-  }
-  const CudaDevice& device = devices[static_cast<std::size_t>(options.device)];
-  if (device.major < 8) {
-    throw InputError(fmt::format(
-        "CUDA device {} ({}): compute capability {}.{}, and 8.0 is needed; use --backend cpu",
-        options.device, device.name, device.major, device.minor));
+  if (const auto obstacle = cuda_obstacle(options); !obstacle.empty()) {
+    throw InputError(obstacle + "; use --backend cpu");
   }
   return std::make_unique<CudaBackend>(options.device);
 }

@@ -32,9 +32,11 @@ struct Submission {
 /// Work is enqueued by the submitting thread, at once; the device waits for the tickets that it
 /// comes after. A thread per lane waits for each piece in turn, records its time on the device, and
 /// says that it is complete. After a failure everything later in the lane, and everything that
-/// waits for it, counts as failed and is not enqueued.
+/// waits for it, counts as failed and is not enqueued. An error on the device fails all lanes, with
+/// one message.
 class Lanes {
  public:
+  /// `device` is current for the calling thread.
   Lanes(int device, Telemetry& telemetry);
   /// Waits for what is enqueued.
   ~Lanes();
@@ -46,7 +48,7 @@ class Lanes {
   /// Blocks until `ticket` is complete; throws the failure that it or what it waited for had.
   void wait(Ticket ticket);
 
-  /// Blocks until everything submitted has ended.
+  /// Blocks until everything submitted has ended, that which failed half enqueued too.
   void quiesce() noexcept;
 
  private:
@@ -69,20 +71,25 @@ class Lanes {
   };
 
   Queue& queue(Lane lane) { return queues_[static_cast<std::size_t>(lane)]; }
+  const Pending* pending_of(Ticket ticket);
+  std::exception_ptr failure_before(Queue& to, std::span<const Ticket> after);
   void enqueue(Queue& to, Pending& pending, const Submission& submission,
                std::span<const Ticket> after);
+  std::exception_ptr failure_to_submit(Queue& to, const Pending& pending,
+                                       const std::exception& error);
+  std::exception_ptr fail_device(const Pending& observed, cudaError_t status);
   Event take_event();
   std::exception_ptr failure_of(Ticket ticket);
   void follow(Queue& queue);
   void stop() noexcept;
   std::exception_ptr await(std::unique_lock<std::mutex>& lock, Pending& pending);
-  std::string culprit(const Pending& observed);
 
   const int device_;
   Telemetry& telemetry_;
   std::mutex mutex_;
   std::condition_variable completion_;
   bool stopping_ = false;
+  std::exception_ptr device_failure_;  ///< of all lanes
   std::vector<Event> spare_events_;
   std::array<Queue, lane_count> queues_;
 };

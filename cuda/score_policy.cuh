@@ -7,38 +7,28 @@
 
 namespace stream_cqsa::cuda {
 
+/// Positions in the sequence, from `begin` to before `end`.
+struct TokenRange {
+  std::int64_t begin, end;
+};
+
 /// Bottom-right aligned causal mask; without a mask no pair is partial and it is never asked.
 ///
-/// Another mask or change of scores is another type with these members. All tokens are positions in
-/// the sequence.
+/// Another mask (windows, documents) or change of scores (bias, softcap) is another type with these
+/// members. It is asked about the tokens of the launch's chunks alone, and about keys only where
+/// the pair is partial.
 struct CausalPolicy {
+  /// If true the type has a member `float score(float s, std::int64_t query, std::int64_t key)
+  /// const`, which is asked for every pair of tokens that the mask keeps. Scores are in base 2, its
+  /// argument scale * log2(e) * q.k.
+  static constexpr bool changes_scores = false;
+
   std::int64_t shift;
 
   explicit __device__ CausalPolicy(const AttentionWork& work) : shift(work.causal_shift) {}
 
-  /// One past the last of the keys from `first_key` on, of `keys`, that any query up to
-  /// `last_query` sees, counted from `first_key`.
-  __device__ std::int64_t visible_end(std::int64_t last_query, std::int64_t first_key,
-                                      std::int64_t keys) const {
-    const std::int64_t end = last_query + shift + 1 - first_key;
-    return end < 0 ? 0 : end < keys ? end : keys;
-  }
-
-  /// The same for what every query from `first_query` on sees.
-  __device__ std::int64_t whole_end(std::int64_t first_query, std::int64_t first_key,
-                                    std::int64_t keys) const {
-    return visible_end(first_query, first_key, keys);
-  }
-
-  /// Whether every query from `first_query` on sees every key before `end_key`.
-  __device__ bool keeps_all(std::int64_t first_query, std::int64_t end_key) const {
-    return end_key <= first_query + shift + 1;
-  }
-
-  /// How many of `keys` keys from `first_key` on the query sees.
-  __device__ int visible_keys(std::int64_t query, std::int64_t first_key, int keys) const {
-    return static_cast<int>(visible_end(query, first_key, keys));
-  }
+  /// The keys that a query sees. Neither end of the range decreases with the query.
+  __device__ TokenRange keys_of(std::int64_t query) const { return {INT64_MIN, query + shift + 1}; }
 };
 
 }  // namespace stream_cqsa::cuda

@@ -43,7 +43,8 @@ cuda_option() {
 build_program() {
   # A build folder that has the tests keeps them; a new one does without.
   local options=(-DCMAKE_BUILD_TYPE=Release)
-  [ -e "$build/CMakeCache.txt" ] || options+=(-G Ninja -DSTREAM_CQSA_TESTS=OFF "$(cuda_option)")
+  [ -e "$build/CMakeCache.txt" ] || options+=(-G Ninja -DSTREAM_CQSA_TESTS=OFF)
+  options+=("$(cuda_option)")
   cmake -S "$root" -B "$build" "${options[@]}" >"$results/build.log" &&
     cmake --build "$build" --target stream-cqsa -j "$(nproc)" >>"$results/build.log" || {
     tail -n 30 "$results/build.log" >&2

@@ -45,6 +45,7 @@ python_with_numpy() {
 # Compiles through ccache where there is one.
 if command -v ccache >/dev/null; then
   export CMAKE_CXX_COMPILER_LAUNCHER="${CMAKE_CXX_COMPILER_LAUNCHER-ccache}"
+  export CMAKE_CUDA_COMPILER_LAUNCHER="${CMAKE_CUDA_COMPILER_LAUNCHER-ccache}"
 fi
 
 # Open MPI refuses root and more ranks than cores, and its shared-memory copy warns in containers.

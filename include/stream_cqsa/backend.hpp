@@ -104,8 +104,9 @@ struct CopyOutRows {
   float* l = nullptr;           ///< [rows]
 };
 
-/// A device with an arena. Submitting never blocks on other work and may be called from several
-/// threads; each lane is fed from one thread at a time.
+/// A device with an arena. Submitting may be called from several threads; each lane is fed from one
+/// thread at a time. Submitting does not block on other work, but for launch() where more launches
+/// are in flight than the backend keeps work lists for: until the oldest of them is complete.
 ///
 /// Errors in submitted work are thrown, as Error naming the subproblem and the call, by wait().
 class Backend {
@@ -122,6 +123,11 @@ class Backend {
 
   /// Bytes of device memory that prepare() allocated.
   virtual std::int64_t allocated_bytes() const = 0;
+
+  /// Bytes of the device's memory in use by anybody, after prepare(): on a GPU the driver's
+  /// context, the kernels and other programs too. Where the device is the host, what prepare()
+  /// allocated.
+  virtual std::int64_t memory_in_use() const { return allocated_bytes(); }
 
   /// Readies host memory for copies at full speed (pins it) as long as the handle lives, which must
   /// not be longer than the backend and the memory. May be none, where all memory is as fast.

@@ -21,6 +21,12 @@ struct CudaDevice {
 /// the library was built without CUDA.
 std::vector<CudaDevice> cuda_devices();
 
+/// The library was built with CUDA, and a driver is installed.
+bool has_cuda_driver();
+
+/// Why cuda_devices() is empty, for messages; empty itself where it is not.
+std::string why_no_cuda_devices();
+
 /// Bytes of the device's memory that nobody has allocated, beside CUDA's own for this process.
 /// Starts CUDA on the device. Throws Error when that fails.
 std::int64_t cuda_free_memory(int device);
@@ -29,7 +35,12 @@ struct CudaOptions {
   int device = 0;
 };
 
-/// Throws InputError when there is no such device, or it is older than compute capability 8.0.
+/// Why the CUDA backend cannot be made, or not for `problem`; empty where it can: there is no such
+/// device, it is older than compute capability 8.0, the kernels lack the head dimension.
+std::string cuda_obstacle(const CudaOptions& options);
+std::string cuda_obstacle(const CudaOptions& options, const Problem& problem);
+
+/// Throws InputError where there is an obstacle; traits() does where there is one for its problem.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
 }  // namespace stream_cqsa

@@ -40,12 +40,13 @@ struct RunOptions {
 struct RunResult {
   /// Per query chunk, the scores that were merged, over all batch entries and query heads.
   std::vector<std::uint64_t> merged_scores;
-  NonFinite output;                  ///< NaN and infinite values in O
-  std::uint64_t scores_computed = 0; ///< Backend::scores_computed()
-  std::int64_t device_bytes = 0;     ///< Backend::allocated_bytes()
-  std::int64_t host_bytes = 0;       ///< of the host arena, allocated
-  std::int64_t scratch_bytes = 0;    ///< largest size of the accumulator file
-  double seconds = 0;                ///< wall clock from the first read to the last write
+  NonFinite output;                   ///< NaN and infinite values in O
+  std::uint64_t scores_computed = 0;  ///< Backend::scores_computed()
+  std::int64_t device_bytes = 0;      ///< Backend::allocated_bytes()
+  std::int64_t device_in_use = 0;     ///< Backend::memory_in_use() at the end
+  std::int64_t host_bytes = 0;        ///< of the host arena, allocated
+  std::int64_t scratch_bytes = 0;     ///< largest size of the accumulator file
+  double seconds = 0;                 ///< wall clock from the first read to the last write
 };
 
 /// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in

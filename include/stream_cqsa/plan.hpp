@@ -169,6 +169,10 @@ struct Plan {
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);
 
+/// The smallest device budget with which make_plan() takes a request that is otherwise this one.
+/// Throws InputError when the host budget is too small for any.
+std::int64_t smallest_device_budget(const PlanRequest& request);
+
 /// The table that `plan` prints.
 std::string describe(const Plan& plan);
 

@@ -94,7 +94,8 @@ class TensorSource {
   virtual void read(const Block& block, std::span<std::byte> into) = 0;
 
   /// The block where it lies, if the whole tensor is in memory as its storage type: then it is
-  /// copied from there and never read.
+  /// copied from there and never read. For copies to a GPU at full speed, and beside other work,
+  /// that memory should be pinned by Backend::pin().
   virtual std::optional<StridedRows> resident(const Block&) const { return std::nullopt; }
 
  protected:

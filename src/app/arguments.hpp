@@ -38,6 +38,7 @@ struct ResourceOptions {
   std::int64_t chunks = 0;           ///< 0: chosen
   std::int64_t heads_per_group = 0;  ///< 0: chosen
   int threads = 0;                   ///< 0: one per core
+  int cuda_device = 0;               ///< of this rank
   std::string plan;                  ///< file written by plan --json
 };
 

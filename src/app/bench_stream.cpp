@@ -74,7 +74,9 @@ struct Round {
 
 Round run_round(const Plan& plan, const StreamOptions& options, const Inputs& inputs,
                 TensorSink& sink) {
-  const auto backend = make_backend(options.resources);
+  ResourceOptions resources = options.resources;
+  resources.backend = plan.request.device.kind;  // what `auto` has become
+  const auto backend = make_backend(resources, plan.problem());
   Telemetry telemetry;
   Round round;
   round.result =
@@ -117,7 +119,7 @@ json bench_stream(const StreamOptions& options, std::FILE* out) {
   OpenProblem open = open_problem(input, options.attention);
   const Loaded query(*open.query), key(*open.key), value(*open.value);
   const HostBuffer output(output_desc(open).bytes());
-  const auto backend = make_backend(options.resources);
+  const auto backend = make_backend(options.resources, open.problem);
   std::vector<std::shared_ptr<void>> pins;
   for (const auto memory : {query.memory(), key.memory(), value.memory()}) {
     pins.push_back(backend->pin(memory));

@@ -21,6 +21,7 @@ int devices_command(const Arguments& arguments, const MpiEnvironment&) {
   fmt::print("memory  {}, {} available\n", format_bytes(machine.memory),
              format_bytes(machine.available_memory));
   const auto devices = cuda_devices();
+  if (devices.empty()) fmt::print("cuda    none: {}\n", why_no_cuda_devices());
   for (std::size_t number = 0; number < devices.size(); ++number) {
     const CudaDevice& device = devices[number];
     fmt::print("cuda {}  {}\n", number, device.name);

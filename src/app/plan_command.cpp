@@ -40,7 +40,7 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
   const OpenProblem open = open_problem(options.input, options.attention);
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
-  const auto backend = make_backend(options.resources);
+  const auto backend = make_backend(options.resources, open.problem);
   const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(), *backend);
   TextFile drawing(options.svg);
   if (drawing.stream()) write_svg(plan, *drawing.stream());

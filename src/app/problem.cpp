@@ -87,11 +87,24 @@ void require_inputs(const InputOptions& input) {
   if (input.input.empty() && (input.query.empty() || input.key.empty() || input.value.empty())) {
     throw InputError("no input; give --input FILE, or --query, --key and --value");
   }
+  if (std::filesystem::path(input.input).extension() == ".npy") {
+    throw InputError(fmt::format(
+        "--input {}: a .npy file holds one tensor; give --query, --key and --value", input.input));
+  }
   if (!synthetic_seed(input.input) &&
       (!input.shape.empty() || !input.dtype.empty() || input.kv_heads || input.key_length)) {
     throw InputError(
         "--shape, --dtype, --kv-heads and --key-length belong to --input synthetic:SEED");
   }
+}
+
+// Says why not, but where nobody would expect it to.
+bool cuda_computes(const CudaOptions& options, const Problem& problem) {
+  const std::string obstacle = cuda_obstacle(options, problem);
+  if (!obstacle.empty() && has_cuda_driver()) {
+    fmt::print(stderr, "stream-cqsa: computing on the CPU: {}\n", obstacle);
+  }
+  return obstacle.empty();
 }
 
 bool is_resident(const TensorSource& source) {
@@ -171,14 +184,15 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
   return open;
 }
 
-std::unique_ptr<Backend> make_backend(const ResourceOptions& resources) {
+std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem) {
   const std::string& name = resources.backend;
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError(fmt::format("--backend {}: unknown; use auto, cpu or cuda", name));
   }
   if (resources.threads < 0) throw InputError("--threads must not be negative");
-  const bool cuda = name == "cuda" || (name == "auto" && !cuda_devices().empty());
-  if (cuda) return make_cuda_backend({});
+  const bool cuda =
+      name == "cuda" || (name == "auto" && cuda_computes({resources.cuda_device}, problem));
+  if (cuda) return make_cuda_backend({resources.cuda_device});
   return make_cpu_backend({resources.threads});
 }
 
@@ -204,7 +218,8 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.lse = lse;
   request.device_budget =
       budget("--device-memory", resources.device_memory,
-             request.device.kind == "cuda" ? cuda_free_memory(0) / 10 * 9 : available / 4);
+             request.device.kind == "cuda" ? cuda_free_memory(resources.cuda_device) / 10 * 9
+                                           : available / 4);
   request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
   request.scratch = !resources.scratch.empty();
   if (resources.chunks) request.chunks = resources.chunks;

@@ -31,8 +31,10 @@ Layout layout_option(const std::string& name);
 /// A dtype by name. Throws InputError that names `option`.
 DType dtype_option(const std::string& option, const std::string& name);
 
-/// The backend of --backend and --threads.
-std::unique_ptr<Backend> make_backend(const ResourceOptions& resources);
+/// The backend of --backend and --threads. `auto` is CUDA where that can compute `problem`, else
+/// the CPU; it says so on standard error where there is a CUDA driver. Throws InputError where the
+/// backend that is named cannot.
+std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem);
 
 /// The plan for a problem within the given resources, or the one of --plan.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,

@@ -27,6 +27,18 @@ double flops_of(const Plan& plan, std::uint64_t scores) {
   return 4.0 * static_cast<double>(plan.problem().head_dim) * static_cast<double>(scores);
 }
 
+// Beside the arena: a GPU holds more than that, of this program and others.
+std::string device_memory_text(const RunRecord& record) {
+  const PlanRequest& request = record.plan.request;
+  std::string text = fmt::format("device {} of {}", format_bytes(record.result.device_bytes),
+                                 format_bytes(request.device_budget));
+  if (request.device.kind == "cuda") {
+    text += fmt::format(" ({} in use with CUDA's context and other programs)",
+                        format_bytes(record.result.device_in_use));
+  }
+  return text;
+}
+
 std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", value); }
 
 std::string stage_table(const RunRecord& record) {
@@ -95,11 +107,9 @@ std::string describe(const RunRecord& record) {
   text += fmt::format("wall       {:>12}   {:.2f} s from the first read to the last write: {}\n",
                       format_duration(record.total_seconds), record.result.seconds,
                       format_flops(flops_of(plan, kept) / record.result.seconds));
-  text +=
-      fmt::format("memory     device {} of {}, host {} of {}, peak resident {}\n",
-                  format_bytes(record.result.device_bytes),
-                  format_bytes(plan.request.device_budget), format_bytes(record.result.host_bytes),
-                  format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
+  text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
+                      device_memory_text(record), format_bytes(record.result.host_bytes),
+                      format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
   text += fmt::format("scores     {} merged of {} that the mask keeps\n", merged, kept);
   text += fmt::format("output     {} NaN, {} infinite; checksum {}\n",
                       certificate.output.non_finite.nan, certificate.output.non_finite.infinite,
@@ -145,7 +155,8 @@ json to_json(const RunRecord& record) {
        {{"device",
          {{"budget", plan.request.device_budget},
           {"planned", plan.device.bytes()},
-          {"allocated", result.device_bytes}}},
+          {"allocated", result.device_bytes},
+          {"in_use", result.device_in_use}}},
         {"host",
          {{"budget", plan.request.host_budget},
           {"planned", plan.host.bytes()},

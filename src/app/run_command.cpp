@@ -153,7 +153,7 @@ int execute(const RunArguments& arguments, const Arguments& command) {
       arguments.input, arguments.resources,
       {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
       arguments.output.overwrite);
-  const auto backend = make_backend(arguments.resources);
+  const auto backend = make_backend(arguments.resources, open.problem);
   const Plan plan = plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend);
   check_room(plan, open, arguments);
   Sinks sinks = create_sinks(open, arguments.output);

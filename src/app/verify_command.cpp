@@ -39,8 +39,8 @@ bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
   return parse(arguments,
                "usage: stream-cqsa verify --input FILE --output FILE [OPTION...]\n"
                "Recomputes sampled rows in fp64 and fails, with exit status 1, where O or its lse "
-               "is further\noff than fp32 arithmetic and O's dtype allow, or where no row can be "
-               "compared.\n",
+               "is further\noff than fp32 arithmetic, O's dtype and, with 16-bit inputs, weights rounded to "
+               "that type\n(as on tensor cores) allow, or where no row can be compared.\n",
                all);
 }
 

@@ -188,7 +188,8 @@ void log_sum_exp(const float* m, const float* l, std::int64_t rows, std::int64_t
   for (std::int64_t row = keyless_rows; row < rows; ++row) {
     // In double: m may be large, and log2(l) must not lose the digits that m pushes out.
     const double log2_sum = static_cast<double>(m[row]) + std::log2(double{l[row]});
-    lse[row] = static_cast<float>(std::numbers::ln2 * log2_sum);
+    const auto value = static_cast<float>(std::numbers::ln2 * log2_sum);
+    lse[row] = std::isnan(value) ? std::numeric_limits<float>::quiet_NaN() : value;
   }
 }
 

@@ -83,23 +83,36 @@ std::string scratch_hint(const PlanRequest& request, const Cut& cut, std::int64_
   return fmt::format("; with --scratch {} would do", exact(bytes));
 }
 
+// The cut of the smallest device budget that works with the request's host budget.
+Found smallest_device(const PlanRequest& request) {
+  return smallest(
+      request, [&](const Cut& cut) { return minimum_device_arena(request, cut).bytes(); },
+      [&](const Cut& cut) { return smallest_host_bytes(request, cut) <= request.host_budget; });
+}
+
 [[noreturn]] void throw_too_small(const PlanRequest& request) {
   const auto device_bytes = [&](const Cut& cut) {
     return minimum_device_arena(request, cut).bytes();
   };
   const auto host_bytes = [&](const Cut& cut) { return smallest_host_bytes(request, cut); };
-  const Found device = smallest(request, device_bytes, [&](const Cut& cut) {
-    return host_bytes(cut) <= request.host_budget;
+  const Found device = smallest_device(request);
+  const Found host = smallest(request, host_bytes, [&](const Cut& cut) {
+    return device_bytes(cut) <= request.device_budget;
   });
+  if (device.any && host.any) {
+    throw InputError(fmt::format(
+        "device memory {} and host memory {} are too small together: with that host memory the "
+        "smallest device budget that works for this problem is {}, with that device memory the "
+        "smallest host budget is {}{}",
+        format_bytes(request.device_budget), format_bytes(request.host_budget), exact(device.bytes),
+        exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
+  }
   if (device.any) {
     throw InputError(fmt::format(
         "device memory {} is too small: the smallest budget that works for this "
         "problem is {}, with {}",
         format_bytes(request.device_budget), exact(device.bytes), division_text(device.cut)));
   }
-  const Found host = smallest(request, host_bytes, [&](const Cut& cut) {
-    return device_bytes(cut) <= request.device_budget;
-  });
   if (host.any) {
     throw InputError(fmt::format(
         "host memory {} is too small: the smallest budget that works for this problem is {}, "
@@ -147,6 +160,12 @@ Cut choose_cut(const PlanRequest& request) {
     if (host_fits(cut)) overlapped = {true, cut, 0};
   });
   return overlapped.any ? overlapped.cut : fewest.cut;
+}
+
+std::int64_t smallest_device_budget(const PlanRequest& request) {
+  const Found device = smallest_device(request);
+  if (!device.any) throw_too_small(request);
+  return device.bytes;
 }
 
 }  // namespace stream_cqsa

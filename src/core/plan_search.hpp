@@ -8,9 +8,9 @@ namespace stream_cqsa {
 /// The fewest subproblems, ties to the smaller c, whose minimum device arena fits the device budget
 /// and whose smallest host arena fits the host budget: so every budget that works at all works.
 /// Where the preferred device arena of another cut fits too, the fewest of those are chosen
-/// instead, if they are at most twice as many and their kernel tile is not below that of the
-/// fewest. A larger device budget may so give more subproblems than a smaller one, never more than
-/// twice as many, and only where it brings the preferred arena.
+/// instead, if they are at most DeviceTraits::overlap_worth times as many and their kernel tile is
+/// not below that of the fewest. A larger device budget may so give more subproblems than a smaller
+/// one, never more than that times as many, and only where it brings the preferred arena.
 /// Throws InputError, naming the smallest budget that works, when nothing fits.
 Cut choose_cut(const PlanRequest& request);
 

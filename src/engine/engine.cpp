@@ -86,6 +86,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   result.output += backend.output_non_finite();
   result.scores_computed = backend.scores_computed();
   result.device_bytes = backend.allocated_bytes();
+  result.device_in_use = backend.memory_in_use();
   result.host_bytes = memory.bytes();
   result.scratch_bytes = assembler.scratch_bytes();
   return result;

@@ -82,7 +82,7 @@ class Run(CliTest):
         self.save_inputs(shape=(1, 2000, 2, 32))
         outputs = []
         for options in (["--threads", "1"], ["--threads", "3"],
-                        ["--host-memory", "400KiB", "--device-memory", "1MiB", "--scratch", self.folder]):
+                        ["--host-memory", "400KiB", "--device-memory", "2MiB", "--scratch", self.folder]):
             self.succeed("run", *self.inputs(), "--chunks", "13", "--heads-per-group", "1", "--output",
                          self.path("o.npy"), "--overwrite", "--quiet", *options)
             outputs.append(self.path("o.npy").read_bytes())
@@ -134,6 +134,8 @@ class Report(CliTest):
             memory = report["memory"][part]
             self.assertEqual(memory["planned"], memory["allocated"])
             self.assertLessEqual(memory["planned"], memory["budget"])
+        device = report["memory"]["device"]
+        self.assertGreaterEqual(device["in_use"], device["allocated"])
         for stage in ("read", "copy in", "compute", "copy out", "merge", "write", "checksum", "verify", "sync"):
             self.assertGreater(report["stages"][stage]["operations"], 0, stage)
         self.assertLessEqual(report["stages"]["verify"]["busy_seconds"] + report["stages"]["sync"]["busy_seconds"]
@@ -223,7 +225,10 @@ class Texts(CliTest):
             self.assertIn(word, text)
 
     def test_devices(self):
-        self.assertIn("cores", self.succeed("devices").stdout)
+        text = self.succeed("devices").stdout
+        self.assertIn("cores", text)
+        # A GPU, or why there is none.
+        self.assertRegex(text, r"\ncuda    none: \w+|\n        compute capability \d")
 
 
 if __name__ == "__main__":

@@ -250,6 +250,7 @@ BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
   int device_short = 0;
   int host_short = 0;
   int both_short = 0;
+  int either_short = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + 600; ++seed) {
     Random random(seed);
     PlanRequest request = random_request(random);
@@ -271,6 +272,22 @@ BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
         BOOST_TEST(message_of(request) != "");
         continue;
       }
+      if (message.find("too small together") != std::string::npos) {
+        ++either_short;
+        const std::int64_t device_least = bytes_in(message, "that works for this problem is ");
+        const std::int64_t host_least = bytes_in(message, "the smallest host budget is ");
+        const auto works = [&](std::int64_t device_budget, std::int64_t host_budget) {
+          PlanRequest changed = request;
+          changed.device_budget = device_budget;
+          changed.host_budget = host_budget;
+          return message_of(changed).empty();
+        };
+        BOOST_TEST(works(device_least, request.host_budget));
+        BOOST_TEST(!works(device_least - 1, request.host_budget));
+        BOOST_TEST(works(request.device_budget, host_least));
+        BOOST_TEST(!works(request.device_budget, host_least - 1));
+        continue;
+      }
       const bool device = message.find("device memory") == 0;
       ++(device ? device_short : host_short);
       std::int64_t& budget = device ? request.device_budget : request.host_budget;
@@ -290,6 +307,7 @@ BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
   BOOST_TEST(device_short > 20);
   BOOST_TEST(host_short > 20);
   BOOST_TEST(both_short > 20);
+  BOOST_TEST(either_short > 0);
 }
 
 // A piece with a single partial is never accumulated.

@@ -5,12 +5,15 @@
 #include <cmath>
 #include <random>
 
+#include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
+
+BOOST_GLOBAL_FIXTURE(NeedsDevice);
 
 BOOST_AUTO_TEST_CASE(accumulators_on_the_device_give_the_same_bits) {
   std::mt19937_64 random(61);
@@ -37,9 +40,9 @@ BOOST_AUTO_TEST_CASE(accumulators_on_the_device_give_the_same_bits) {
     std::array<Outcome, 2> outcomes;
     for (const bool merges : {false, true}) {
       DelayedBackend backend(make_cuda_backend({}), static_cast<std::uint64_t>(trial));
-      PlanRequest request = roomy_request(
-          problem, layout, backend,
-          merges ? AccumulatorPlacement::device : AccumulatorPlacement::memory);
+      PlanRequest request =
+          roomy_request(problem, layout, backend,
+                        merges ? AccumulatorPlacement::device : AccumulatorPlacement::memory);
       request.chunks = std::array<std::int64_t, 3>{1, 7, 13}[trial % 3];
       request.lse = trial % 2;
       request.heads_per_group = 1 + trial / 2 % 2;

@@ -1,11 +1,13 @@
 // launch() of an AttentionCase: everything lies in one image of device memory.
+#include "attention_launch.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <string>
 
-#include "attention_case.hpp"
-#include "cuda/attention.hpp"
+#include "cuda/attention_fma.hpp"
+#include "cuda/attention_mma.hpp"
 #include "cuda/check.hpp"
 #include "cuda/handles.hpp"
 #include "stream_cqsa/error.hpp"
@@ -47,7 +49,8 @@ void store(DType type, const float* from, std::int64_t count, std::byte* to) {
 
 class Launch {
  public:
-  explicit Launch(const AttentionCase& attention) : case_(attention) {
+  Launch(const AttentionCase& attention, const CaseKernel& kernel)
+      : case_(attention), kernel_(kernel) {
     place_inputs(case_.q, case_.queries, q_);
     place_inputs(case_.k, case_.keys, k_);
     place_inputs(case_.v, case_.keys, v_);
@@ -72,13 +75,13 @@ class Launch {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpy(device_.data(), image_.at(0), bytes, cudaMemcpyHostToDevice));
     // It may still be on its way, and our streams do not wait for the default one.
     STREAM_CQSA_CUDA_CHECK(cudaDeviceSynchronize());
-    cuda::launch_attention(case_.type, work, stream.get());
+    kernel_.launch(work, stream.get());
     STREAM_CQSA_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
     Image after = image_;
     STREAM_CQSA_CUDA_CHECK(cudaMemcpy(after.at(0), device_.data(), bytes, cudaMemcpyDeviceToHost));
     CaseStates states = take_states(after);
     if (std::memcmp(after.at(0), image_.at(0), bytes) != 0) {
-      throw Error("launch_attention wrote outside of the states");
+      throw Error(kernel_.name + " wrote outside of the states");
     }
     return states;
   }
@@ -103,7 +106,6 @@ class Launch {
   }
 
   cuda::AttentionWork write_work() {
-    const std::int64_t tile = cuda::attention_tile(case_.type, case_.dim).queries;
     std::int64_t tiles = 0;
     std::int64_t next_key = 0;
     for (std::size_t p = 0; p < case_.queries.size(); ++p) {
@@ -119,7 +121,7 @@ class Launch {
                                  static_cast<std::int64_t>(case_.uses[p].size())};
       put(item, queries_, static_cast<std::int64_t>(p));
       for (const KeyUse& use : case_.uses[p]) put(key_item(use), keys_, next_key++);
-      tiles += ceil_div(chunk.size(), tile);
+      tiles += ceil_div(chunk.size(), kernel_.queries);
     }
     return {device_at<cuda::QueryItem>(queries_),
             device_at<cuda::KeyItem>(keys_),
@@ -165,6 +167,7 @@ class Launch {
   }
 
   const AttentionCase& case_;
+  const CaseKernel& kernel_;
   Image image_;
   cuda::DeviceMemory device_;
   std::vector<std::int64_t> q_, k_, v_, acc_, m_, l_;  // offsets, by chunk
@@ -174,6 +177,29 @@ class Launch {
 
 }  // namespace
 
-CaseStates launch(const AttentionCase& attention) { return Launch(attention).run(); }
+std::vector<CaseKernel> kernels(DType type, std::int64_t dim) {
+  if (type == DType::f32) {
+    return {{"the kernel", cuda::attention_fma_tile(dim).queries, cuda::launch_attention_f32}};
+  }
+  std::vector<CaseKernel> both;
+  const auto portable =
+      type == DType::f16 ? cuda::launch_attention_f16 : cuda::launch_attention_bf16;
+  for (const std::int64_t shared_bytes : {cuda::multiprocessor_shared_bytes(), std::int64_t{0}}) {
+    both.push_back({shared_bytes > 0 ? "the kernel" : "the kernel's small tiles",
+                    cuda::attention_mma_tile(dim, shared_bytes).queries,
+                    [=](const cuda::AttentionWork& work, cudaStream_t stream) {
+                      portable(work, stream, shared_bytes);
+                    }});
+  }
+  return both;
+}
+
+CaseStates launch(const AttentionCase& attention, const CaseKernel& kernel) {
+  return Launch(attention, kernel).run();
+}
+
+CaseStates launch(const AttentionCase& attention) {
+  return launch(attention, kernels(attention.type, attention.dim).front());
+}
 
 }  // namespace stream_cqsa::testing

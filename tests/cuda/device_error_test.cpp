@@ -1,10 +1,21 @@
 // Errors on the device end a run with one line that names the subproblem and the call. A fault in a
 // kernel spoils CUDA for the whole process: CTest runs every case in one of its own.
+// No copy fails here while it is under way: CUDA refuses a bad address when the copy is submitted,
+// and memory taken away from a copy that waits would be undefined behaviour of the test itself.
 #define BOOST_TEST_MODULE cuda_device_error
+#include <array>
+#include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <functional>
 #include <random>
+#include <semaphore>
 #include <string>
+#include <thread>
+#include <utility>
 
+#include "cuda/check.hpp"
+#include "cuda/lanes.hpp"
 #include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
@@ -20,10 +31,11 @@ namespace {
 
 constexpr std::int32_t far_slot = 1 << 28;  // far beyond the arena, where nothing is mapped
 
-/// Sends the fourth submission of a lane to memory that is not there.
+/// Sends one submission of a lane, counted from 1, to memory that is not there.
 class SpoilingBackend final : public DelayedBackend {
  public:
-  explicit SpoilingBackend(Lane lane) : DelayedBackend(make_cuda_backend({}), 1), lane_(lane) {}
+  SpoilingBackend(Lane lane, int number)
+      : DelayedBackend(make_cuda_backend({}), 1), lane_(lane), number_(number) {}
 
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
     CopyIn spoilt = copy;
@@ -41,20 +53,21 @@ class SpoilingBackend final : public DelayedBackend {
   }
 
  private:
-  bool hit(Lane lane) { return lane == lane_ && ++submissions_ == 4; }
+  bool hit(Lane lane) { return lane == lane_ && ++submissions_ == number_; }
   Lane lane_;
+  int number_;
   std::atomic<int> submissions_{0};
 };
 
-std::string failure_of(Lane lane) {
+std::string failure_of(Lane lane, int number, std::int64_t chunks) {
   Problem problem;
   problem.query_length = problem.key_length = 3000;
-  problem.head_dim = 64;
+  problem.head_dim = 40;  // the portable kernel reads where it is told to, and faults
   problem.dtype = DType::f16;
   problem.scale = default_scale(problem.head_dim);
-  SpoilingBackend backend(lane);
+  SpoilingBackend backend(lane, number);
   PlanRequest request = roomy_request(problem, Layout::bshd, backend);
-  request.chunks = 7;
+  request.chunks = chunks;
   std::mt19937_64 random(1);
   const TestInput input = random_input(problem, Layout::bshd, 1.0, random);
   try {
@@ -65,11 +78,24 @@ std::string failure_of(Lane lane) {
   return "no error";
 }
 
-void check_failure(Lane lane, const std::string& call) {
-  const std::string message = failure_of(lane);
+void check_failure(Lane lane, const std::string& call, int number = 4, std::int64_t chunks = 7) {
+  const std::string message = failure_of(lane, number, chunks);
   BOOST_TEST(message.find("subproblem ") == 0u, message);
   BOOST_TEST(message.find(call) != std::string::npos, message);
   BOOST_TEST(message.find('\n') == std::string::npos, message);
+}
+
+std::string failure_of(cuda::Lanes& lanes, Ticket ticket) {
+  try {
+    lanes.wait(ticket);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+cuda::Submission submission(const std::string& call, std::function<void(cudaStream_t)> enqueue) {
+  return {call, Stage::compute, 0, 1, std::move(enqueue)};
 }
 
 }  // namespace
@@ -77,6 +103,58 @@ void check_failure(Lane lane, const std::string& call) {
 BOOST_AUTO_TEST_CASE(a_copy_in_fails) { check_failure(Lane::copy_in, "copy in"); }
 BOOST_AUTO_TEST_CASE(a_kernel_faults) { check_failure(Lane::compute, "attention kernel"); }
 BOOST_AUTO_TEST_CASE(a_copy_out_fails) { check_failure(Lane::copy_out, "copy out"); }
+
+// Copies of the same subproblem follow it, and no subproblem does.
+BOOST_AUTO_TEST_CASE(the_first_copy_in_of_the_last_subproblem_fails) {
+  check_failure(Lane::copy_in, "copy in", 1, 1);
+}
+
+BOOST_AUTO_TEST_CASE(what_comes_after_a_failure_is_not_enqueued) {
+  Telemetry telemetry;
+  std::binary_semaphore go(0);
+  cuda::use_device(0);
+  cuda::Lanes lanes(0, telemetry);
+  // As long as it is held, nobody can have learned from its end that the next has failed.
+  const auto hold = [&](cudaStream_t stream) {
+    const auto wait = [](void* at) { static_cast<std::binary_semaphore*>(at)->acquire(); };
+    STREAM_CQSA_CUDA_CHECK(cudaLaunchHostFunc(stream, wait, &go));
+  };
+  const Ticket held = lanes.submit(Lane::copy_in, submission("held", hold), {});
+  const Ticket refused = lanes.submit(
+      Lane::copy_in, submission("copy in", [](cudaStream_t) { throw Error("refused"); }), {});
+  int enqueued = 0;
+  const auto counted = submission("later", [&](cudaStream_t) { ++enqueued; });
+  const Ticket later = lanes.submit(Lane::copy_in, counted, {});
+  const Ticket waiting = lanes.submit(Lane::compute, counted, std::array{later});
+  const Ticket after_it = lanes.submit(Lane::compute, counted, {});
+  const Ticket independent =
+      lanes.submit(Lane::copy_out, submission("other", [](cudaStream_t) {}), {});
+  go.release();
+  BOOST_TEST(enqueued == 0);
+  for (const Ticket ticket : {refused, later, waiting, after_it}) {
+    BOOST_TEST(failure_of(lanes, ticket) == "subproblem 1: copy in: refused");
+  }
+  BOOST_TEST(failure_of(lanes, held) == "no error");
+  BOOST_TEST(failure_of(lanes, independent) == "no error");
+}
+
+BOOST_AUTO_TEST_CASE(quiet_lanes_have_ended_what_failed_half_enqueued) {
+  Telemetry telemetry;
+  std::atomic<bool> ended = false;
+  cuda::use_device(0);
+  cuda::Lanes lanes(0, telemetry);
+  const auto fail_half_enqueued = [&](cudaStream_t stream) {
+    const auto end = [](void* at) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      *static_cast<std::atomic<bool>*>(at) = true;
+    };
+    STREAM_CQSA_CUDA_CHECK(cudaLaunchHostFunc(stream, end, &ended));
+    throw Error("the second half");
+  };
+  lanes.submit(Lane::copy_out, submission("copy out", fail_half_enqueued), {});
+  lanes.quiesce();
+  BOOST_TEST(ended.load());
+}
 
 BOOST_AUTO_TEST_CASE(a_device_without_room_is_refused) {
   Problem problem;
@@ -89,8 +167,17 @@ BOOST_AUTO_TEST_CASE(a_device_without_room_is_refused) {
   request.chunks = 1;
   Plan plan = make_plan(request);
   plan.device.workspace_bytes += std::int64_t{1} << 42;
+  const std::string smallest = std::to_string(smallest_device_budget(request));
   Telemetry telemetry;
-  BOOST_CHECK_EXCEPTION(backend->prepare(plan, telemetry), Error, [](const Error& error) {
-    return std::string(error.what()).find("--device-memory") != std::string::npos;
+  BOOST_CHECK_EXCEPTION(backend->prepare(plan, telemetry), Error, [&](const Error& error) {
+    const std::string message = error.what();
+    return message.find("--device-memory") != std::string::npos &&
+           message.ends_with("(" + smallest + " bytes)");
   });
+  // Whoever allocates less goes on.
+  const Plan smaller = make_plan(request);
+  const auto another = make_cuda_backend({});
+  another->prepare(smaller, telemetry);
+  BOOST_TEST(another->allocated_bytes() == smaller.device.bytes());
+  BOOST_TEST(another->memory_in_use() >= smaller.device.bytes());
 }

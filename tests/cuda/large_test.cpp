@@ -33,8 +33,8 @@ class RowSink final : public TensorSink {
           row.head >= block.heads.end) {
         continue;
       }
-      const std::int64_t vector = (row.token - block.tokens.begin) * block.heads.size() +
-                                  row.head - block.heads.begin;
+      const std::int64_t vector =
+          (row.token - block.tokens.begin) * block.heads.size() + row.head - block.heads.begin;
       values_[i].assign(elements + vector * desc().dim, elements + (vector + 1) * desc().dim);
     }
   }

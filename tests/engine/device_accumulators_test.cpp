@@ -12,6 +12,7 @@
 
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
+#include "support/test_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -29,7 +30,7 @@ Problem random_problem(std::mt19937_64& random) {
   problem.query_heads = problem.kv_heads * pick(1, 3);
   problem.query_length = pick(1, 200);
   problem.key_length = random() % 2 ? problem.query_length : pick(1, 200);
-  problem.head_dim = pick(1, 40);
+  problem.head_dim = test_dim(pick(1, 40));
   problem.dtype = types[random() % 3];
   problem.output_dtype = types[random() % 4];
   problem.mask = random() % 2 ? Mask::causal : Mask::none;
@@ -116,7 +117,7 @@ BOOST_AUTO_TEST_CASE(the_bits_are_those_of_accumulators_in_memory) {
   for (int trial = 0; trial < 90; ++trial) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
-    const auto backend = make_cpu_backend({1 + trial % 3});
+    const auto backend = make_test_backend(1 + trial % 3);
     PlanRequest request = roomy_request(problem, layout, *backend);
     request.device.tile = random() % 2 ? 1 : 16;
     request.chunks = std::array<std::int64_t, 3>{1, 7, 31}[trial % 3];
@@ -130,7 +131,7 @@ BOOST_AUTO_TEST_CASE(the_bits_are_those_of_accumulators_in_memory) {
       BOOST_TEST((plans.device->placement == AccumulatorPlacement::device));
       const TestInput input = random_input(problem, layout, 2.0, random);
       const Outcome memory = run_plan(*plans.memory, input, *backend, trial % 4 == 0);
-      const auto fresh = make_cpu_backend({1 + trial % 3});
+      const auto fresh = make_test_backend(1 + trial % 3);
       const Outcome device = run_plan(*plans.device, input, *fresh, trial % 4 == 0);
       check_same(device, memory);
       BOOST_TEST(device.result.merged_scores == expected_scores(*plans.device));
@@ -155,18 +156,18 @@ BOOST_AUTO_TEST_CASE(any_timing_and_the_fewest_buffers_give_the_same_bits) {
       problem.mask = mask;
       problem.scale = default_scale(problem.head_dim);
       const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
-      PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({2}));
+      PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
       request.device.tile = 1;
       request.chunks = c;
       request.heads_per_group = 1;
       Plans plans(request);
-      const auto backend = make_cpu_backend({2});
+      const auto backend = make_test_backend(2);
       const Outcome memory = run_plan(*plans.memory, input, *backend, false);
       plans.device->piece_tokens = c == 1 ? 7 : 1;
       plans.device->host.output_buffers = 1;
       plans.device->device.output_slots = 1;
       for (std::uint64_t seed = 0; seed < 3; ++seed) {
-        DelayedBackend delayed(make_cpu_backend({2}), seed);
+        DelayedBackend delayed(make_test_backend(2), seed);
         BOOST_TEST_CONTEXT("c " << c << ", causal " << (mask == Mask::causal) << ", seed " << seed)
         check_same(run_plan(*plans.device, input, delayed, false), memory);
       }
@@ -179,11 +180,11 @@ BOOST_AUTO_TEST_CASE(only_finished_rows_leave_the_device) {
   for (int trial = 0; trial < 24; ++trial) {
     const Problem problem = random_problem(random);
     PlanRequest request =
-        roomy_request(problem, Layout::bshd, *make_cpu_backend({2}), AccumulatorPlacement::device);
+        roomy_request(problem, Layout::bshd, *make_test_backend(2), AccumulatorPlacement::device);
     request.device.tile = 1;
     request.chunks = std::array<std::int64_t, 4>{1, 7, 13, 31}[trial % 4];
     const Plan plan = make_plan(request);
-    CountingBackend backend(make_cpu_backend({2}));
+    CountingBackend backend(make_test_backend(2));
     run_plan(plan, random_input(problem, Layout::bshd, 2.0, random), backend, false);
     // Every row with a partial, once.
     std::int64_t chunks = 0, rows = 0;
@@ -209,10 +210,10 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_are_counted_as_on_the_host) {
     const double poison[] = {NAN, INFINITY, -INFINITY};
     TestTensor& tensor = trial % 2 ? input.value : input.query;
     set_element(tensor, 0, 0, 0, 0, poison[random() % 3]);
-    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({2}));
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
     request.chunks = trial % 3 ? 7 : 1;
     const Plans plans(request);
-    const auto first = make_cpu_backend({2}), second = make_cpu_backend({2});
+    const auto first = make_test_backend(2), second = make_test_backend(2);
     const Outcome memory = run_plan(*plans.memory, input, *first, false);
     BOOST_TEST_CONTEXT("trial " << trial)
     check_same(run_plan(*plans.device, input, *second, false), memory);
@@ -226,9 +227,9 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_are_counted_as_on_the_host) {
 BOOST_AUTO_TEST_CASE(a_partial_out_of_turn_is_refused) {
   Problem problem;
   problem.query_length = problem.key_length = 70;
-  problem.head_dim = 4;
+  problem.head_dim = 8;
   problem.scale = default_scale(4);
-  const auto backend = make_cpu_backend({1});
+  const auto backend = make_test_backend(1);
   PlanRequest request =
       roomy_request(problem, Layout::bshd, *backend, AccumulatorPlacement::device);
   request.device.tile = 1;

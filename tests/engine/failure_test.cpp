@@ -10,6 +10,7 @@
 #include "stream_cqsa/error.hpp"
 #include "support/attention.hpp"
 #include "support/delayed_backend.hpp"
+#include "support/test_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -92,7 +93,7 @@ struct Fixture {
     input = random_input(problem, Layout::bshd, 1.0, random);
     PlanRequest request;
     request.problem = problem;
-    request.device = make_cpu_backend({2})->traits(problem);
+    request.device = make_test_backend(2)->traits(problem);
     request.device.merges = placement == AccumulatorPlacement::device;
     request.device_budget = request.host_budget = std::int64_t{1} << 28;
     request.chunks = 13;
@@ -127,13 +128,13 @@ constexpr int enough = 1 << 30;
 }  // namespace
 
 BOOST_FIXTURE_TEST_CASE(nothing_fails_when_nothing_is_injected, Fixture) {
-  BOOST_CHECK_NO_THROW(run_with(make_cpu_backend({2}), enough, enough));
+  BOOST_CHECK_NO_THROW(run_with(make_test_backend(2), enough, enough));
 }
 
 BOOST_FIXTURE_TEST_CASE(a_failing_read_ends_the_run_with_its_own_error, Fixture) {
   for (const int reads : {0, 1, 5, 12}) {
     BOOST_CHECK_EXCEPTION(
-        run_with(make_cpu_backend({2}), reads, enough), Error,
+        run_with(make_test_backend(2), reads, enough), Error,
         [](const Error& error) { return std::string(error.what()) == "key: injected failure"; });
   }
 }
@@ -141,7 +142,7 @@ BOOST_FIXTURE_TEST_CASE(a_failing_read_ends_the_run_with_its_own_error, Fixture)
 BOOST_FIXTURE_TEST_CASE(a_failing_write_ends_the_run_with_its_own_error, Fixture) {
   for (const int writes : {0, 1, 9, 25}) {
     BOOST_CHECK_EXCEPTION(
-        run_with(make_cpu_backend({2}), enough, writes), Error,
+        run_with(make_test_backend(2), enough, writes), Error,
         [](const Error& error) { return std::string(error.what()) == "output: injected failure"; });
   }
 }
@@ -150,7 +151,7 @@ BOOST_FIXTURE_TEST_CASE(a_failing_device_ends_the_run_with_its_own_error, Fixtur
   for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
     for (const int submissions : {0, 1, 7, 20}) {
       BOOST_CHECK_EXCEPTION(
-          run_with(std::make_unique<FailingBackend>(make_cpu_backend({2}), lane, submissions),
+          run_with(std::make_unique<FailingBackend>(make_test_backend(2), lane, submissions),
                    enough, enough),
           Error, [](const Error& error) {
             return std::string(error.what()) == "device: injected failure";
@@ -162,7 +163,7 @@ BOOST_FIXTURE_TEST_CASE(a_failing_device_ends_the_run_with_its_own_error, Fixtur
 BOOST_FIXTURE_TEST_CASE(work_that_fails_in_a_lane_ends_the_run_with_its_subproblem, Fixture) {
   for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
     for (const int submissions : {0, 1, 7, 20}) {
-      LateFailingBackend backend(make_cpu_backend({2}), lane, submissions);
+      LateFailingBackend backend(make_test_backend(2), lane, submissions);
       BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
         const std::string message = error.what();
         return message.starts_with("subproblem ") && message == backend.message();
@@ -173,19 +174,19 @@ BOOST_FIXTURE_TEST_CASE(work_that_fails_in_a_lane_ends_the_run_with_its_subprobl
 
 // Merges, finishing and copies of finished rows fail in turn.
 BOOST_FIXTURE_TEST_CASE(failures_with_accumulators_on_the_device_end_the_run_too, DeviceFixture) {
-  BOOST_CHECK_NO_THROW(run_with(make_cpu_backend({2}), enough, enough));
-  BOOST_CHECK_EXCEPTION(run_with(make_cpu_backend({2}), enough, 9), Error, [](const Error& error) {
+  BOOST_CHECK_NO_THROW(run_with(make_test_backend(2), enough, enough));
+  BOOST_CHECK_EXCEPTION(run_with(make_test_backend(2), enough, 9), Error, [](const Error& error) {
     return std::string(error.what()) == "output: injected failure";
   });
   for (const Lane lane : {Lane::copy_in, Lane::compute, Lane::copy_out}) {
     for (const int submissions : {0, 1, 2, 3, 4, 5, 6, 7, 20}) {
       BOOST_CHECK_EXCEPTION(
-          run_with(std::make_unique<FailingBackend>(make_cpu_backend({2}), lane, submissions),
+          run_with(std::make_unique<FailingBackend>(make_test_backend(2), lane, submissions),
                    enough, enough),
           Error, [](const Error& error) {
             return std::string(error.what()) == "device: injected failure";
           });
-      LateFailingBackend backend(make_cpu_backend({2}), lane, submissions);
+      LateFailingBackend backend(make_test_backend(2), lane, submissions);
       BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
         const std::string message = error.what();
         return message.starts_with("subproblem ") && message == backend.message();
@@ -194,10 +195,11 @@ BOOST_FIXTURE_TEST_CASE(failures_with_accumulators_on_the_device_end_the_run_too
   }
 }
 
+#if !defined(STREAM_CQSA_TEST_CUDA)
 BOOST_FIXTURE_TEST_CASE(a_kernel_that_runs_out_of_memory_ends_the_run_with_its_subproblem,
                         Fixture) {
   for (const int launches : {0, 3, 11}) {
-    OverfullBackend backend(make_cpu_backend({2}), launches);
+    OverfullBackend backend(make_test_backend(2), launches);
     BOOST_CHECK_EXCEPTION(run_on(backend, enough, enough), Error, [&](const Error& error) {
       return error.what() == "subproblem " + std::to_string(backend.subproblem()) +
                                  ": compute on the CPU: std::bad_alloc";
@@ -205,3 +207,4 @@ BOOST_FIXTURE_TEST_CASE(a_kernel_that_runs_out_of_memory_ends_the_run_with_its_s
     allocation_limit = std::numeric_limits<std::size_t>::max();
   }
 }
+#endif

@@ -8,6 +8,7 @@
 #include "support/attention.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
+#include "support/test_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -24,7 +25,7 @@ Problem random_problem(std::mt19937_64& random) {
   problem.query_heads = problem.kv_heads * pick(1, 3);
   problem.query_length = pick(1, 150);
   problem.key_length = random() % 2 ? problem.query_length : pick(1, 150);
-  problem.head_dim = pick(1, 40);
+  problem.head_dim = test_dim(pick(1, 40));
   problem.dtype = std::array{DType::f16, DType::bf16, DType::f32}[random() % 3];
   problem.output_dtype = DType::f32;
   problem.mask = random() % 2 ? Mask::causal : Mask::none;
@@ -40,7 +41,7 @@ void check_against_definition(const Plan& plan, const TestInput& input, const Ou
   TensorDesc desc = input.query.desc;
   desc.dtype = plan.problem().output_dtype;
   const double error = largest_error(desc, outcome.output, expected.output);
-  BOOST_TEST(error <= 2e-5);
+  BOOST_TEST(error <= test_tolerance(plan.problem().dtype));
   const double lse_error =
       largest_error(lse_desc(desc.batch, desc.heads, desc.tokens), outcome.lse, [&] {
         // largest_error takes [batch][token][head].
@@ -65,7 +66,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
   for (int trial = 0; trial < 90; ++trial) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
-    const auto backend = make_cpu_backend({1 + trial % 3});
+    const auto backend = make_test_backend(1 + trial % 3);
     const AccumulatorPlacement placement = placements[trial % 2];
     PlanRequest request = roomy_request(problem, layout, *backend, placement);
     const bool resident = random() % 4 == 0;
@@ -90,7 +91,7 @@ BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
     Problem problem = random_problem(random);
     problem.query_length += 200;
     problem.key_length += 200;
-    const auto probe = make_cpu_backend({1});
+    const auto probe = make_test_backend(1);
     PlanRequest request = roomy_request(problem, Layout::bshd, *probe);
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
     // The smallest budgets that plan, found by halving.
@@ -125,17 +126,17 @@ BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
   const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
   std::optional<Outcome> expected;
   for (const auto placement : placements) {
-    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({1}), placement);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(1), placement);
     request.chunks = 13;
     request.heads_per_group = 1;
     // Room for the scratch of the most threads tried below.
-    request.device.workspace_bytes = make_cpu_backend({4})->traits(problem).workspace_bytes;
+    request.device.workspace_bytes = make_test_backend(4)->traits(problem).workspace_bytes;
     const Plan plan = make_plan(request);
     BOOST_TEST((plan.placement == placement));
-    const auto first = make_cpu_backend({1});
+    const auto first = make_test_backend(1);
     if (!expected) expected = run_plan(plan, input, *first, false);
     for (int trial = 0; trial < 8; ++trial) {
-      DelayedBackend delayed(make_cpu_backend({1 + trial % 4}), static_cast<std::uint64_t>(trial));
+      DelayedBackend delayed(make_test_backend(1 + trial % 4), static_cast<std::uint64_t>(trial));
       const Outcome outcome = run_plan(plan, input, delayed, false);
       BOOST_TEST(outcome.output == expected->output);
       BOOST_TEST(outcome.lse == expected->lse);
@@ -153,18 +154,18 @@ BOOST_AUTO_TEST_CASE(timing_does_not_change_the_bits_when_memory_is_short) {
     problem.mask = mask;
     problem.scale = default_scale(problem.head_dim);
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
-    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({2}));
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
     request.device.tile = 1;
     request.chunks = 21;
     request.heads_per_group = 1;
     const Plan plan = make_plan(request);
-    const auto plain = make_cpu_backend({2});
+    const auto plain = make_test_backend(2);
     const Outcome expected = run_plan(plan, input, *plain, false);
     check_against_definition(plan, input, expected);
     BOOST_TEST(expected.result.scratch_bytes == 0);
     const Plan tight = with_accumulators_in_a_file(plan);
     for (std::uint64_t seed = 0; seed < 6; ++seed) {
-      DelayedBackend delayed(make_cpu_backend({2}), seed);
+      DelayedBackend delayed(make_test_backend(2), seed);
       const Outcome outcome = run_plan(tight, input, delayed, false);
       BOOST_TEST_CONTEXT("seed " << seed << ", causal " << (mask == Mask::causal)) {
         BOOST_TEST(outcome.result.scratch_bytes > 0);
@@ -187,7 +188,7 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
     TestTensor& tensor = *std::array{&input.query, &input.key, &input.value}[random() % 3];
     const double poison[] = {NAN, INFINITY, -INFINITY};
     set_element(tensor, 0, static_cast<std::int64_t>(random() % 60), 0, 0, poison[random() % 3]);
-    const auto backend = make_cpu_backend({2});
+    const auto backend = make_test_backend(2);
     PlanRequest request = roomy_request(problem, Layout::bshd, *backend, placements[trial / 2 % 2]);
     request.chunks = 7;
     const Plan plan = make_plan(request);
@@ -197,7 +198,8 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
     for (const double value : expected.output) touched += !std::isfinite(value);
     BOOST_TEST_CONTEXT("trial " << trial) {
       TensorDesc desc = input.query.desc;
-      BOOST_TEST(largest_error(desc, outcome.output, expected.output) <= 2e-5);
+      BOOST_TEST(largest_error(desc, outcome.output, expected.output) <=
+                 test_tolerance(problem.dtype));
       BOOST_TEST(outcome.result.output.nan + outcome.result.output.infinite == touched);
     }
   }
@@ -207,7 +209,7 @@ BOOST_AUTO_TEST_CASE(inputs_of_another_plan_are_refused) {
   std::mt19937_64 random(1);
   Problem problem = random_problem(random);
   const TestInput input = random_input(problem, Layout::bshd, 1.0, random);
-  const auto backend = make_cpu_backend({1});
+  const auto backend = make_test_backend(1);
   Problem other = problem;
   other.query_length += 1;
   const Plan plan = make_plan(roomy_request(other, Layout::bshd, *backend));

@@ -15,6 +15,7 @@
 #include "stream_cqsa/error.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
+#include "support/test_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -71,7 +72,7 @@ struct Fixture {
     problem.scale = default_scale(8);
     std::mt19937_64 random(4);
     input = random_input(problem, Layout::bshd, 1.0, random);
-    PlanRequest request = roomy_request(problem, Layout::bshd, *make_cpu_backend({2}));
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
     request.device.tile = 1;
     request.chunks = 13;
     request.heads_per_group = 1;
@@ -82,7 +83,7 @@ struct Fixture {
   ~Fixture() { fs::remove_all(directory); }
 
   std::string failure_with(std::function<void()> hook) {
-    HookedBackend backend(make_cpu_backend({2}), std::move(hook));
+    HookedBackend backend(make_test_backend(2), std::move(hook));
     try {
       run_plan(*plan, input, backend, false, directory);
     } catch (const Error& error) {
@@ -138,7 +139,7 @@ BOOST_FIXTURE_TEST_CASE(a_scratch_directory_that_cannot_be_written_is_found_befo
   // Permissions do not hold the superuser back, a file system without files of its own does.
   const fs::path unwritable = ::geteuid() == 0 ? fs::path("/proc/self") : closed;
   for (const fs::path& scratch : {directory / "vanished", file, unwritable}) {
-    HookedBackend backend(make_cpu_backend({2}), [] {});
+    HookedBackend backend(make_test_backend(2), [] {});
     BOOST_CHECK_EXCEPTION(run_plan(*plan, input, backend, false, scratch), Error,
                           [&](const Error& error) {
                             const std::string message = error.what();

@@ -28,6 +28,7 @@ class DelayedBackend : public Backend {
   }
   std::shared_ptr<void> pin(std::span<std::byte> memory) override { return inner_->pin(memory); }
   std::int64_t allocated_bytes() const override { return inner_->allocated_bytes(); }
+  std::int64_t memory_in_use() const override { return inner_->memory_in_use(); }
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
     pause();
     return inner_->copy_in(copy, after);

@@ -1,0 +1,192 @@
+"""Tests of analysis/bench_peers.py with a made-up program and made-up peers; no GPU and no torch."""
+
+import contextlib
+import io
+import json
+import math
+import pathlib
+import stat
+import sys
+import tempfile
+import types
+import unittest
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "analysis"))
+import bench_peers as program  # noqa: E402  (needs the path above)
+
+# Answers each line with a time that its --chunks and the number of the round decide.
+FAKE_PROGRAM = f"""#!{sys.executable}
+import json, sys
+if sys.argv[1] == "--version":
+    print("stream-cqsa 1.2.3")
+    sys.exit(0)
+chunks = int(sys.argv[sys.argv.index("--chunks") + 1])
+if chunks == 31:
+    sys.exit("stream-cqsa: /some/where/input: too large")
+for number, _ in enumerate(sys.stdin):
+    print("a word", file=sys.stderr)
+    seconds = 100 if number == 0 else chunks + number
+    print(json.dumps({{"kernel_seconds": seconds, "seconds": 2 * seconds}}), file=sys.stderr, flush=True)
+print(json.dumps({{"stream": {{"c": chunks, "head_groups": 8, "subproblems": chunks, "device_memory": {{"planned": 7}},
+                  "host_memory": {{"planned": 8}}, "verification": {{"ok": True, "compared": 8}}}}}}))
+"""
+
+
+class NoMonitor:
+    def between(self, begin, end):
+        return {}
+
+
+class Listed:
+    """A competitor with given times; an exception among them is raised."""
+    key = "seconds"
+
+    def __init__(self, name, times, order, verification=None):
+        self.name, self.times, self.order = name, iter(times), order
+        self.verification = verification or {"ok": True}
+
+    def round(self):
+        self.order.append(self.name)
+        time = next(self.times)
+        if isinstance(time, Exception):
+            raise time
+        return {"seconds": time}
+
+    def finish(self):
+        return {"verification": self.verification}
+
+
+class ArithmeticTest(unittest.TestCase):
+    def test_flops_count_the_kept_scores(self):
+        for causal in (False, True):
+            shape = program.Shape(13, 3, 64, "f16", causal)
+            kept = sum(not causal or j <= i for i in range(13) for j in range(13))
+            self.assertEqual(shape.flops(), 4 * 64 * 3 * kept)
+
+    def test_folders_are_cut_from_text(self):
+        cases = {"mpirun -n 1 /a/b/stream-cqsa --x=/c/d.json": "mpirun -n 1 stream-cqsa --x=d.json",
+                 "500 TFLOP/s, build/x": "500 TFLOP/s, build/x", "'/a/b': no": "'b': no"}
+        for text, expected in cases.items():
+            self.assertEqual(program.without_folders(text), expected)
+
+    def test_only_a_small_error_is_right(self):
+        for error, ok in ((0.001, True), (0.1, False), (math.nan, False), (math.inf, False)):
+            result = program.verified(error)
+            self.assertEqual(result["ok"], ok)
+            json.dumps(result, allow_nan=False)
+
+    def test_inputs_are_what_their_names_say(self):
+        for dim in (64, 128):
+            shape = program.Shape(512, 2, dim, "f16", True)
+            scores = {kind: np.einsum("bqhd,bkhd->hqk", *program.accuracy_input(shape, kind)[:2]) * dim ** -0.5
+                      for kind in ("normal", "large scores", "sink")}
+            self.assertTrue(0.9 <= scores["normal"].std() <= 1.1)
+            self.assertTrue(np.allclose(scores["large scores"], 64 * scores["normal"], rtol=1e-4, atol=1e-2))
+            lead = scores["sink"][:, :, 0].mean() - scores["sink"][:, :, 1:].mean()
+            self.assertTrue(11 <= lead <= 13, lead)
+
+
+class TurnsTest(unittest.TestCase):
+    def run_turns(self, competitors, rounds):
+        return program.take_turns({c.name: lambda c=c: c for c in competitors}, rounds, NoMonitor())
+
+    def test_in_turn_without_the_warm_up(self):
+        order = []
+        results = self.run_turns([Listed("a", [100, 3, 1, 2], order), Listed("b", [100, 5, 6, 40], order)], 3)
+        self.assertEqual("".join(order), "abababab")
+        self.assertEqual((results["a"]["seconds"], results["b"]["seconds"]), (2, 6))
+        row = program.compare(program.Shape(8, 1, 64, "f16", False), "a", results)
+        self.assertEqual(row["results"]["b"]["over_base"], 3)
+        self.assertEqual(row["results"]["a"]["flop_per_second"], 4 * 64 * 64 / 2)
+
+    def test_who_fails_drops_out_and_keeps_what_it_has(self):
+        order = []
+        failing = Listed("a", [1, 2, program.Failure("no /x/y memory\nmore")], order)
+        results = self.run_turns([failing, Listed("b", [1, 2, 3, 4], order)], 3)
+        self.assertEqual("".join(order), "ababab" + "b")
+        self.assertEqual((results["a"]["error"], results["a"]["seconds"]), ("no y memory", 2))
+        self.assertEqual(results["b"]["seconds"], 3)
+
+    def test_a_wrong_result_has_no_time(self):
+        wrong = Listed("ours", [1, 2], [], {"ok": False})
+        results = self.run_turns([wrong], 1)
+        self.assertNotIn("seconds", results["ours"])
+        self.assertFalse(program.sound({"results": results}))
+        program.table(program.compare(program.Shape(8, 1, 64, "f16", False), "ours", results))
+
+    def test_a_peer_that_is_not_there_is_recorded(self):
+        def missing():
+            raise ModuleNotFoundError("No module named 'peer'")
+        results = program.take_turns({"peer": missing, "ours": lambda: Listed("ours", [1, 2], [])}, 1, NoMonitor())
+        self.assertIn("No module named 'peer'", results["peer"]["error"])
+        self.assertTrue(program.sound({"results": results}))
+
+
+class ChildTest(unittest.TestCase):
+    def child(self, code, seconds=None):
+        child = program.Child([sys.executable, "-c", code], "seconds", seconds)
+        self.addCleanup(child.process.kill)
+        return child
+
+    def test_the_last_word_of_a_child_is_its_error(self):
+        child = self.child("import sys; print('x: no GPU', file=sys.stderr); sys.exit(1)")
+        with self.assertRaisesRegex(program.Failure, "^x: no GPU$"):
+            child.round()
+
+    def test_our_error_is_found_before_a_launchers(self):
+        child = self.child("import sys; sys.exit('stream-cqsa: bad input\\nlauncher: a process failed')")
+        with self.assertRaisesRegex(program.Failure, "^stream-cqsa: bad input$"):
+            child.round()
+
+    def test_a_child_that_never_answers_is_ended(self):
+        child = self.child("import sys; sys.stdin.read()", seconds=0.5)
+        with self.assertRaisesRegex(program.Failure, "time limit"):
+            child.round()
+        self.assertIsNotNone(child.process.returncode)
+
+
+class ProgramTest(unittest.TestCase):
+    def test_a_section_end_to_end(self):
+        torch = types.ModuleType("torch")
+        torch.__version__, torch.version = "0", types.SimpleNamespace(cuda="0")
+        torch.backends = types.SimpleNamespace(cudnn=types.SimpleNamespace(version=lambda: 0))
+        sys.modules["torch"], before = torch, sys.modules.get("torch")
+        self.addCleanup(lambda: sys.modules.update(torch=before) if before else sys.modules.pop("torch"))
+        with tempfile.TemporaryDirectory() as folder:
+            ours = pathlib.Path(folder, "stream-cqsa")
+            ours.write_text(FAKE_PROGRAM)
+            ours.chmod(ours.stat().st_mode | stat.S_IXUSR)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                status = program.main(["--program", str(ours), "--launcher", "", "--output-dir", folder,
+                                       "--sections", "decomposition", "--quick"])
+            text = pathlib.Path(folder, "gpu_decomposition.json").read_text()
+        self.assertNotIn(folder, text)
+        result = json.loads(text)
+        of = result["rows"][0]["results"]
+        self.assertEqual(status, 1)  # c = 31 failed
+        self.assertEqual(of["c=31"]["error"], "stream-cqsa: input: too large")
+        self.assertEqual([of[c]["kernel_seconds"] for c in ("c=1", "c=7", "c=133")], [2, 8, 134])
+        self.assertEqual((of["c=7"]["over_base"], of["c=7"]["subproblems"]), (4, 7))
+        self.assertEqual(result["program"], ["stream-cqsa 1.2.3"])
+        self.assertIn("too large", printed.getvalue())
+
+    def test_safetensors_hold_what_was_given(self):
+        rng = np.random.default_rng(20605)
+        arrays = {name: rng.integers(0, 1 << 16, (1, 5, 2, 3), dtype=np.uint16) for name in "qkv"}
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "x.safetensors")
+            program.write_safetensors(path, {n: (a.shape, a.tobytes()) for n, a in arrays.items()}, "bf16")
+            data = path.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:8 + size])
+        self.assertEqual((8 + size) % 8, 0)
+        for name, array in arrays.items():
+            begin, end = header[name]["data_offsets"]
+            self.assertEqual((header[name]["dtype"], header[name]["shape"]), ("BF16", [1, 5, 2, 3]))
+            self.assertEqual(data[8 + size + begin:8 + size + end], array.tobytes())
+
+
+if __name__ == "__main__":
+    unittest.main()
