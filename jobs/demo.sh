@@ -31,20 +31,11 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-# CUDA takes minutes to compile: it is built where there is a device, and for that one.
-cuda_option() {
-  if nvidia-smi -L >/dev/null 2>&1; then
-    echo -DCMAKE_CUDA_ARCHITECTURES=native
-  else
-    echo -DSTREAM_CQSA_CUDA=OFF
-  fi
-}
-
 build_program() {
   # A build folder that has the tests keeps them; a new one does without.
-  local options=(-DCMAKE_BUILD_TYPE=Release)
+  local options=(-DCMAKE_BUILD_TYPE=Release -DSTREAM_CQSA_CUDA=AUTO)
   [ -e "$build/CMakeCache.txt" ] || options+=(-G Ninja -DSTREAM_CQSA_TESTS=OFF)
-  options+=("$(cuda_option)")
+  options+=("$(cuda_option -DSTREAM_CQSA_CUDA=OFF)")
   cmake -S "$root" -B "$build" "${options[@]}" >"$results/build.log" &&
     cmake --build "$build" --target stream-cqsa -j "$(nproc)" >>"$results/build.log" || {
     tail -n 30 "$results/build.log" >&2

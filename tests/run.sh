@@ -5,7 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source jobs/setup.sh
 
 require_packages "${build_packages[@]}" libboost-test-dev python3 python3-numpy
-cmake --preset release -DSTREAM_CQSA_TESTS=ON -DSTREAM_CQSA_WERROR=ON -DSTREAM_CQSA_CUDA=AUTO
+cmake --preset release -DSTREAM_CQSA_TESTS=ON -DSTREAM_CQSA_WERROR=ON -DSTREAM_CQSA_CUDA=AUTO \
+  "$(cuda_option -DCMAKE_CUDA_ARCHITECTURES=90)"
 cmake --build --preset release -j "$(nproc)"
 # ctest's closing lines come last: failures are printed with their output, then the summary.
 ctest --preset release -j "$(nproc)"
