@@ -17,23 +17,11 @@ BOOST_GLOBAL_FIXTURE(NeedsDevice);
 
 BOOST_AUTO_TEST_CASE(accumulators_on_the_device_give_the_same_bits) {
   std::mt19937_64 random(61);
-  const auto pick = [&](std::int64_t from, std::int64_t to) {
-    return from + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(to - from + 1));
-  };
   constexpr DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
   std::int64_t non_finite = 0;
   for (int trial = 0; trial < 60; ++trial) {
-    Problem problem;
-    problem.batch = pick(1, 2);
-    problem.kv_heads = pick(1, 3);
-    problem.query_heads = problem.kv_heads * pick(1, 3);
-    problem.query_length = pick(1, 1500);
-    problem.key_length = random() % 2 ? problem.query_length : pick(1, 1500);
-    problem.head_dim = 8 * pick(1, 16);
-    problem.dtype = types[random() % 3];
+    Problem problem = random_problem(random, 1500, 128, 8);
     problem.output_dtype = types[random() % 4];
-    problem.mask = random() % 2 ? Mask::causal : Mask::none;
-    problem.scale = default_scale(problem.head_dim);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
     TestInput input = random_input(problem, layout, 2.0, random);
     if (trial % 3 == 0) set_element(input.value, 0, 0, 0, 0, trial % 2 ? NAN : INFINITY);

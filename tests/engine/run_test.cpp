@@ -16,21 +16,7 @@ using namespace stream_cqsa::testing;
 namespace {
 
 Problem random_problem(std::mt19937_64& random) {
-  const auto pick = [&](std::int64_t from, std::int64_t to) {
-    return from + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(to - from + 1));
-  };
-  Problem problem;
-  problem.batch = pick(1, 2);
-  problem.kv_heads = pick(1, 3);
-  problem.query_heads = problem.kv_heads * pick(1, 3);
-  problem.query_length = pick(1, 150);
-  problem.key_length = random() % 2 ? problem.query_length : pick(1, 150);
-  problem.head_dim = test_dim(pick(1, 40));
-  problem.dtype = std::array{DType::f16, DType::bf16, DType::f32}[random() % 3];
-  problem.output_dtype = DType::f32;
-  problem.mask = random() % 2 ? Mask::causal : Mask::none;
-  problem.scale = default_scale(problem.head_dim);
-  return problem;
+  return testing::random_problem(random, 150, 40, test_dim_step);
 }
 
 constexpr AccumulatorPlacement placements[] = {AccumulatorPlacement::memory,

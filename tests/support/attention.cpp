@@ -167,4 +167,24 @@ double largest_error(const TensorDesc& desc, const std::vector<std::byte>& outpu
   return largest;
 }
 
+Problem random_problem(std::mt19937_64& random, std::int64_t longest, std::int64_t largest_dim,
+                       std::int64_t dim_step) {
+  const auto pick = [&](std::int64_t from, std::int64_t to) {
+    return from + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(to - from + 1));
+  };
+  constexpr DType types[] = {DType::f16, DType::bf16, DType::f32};
+  Problem problem;
+  problem.batch = pick(1, 2);
+  problem.kv_heads = pick(1, 3);
+  problem.query_heads = problem.kv_heads * pick(1, 3);
+  problem.query_length = pick(1, longest);
+  problem.key_length = random() % 2 ? problem.query_length : pick(1, longest);
+  problem.head_dim = dim_step * pick(1, largest_dim / dim_step);
+  problem.dtype = types[random() % 3];
+  problem.output_dtype = DType::f32;
+  problem.mask = random() % 2 ? Mask::causal : Mask::none;
+  problem.scale = default_scale(problem.head_dim);
+  return problem;
+}
+
 }  // namespace stream_cqsa::testing

@@ -21,8 +21,8 @@ inline const NeedsDevice needs_device;
 
 inline std::unique_ptr<Backend> make_test_backend(int) { return make_cuda_backend({}); }
 
-/// The next head dimension from `dim` on that the backend takes.
-inline std::int64_t test_dim(std::int64_t dim) { return (dim + 7) / 8 * 8; }
+/// Head dimensions that the backend takes are multiples of this.
+inline constexpr std::int64_t test_dim_step = 8;
 
 /// What errors may add up to where |v| <= 2: the weights are rounded to the input's type.
 inline double test_tolerance(DType dtype) {
@@ -34,7 +34,7 @@ inline double test_tolerance(DType dtype) {
 inline std::unique_ptr<Backend> make_test_backend(int threads) {
   return make_cpu_backend({threads});
 }
-inline std::int64_t test_dim(std::int64_t dim) { return dim; }
+inline constexpr std::int64_t test_dim_step = 1;
 inline double test_tolerance(DType) { return 2e-5; }
 
 #endif
