@@ -153,6 +153,10 @@ class Backend {
   /// Blocks until everything submitted has ended, well or not: then no lane touches host memory.
   virtual void quiesce() noexcept = 0;
 
+  /// Nobody wants what is under way any more: work that has not begun, or can be left half done,
+  /// may end at once. Only wait() and quiesce() are called after this.
+  virtual void cancel() noexcept {}
+
   /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
   /// arithmetic really done. One score costs 4 * head_dim floating-point operations.
   virtual std::uint64_t scores_computed() const = 0;

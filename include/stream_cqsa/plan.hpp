@@ -28,6 +28,8 @@ struct DeviceTraits {
   /// Floating-point operations that a subproblem should have before the sequence is divided for the
   /// sake of overlap alone, into at most overlap_worth subproblems; 0: it never is.
   std::int64_t overlap_flop = 0;
+  /// Floating-point operations for which it is worth to hand a subproblem to another rank.
+  std::int64_t dispatch_flop = 200'000'000;
   bool merges = false;  ///< accumulators may stay on the device
   friend bool operator==(const DeviceTraits&, const DeviceTraits&) = default;
 };
@@ -48,6 +50,7 @@ struct PlanRequest {
   bool lse = false;                             ///< an lse tensor is written too
   std::int64_t device_budget = 0;               ///< bytes
   std::int64_t host_budget = 0;                 ///< bytes
+  std::int64_t workers = 1;                     ///< that share the subproblems
   bool scratch = false;                         ///< accumulators may go to files
   std::optional<std::int64_t> chunks;           ///< c, else chosen
   std::optional<std::int64_t> heads_per_group;  ///< most key/value heads per group, else chosen
@@ -163,11 +166,23 @@ struct Plan {
 /// DeviceTraits::overlap_worth times as many, on kernel tiles no smaller, leave room on the device
 /// to copy one quorum in while another computes, the fewest that do are taken instead, or, where
 /// DeviceTraits::overlap_flop asks for it, as many as keep the copies at both ends short. So a
-/// larger device budget never gives more than that times the subproblems of a smaller one. Where it
+/// larger device budget never gives more than that times the subproblems of a smaller one, but for
+/// several workers: they get enough subproblems each to end at about the same time. Where it
 /// then holds the accumulators too, they stay on the device. Equal requests give equal plans.
 /// Throws InputError when nothing fits; the message names the smallest budget that works and
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);
+
+/// The plan on a rank that only computes, within budgets of its own: a device arena, and on the host
+/// cache blocks and buffers for partials that are sent. `device` is its device. Division and pieces
+/// are the plan's. Throws InputError when a budget is too small, naming what it takes.
+Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
+                 std::int64_t host_budget);
+
+/// The plan on the rank that merges what `workers` others compute: no device arena and no cache
+/// blocks, and more buffers for partials where the host budget has room. The plan's accumulators
+/// must be on the host.
+Plan master_plan(const Plan& plan, std::int64_t workers);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.

@@ -16,6 +16,7 @@ enum class Stage {
   copy_in,   ///< host to device slots
   compute,   ///< kernels
   copy_out,  ///< state slots to host
+  transfer,  ///< partials between ranks
   merge,     ///< partials into accumulators, and finishing rows
   spill,     ///< accumulators to and from the scratch file
   write,     ///< finished rows to the output
@@ -23,7 +24,7 @@ enum class Stage {
   verify,    ///< sampled rows against fp64, after the last write
   sync,      ///< outputs to storage and to their names
 };
-inline constexpr int stage_count = 10;
+inline constexpr int stage_count = 11;
 std::string_view name_of(Stage stage);
 
 /// Seconds of std::chrono::steady_clock.

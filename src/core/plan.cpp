@@ -30,6 +30,10 @@ void validate(const PlanRequest& request) {
     throw InputError(
         fmt::format("{} chunks; from 1 to {} are supported", *request.chunks, max_modulus));
   }
+  if (request.workers < 1 || request.device.dispatch_flop < 1) {
+    throw InputError(fmt::format("{} workers, {} operations to dispatch: at least 1 is needed",
+                                 request.workers, request.device.dispatch_flop));
+  }
   const std::int64_t heads = request.problem.kv_heads;
   if (request.heads_per_group &&
       (*request.heads_per_group < 1 || *request.heads_per_group > heads)) {

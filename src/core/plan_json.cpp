@@ -57,6 +57,7 @@ OrderedJson request_json(const PlanRequest& request) {
             {"key_item_bytes", device.key_item_bytes},
             {"overlap_worth", device.overlap_worth},
             {"overlap_flop", device.overlap_flop},
+            {"dispatch_flop", device.dispatch_flop},
             {"merges", device.merges}}},
           {"query", input_json(request.query)},
           {"key", input_json(request.key)},
@@ -64,6 +65,7 @@ OrderedJson request_json(const PlanRequest& request) {
           {"output_layout", name_of(request.output_layout)},
           {"lse", request.lse},
           {"scratch", request.scratch},
+          {"workers", request.workers},
           {"chunks", optional_json(request.chunks)},
           {"heads_per_group", optional_json(request.heads_per_group)}};
 }
@@ -214,6 +216,7 @@ PlanRequest read_request(const Json& plan) {
                     integer(device.at("key_item_bytes")),
                     integer(device.at("overlap_worth")),
                     integer(device.at("overlap_flop")),
+                    integer(device.at("dispatch_flop")),
                     device.at("merges").get<bool>()};
   request.query = read_input(json.at("query"));
   request.key = read_input(json.at("key"));
@@ -223,6 +226,7 @@ PlanRequest read_request(const Json& plan) {
   request.device_budget = integer(plan.at("memory").at("device").at("budget"));
   request.host_budget = integer(plan.at("memory").at("host").at("budget"));
   request.scratch = json.at("scratch").get<bool>();
+  request.workers = integer(json.at("workers"));
   request.chunks = read_optional(json.at("chunks"));
   request.heads_per_group = read_optional(json.at("heads_per_group"));
   return request;

@@ -31,17 +31,30 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   }
 }
 
-// How many subproblems a run should have at least, for the sake of overlap.
-std::int64_t overlap_subproblems(const PlanRequest& request) {
-  const Problem& problem = request.problem;
-  if (request.device.overlap_flop == 0) return 1;
+// The run's floating-point operations.
+double flop_of(const Problem& problem) {
   const std::int64_t scores =
       problem.live_scores({0, problem.query_length}, {0, problem.key_length});
-  const double flop = 4.0 * static_cast<double>(scores) * static_cast<double>(problem.head_dim) *
-                      static_cast<double>(problem.query_heads * problem.batch);
+  return 4.0 * static_cast<double>(scores) * static_cast<double>(problem.head_dim) *
+         static_cast<double>(problem.query_heads * problem.batch);
+}
+
+// How many subproblems a run should have at least, for the sake of overlap.
+std::int64_t overlap_subproblems(const PlanRequest& request) {
+  if (request.device.overlap_flop == 0) return 1;
   const double most = static_cast<double>(request.device.overlap_worth);
-  return static_cast<std::int64_t>(
-      std::clamp(flop / static_cast<double>(request.device.overlap_flop), 1.0, most));
+  return static_cast<std::int64_t>(std::clamp(
+      flop_of(request.problem) / static_cast<double>(request.device.overlap_flop), 1.0, most));
+}
+
+// How many it should have at least, for the sake of several workers: the last ones to end keep the
+// others waiting for one subproblem at most.
+std::int64_t shared_subproblems(const PlanRequest& request) {
+  constexpr std::int64_t for_each_worker = 24;
+  if (request.workers == 1) return 1;
+  const double most = static_cast<double>(for_each_worker * request.workers);
+  return static_cast<std::int64_t>(std::clamp(
+      flop_of(request.problem) / static_cast<double>(request.device.dispatch_flop), 1.0, most));
 }
 
 struct Found {
@@ -151,9 +164,12 @@ Cut choose_cut(const PlanRequest& request) {
 
   // A second pass, as what may replace the fewest depends on them.
   Found overlapped;
-  const std::int64_t least = overlap_subproblems(request);
+  const std::int64_t shared = shared_subproblems(request);
+  const std::int64_t least = std::max(overlap_subproblems(request), shared);
+  const std::int64_t most =
+      std::max(request.device.overlap_worth * fewest.cut.subproblems, 2 * shared);
   for_each_cut(request, [&](const Cut& cut) {
-    if (cut.subproblems > request.device.overlap_worth * fewest.cut.subproblems) return;
+    if (cut.subproblems > most) return;
     if (cut.subproblems < least || cut.tile < fewest.cut.tile) return;
     if (!better(cut, overlapped)) return;
     if (preferred_device_arena(request, cut).bytes() > request.device_budget) return;

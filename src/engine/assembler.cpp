@@ -16,14 +16,6 @@ std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
   return numbers;
 }
 
-std::int64_t count_pieces(const Plan& plan) {
-  std::int64_t pieces = 0;
-  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
-    pieces += piece_count(plan, plan.division.chunk(chunk).queries);
-  }
-  return pieces * static_cast<std::int64_t>(plan.groups.size()) * plan.problem().batch;
-}
-
 std::int64_t rows_bytes(const Plan& plan, const Block& block) {
   return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
 }
@@ -47,10 +39,13 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       memory_(memory),
       merge_threads_(merge_threads(plan, options)),
       telemetry_(telemetry),
+      pieces_(plan),
       monitor_(abort),
       uses_(plan),
+      merged_(static_cast<std::size_t>(pieces_.count()), 0),
+      open_(plan, plan.placement != AccumulatorPlacement::memory),
       merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
-      pieces_left_(count_pieces(plan)),
+      pieces_left_(pieces_.count()),
       store_(plan, memory + plan.host.accumulator_offset(), options.scratch, telemetry, abort),
       state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
       output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
@@ -106,18 +101,79 @@ std::int64_t Assembler::subproblem_of(const PieceKey& key, std::int64_t quorum) 
   return plan_.id({key.batch, key.group, quorum});
 }
 
+// Under the lock: merged, being merged, waiting to be, or never to come.
+bool Assembler::has(const PieceKey& key, std::int64_t quorum) const {
+  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const auto merged = quorums.begin() + merged_[static_cast<std::size_t>(pieces_.number(key))];
+  if (!std::binary_search(merged, quorums.end(), quorum)) return true;
+  const auto at = entries_.find(key);
+  if (at == entries_.end()) return false;
+  return (at->second.busy && quorum == *merged) ||
+         at->second.early.contains(subproblem_of(key, quorum));
+}
+
+// Under the lock.
+Assembler::Turn Assembler::turn(const PieceKey& key, std::int64_t quorum) const {
+  if (has(key, quorum)) return Turn::past;
+  const auto merged =
+      static_cast<std::size_t>(merged_[static_cast<std::size_t>(pieces_.number(key))]);
+  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const auto at = entries_.find(key);
+  const bool busy = at != entries_.end() && at->second.busy;
+  if (busy || quorum != quorums[merged]) return Turn::early;
+  const bool begins = merged == 0 && quorums.size() > 1;
+  return begins && !open_.may_begin(key) ? Turn::early : Turn::next;
+}
+
+Assembler::Turn Assembler::turn_of(const PieceKey& key, std::int64_t subproblem) const {
+  const auto lock = monitor_.lock();
+  return turn(key, plan_.key(subproblem).quorum);
+}
+
+std::int64_t Assembler::lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const {
+  const auto lock = monitor_.lock();
+  const std::int64_t pieces = piece_count(plan_, plan_.division.chunk(chunk).queries);
+  std::int64_t lacking = 0;
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    lacking += has({subproblem.batch, subproblem.group, chunk, piece}, subproblem.quorum) ? 0 : 1;
+  }
+  return lacking;
+}
+
+bool Assembler::lacks(std::int64_t batch, std::int64_t group, std::int64_t chunk,
+                      std::int64_t quorum) const {
+  return lacking_pieces({batch, group, quorum}, chunk) > 0;
+}
+
 void Assembler::deliver(const Partial& partial) {
+  const PieceKey& key = partial.key;
+  Turn turn;
   {
     const auto lock = monitor_.lock();
-    Entry& entry = entries_[partial.key];
-    const auto& quorums = uses_.quorums(Side::query, partial.key.chunk);
-    if (entry.busy || partial.subproblem != subproblem_of(partial.key, quorums[entry.next])) {
-      entry.early.emplace(partial.subproblem, partial);
-      return;
+    turn = this->turn(key, plan_.key(partial.subproblem).quorum);
+    if (turn != Turn::past) {
+      Entry& entry = entries_[key];
+      if (turn == Turn::next) begin(key, entry);
+      if (turn == Turn::early) {
+        entry.early.emplace(partial.subproblem, partial);
+        if (merged(key) == 0 && !entry.busy && is_first(partial)) waiting_.insert(key);
+      }
     }
-    entry.busy = true;
   }
-  ready_.push(partial);
+  if (turn == Turn::past) state_buffers_.give(partial.buffer);
+  if (turn == Turn::next) ready_.push(partial);
+}
+
+// Under the lock: no other partial of its piece comes before it.
+bool Assembler::is_first(const Partial& partial) const {
+  return plan_.key(partial.subproblem).quorum ==
+         uses_.quorums(Side::query, partial.key.chunk).front();
+}
+
+// Under the lock.
+void Assembler::begin(const PieceKey& key, Entry& entry) {
+  entry.busy = true;
+  if (merged(key) == 0 && uses_.quorums(Side::query, key.chunk).size() > 1) open_.begin(key);
 }
 
 void Assembler::merge_chain(Partial partial) {
@@ -129,19 +185,24 @@ void Assembler::merge_chain(Partial partial) {
     {
       const auto lock = monitor_.lock();
       quorums = &uses_.quorums(Side::query, partial.key.chunk);
-      position = entries_.at(partial.key).next;
+      position = static_cast<std::size_t>(merged(partial.key));
     }
     merge_one(partial, *quorums, position);
 
-    const auto lock = monitor_.lock();
+    if (on_merged_) on_merged_(partial.subproblem);
+
+    auto lock = monitor_.lock();
     count_merged(partial.key, partial.scores);
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
-    if (++entry.next == quorums->size()) {
+    merged(partial.key) = static_cast<std::int32_t>(++position);
+    if (position == quorums->size()) {
       entries_.erase(at);
+      lock.unlock();
+      end_piece(partial.key, position > 1);
       return;
     }
-    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[entry.next]));
+    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[position]));
     if (follower == entry.early.end()) {
       entry.busy = false;
       return;
@@ -149,6 +210,24 @@ void Assembler::merge_chain(Partial partial) {
     partial = follower->second;
     entry.early.erase(follower);
   }
+}
+
+// A piece is finished: those that waited for its accumulator are begun.
+void Assembler::end_piece(const PieceKey& key, bool begun) {
+  std::vector<Partial> next;
+  {
+    const auto lock = monitor_.lock();
+    open_.end(key, begun);
+    while (!waiting_.empty() && open_.may_begin(*waiting_.begin())) {
+      const PieceKey waiting = *waiting_.begin();
+      waiting_.erase(waiting_.begin());
+      Entry& entry = entries_.at(waiting);
+      next.push_back(entry.early.begin()->second);
+      entry.early.erase(entry.early.begin());
+      begin(waiting, entry);
+    }
+  }
+  for (const Partial& partial : next) ready_.push(partial);
 }
 
 void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
@@ -243,6 +322,7 @@ void Assembler::finish_keyless() {
         for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {
           const PieceKey key{batch, static_cast<std::int64_t>(group), chunk, piece};
           finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim});
+          end_piece(key, false);
         }
       }
     }

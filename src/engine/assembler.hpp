@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <set>
 #include <vector>
 
 #include "engine/accumulator_store.hpp"
 #include "engine/monitor.hpp"
+#include "engine/open_pieces.hpp"
 #include "engine/partial.hpp"
+#include "engine/piece_table.hpp"
 #include "engine/use_table.hpp"
 #include "stream_cqsa/engine.hpp"
 
@@ -21,10 +24,9 @@ namespace stream_cqsa {
 /// they are delivered: an early one stays in its state buffer until those before it have come. The
 /// result's bits therefore depend on the partials alone. Different pieces are merged at once.
 ///
-/// Accumulators in memory suffice when all partials of a head group are delivered before those of
-/// the next, in any order within the group. Whoever lets groups overlap further must have as many
-/// accumulators as pieces may then be open, or accumulators in a file; state buffers, likewise, for
-/// every partial that may come early.
+/// With accumulators in memory a piece of a later head group is begun only where enough are left
+/// for the groups before it; until then its partials wait like early ones. Whoever delivers out of
+/// order must leave state buffers for those that are next, see turn_of().
 class Assembler : public PartialReceiver {
  public:
   /// `memory` is the plan's whole host arena; the part for cache blocks is not used here.
@@ -39,7 +41,27 @@ class Assembler : public PartialReceiver {
 
   bool try_buffer(Buffer& buffer) override;
   Buffer wait_buffer() override;
+  /// A partial that its piece already has, merged or waiting, is dropped: duplicates are harmless.
   void deliver(const Partial& partial) override;
+
+  /// Where a partial stands that might be delivered: it would be merged at once, wait for others,
+  /// or be dropped. Any thread may ask at any time.
+  enum class Turn { next, early, past };
+  Turn turn_of(const PieceKey& key, std::int64_t subproblem) const;
+
+  /// Gives back a buffer that was not delivered.
+  void give_back(std::int32_t buffer) { state_buffers_.give(buffer); }
+
+  /// Has `merged(subproblem)` called, by a merge thread, for every partial that has been merged.
+  /// Before start().
+  void on_merged(std::function<void(std::int64_t)> merged) { on_merged_ = std::move(merged); }
+
+  /// How many pieces of a query chunk lack the partial of a subproblem of their group.
+  std::int64_t lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const;
+
+  /// Whether a piece of (batch, group, chunk) still lacks the partial of `quorum`. Any thread may
+  /// ask at any time.
+  bool lacks(std::int64_t batch, std::int64_t group, std::int64_t chunk, std::int64_t quorum) const;
 
   bool try_output_buffer(Buffer& buffer) override;
   Buffer wait_output_buffer() override;
@@ -51,9 +73,8 @@ class Assembler : public PartialReceiver {
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
 
  private:
-  /// An open piece: which of its partials is merged next, and those that came early.
+  /// A piece that a merge thread has, or whose partials came early.
   struct Entry {
-    std::size_t next = 0;                   ///< into the chunk's quorums
     bool busy = false;                      ///< a merge thread has it
     std::map<std::int64_t, Partial> early;  ///< by subproblem
   };
@@ -62,6 +83,11 @@ class Assembler : public PartialReceiver {
     std::int32_t buffer = 0;
   };
 
+  bool has(const PieceKey& key, std::int64_t quorum) const;
+  Turn turn(const PieceKey& key, std::int64_t quorum) const;
+  void begin(const PieceKey& key, Entry& entry);
+  bool is_first(const Partial& partial) const;
+  void end_piece(const PieceKey& key, bool begun);
   void finish_keyless();
   void merge_chain(Partial partial);
   void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
@@ -71,6 +97,9 @@ class Assembler : public PartialReceiver {
   void write_piece(const Finished& finished);
   void end_producer();
   std::int64_t subproblem_of(const PieceKey& key, std::int64_t quorum) const;
+  std::int32_t& merged(const PieceKey& key) {
+    return merged_[static_cast<std::size_t>(pieces_.number(key))];
+  }
   Block block_of(const PieceKey& key) const;
   std::byte* output_at(std::int32_t buffer) const;
   /// The lse, where one is written, takes the place of m.
@@ -83,14 +112,21 @@ class Assembler : public PartialReceiver {
   int merge_threads_;
   Telemetry& telemetry_;
 
-  Monitor monitor_;  // guards uses_, entries_, non_finite_, merged_scores_, producers_
-  UseTable uses_;
+  const PieceTable pieces_;
+
+  // Guards uses_, merged_, entries_, open_, waiting_, non_finite_, merged_scores_, producers_.
+  mutable Monitor monitor_;
+  mutable UseTable uses_;
+  std::vector<std::int32_t> merged_;  ///< by piece: of the chunk's quorums, in order
   std::map<PieceKey, Entry> entries_;
+  OpenPieces open_;
+  std::set<PieceKey> waiting_;  ///< whose first partial has come and waits for an accumulator
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
   int producers_ = 0;  ///< threads that may still push into finished_
 
+  std::function<void(std::int64_t)> on_merged_;
   AccumulatorStore store_;
   Pool<std::int32_t> state_buffers_;
   Pool<std::int32_t> output_buffers_;

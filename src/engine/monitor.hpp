@@ -17,6 +17,9 @@ namespace stream_cqsa {
 /// Thrown out of a wait when another thread has failed. Never the cause of a failure.
 struct Aborted {};
 
+/// Ends a group of threads early where nothing has failed.
+struct Stopped {};
+
 /// Keeps the first failure of a group of threads and wakes every Monitor that is attached.
 class Abort {
  public:
@@ -25,6 +28,14 @@ class Abort {
     const std::scoped_lock lock(mutex_);
     if (!failure_) failure_ = std::current_exception();
     for (auto& wake : wakers_) wake();
+  }
+  /// Ends the group, unless it has failed already.
+  void stop() {
+    try {
+      throw Stopped{};
+    } catch (...) {
+      fail();
+    }
   }
   bool failed() const {
     const std::scoped_lock lock(mutex_);

@@ -73,6 +73,8 @@ class PartialReceiver {
   virtual Buffer wait_buffer() = 0;
   /// Hands over a filled buffer. May be called in any order of subproblems.
   virtual void deliver(const Partial& partial) = 0;
+  /// All partials of the subproblem have been delivered.
+  virtual void end_of_subproblem(std::int64_t) {}
 
   /// The same for output buffers and finished rows.
   virtual bool try_output_buffer(Buffer& buffer) = 0;

@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "engine/assignment.hpp"
 #include "engine/device_accumulators.hpp"
 #include "engine/host_cache.hpp"
 #include "engine/launched.hpp"
@@ -33,14 +34,16 @@ namespace stream_cqsa {
 /// finished rows out instead: see DeviceAccumulators.
 class Pipeline {
  public:
-  using NextSubproblem = std::function<std::optional<std::int64_t>()>;
+  using NextSubproblem = std::function<std::optional<Assignment>()>;
 
   /// `cache_memory` holds the plan's host cache blocks. Everything given must outlive the crew.
   Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memory, Backend& backend,
            PartialReceiver& receiver, Telemetry& telemetry, Abort& abort);
 
-  /// Starts the threads. `next` is called by one thread, ascending ids; the pipeline ends when it
-  /// gives nothing and all partials are delivered. `finished` is called at that end.
+  /// Starts the threads. `next` is called by one thread. Ids best ascend: others, and those left
+  /// out, cost reads and copies that could have been spared. With accumulators on the device they
+  /// must, with every chunk wanted. The pipeline ends when `next` gives nothing and all partials
+  /// are delivered. `finished` is called at that end.
   void start(Crew& crew, NextSubproblem next, int read_threads, std::function<void()> finished);
 
  private:
@@ -83,7 +86,7 @@ class Pipeline {
   };
 
   void schedule(const NextSubproblem& next);
-  Step plan_step(std::int64_t id);
+  Step plan_step(const Assignment& assignment);
   std::vector<std::int32_t> assign_slots(const Step& step, Side side);
   ChunkRows rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk);
   template <typename Visit>

@@ -1,0 +1,199 @@
+#include "engine/dispatcher.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "engine/partial.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// Subproblems that are compared for the sake of chunks that a worker keeps.
+constexpr std::size_t candidates = 32;
+
+}  // namespace
+
+Dispatcher::Dispatcher(const Plan& plan, int workers, const Options& options, Lacking lacking)
+    : plan_(plan),
+      count_(plan.subproblem_count()),
+      options_(options),
+      lacking_(std::move(lacking)),
+      workers_(static_cast<std::size_t>(workers)) {
+  fill();
+}
+
+int Dispatcher::workers_left() const {
+  return static_cast<int>(
+      std::count_if(workers_.begin(), workers_.end(), [](const Worker& w) { return !w.lost; }));
+}
+
+// --- subproblems that no worker has ---
+
+// Looks at more subproblems until there are candidates enough.
+void Dispatcher::fill() {
+  while (cursor_ < count_ && open_.size() < candidates) {
+    const std::int64_t id = cursor_++;
+    if (add(id)) open_.insert(id);
+  }
+  forget_merged();
+}
+
+// False where nothing of it is lacking.
+bool Dispatcher::add(std::int64_t id) {
+  const QuorumWork work = plan_.work(id);
+  const SubproblemKey key = plan_.key(id);
+  Task task;
+  task.wanted.assign(work.chunks.size(), false);
+  std::vector<bool> used(work.chunks.size(), false);
+  for (std::size_t pair = 0; pair < work.pairs.size(); ++pair) {
+    const auto query = static_cast<std::size_t>(work.pairs[pair].query);
+    if (pair == 0 || work.pairs[pair - 1].query != work.pairs[pair].query) {
+      const std::int64_t pieces = lacking_(key, work.chunks[query].index);
+      task.pieces_left += pieces;
+      task.wanted[query] = pieces > 0;
+    }
+    if (!task.wanted[query]) continue;
+    used[query] = used[static_cast<std::size_t>(work.pairs[pair].key)] = true;
+  }
+  if (task.pieces_left == 0) return false;
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (used[i]) task.chunks.push_back({key.batch, key.group, work.chunks[i].index});
+  }
+  tasks_.emplace(id, std::move(task));
+  return true;
+}
+
+// --- assignment ---
+
+std::optional<Dispatcher::Order> Dispatcher::next(int number) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  if (worker.lost || static_cast<int>(worker.computing.size()) >= options_.ahead)
+    return std::nullopt;
+  fill();
+  if (const auto id = choose(worker)) return assign(number, *id);
+  if (!worker.computing.empty()) return std::nullopt;
+  const auto first = std::find_if(open_.begin(), open_.end(),
+                                  [&](std::int64_t id) { return !worker.abandoned.contains(id); });
+  if (first != open_.end()) return assign(number, *first);  // and gives up what is in its way
+  if (const auto id = choose_again()) return assign(number, *id);
+  return std::nullopt;
+}
+
+// Of the subproblems that the worker may take, the one with the fewest chunks that it lacks. The
+// oldest may only be passed over for one whose partials are sure to find room.
+std::optional<std::int64_t> Dispatcher::choose(const Worker& worker) const {
+  std::optional<std::int64_t> best;
+  std::int64_t fewest = std::numeric_limits<std::int64_t>::max();
+  std::size_t compared = 0;
+  for (const std::int64_t id : open_) {
+    if (id != *open_.begin() && id >= oldest_ + options_.window) break;
+    if (++compared > candidates) break;
+    if (!may_take(worker, id)) continue;
+    const std::int64_t missing = missing_chunks(worker, tasks_.at(id));
+    if (missing >= fewest) continue;
+    fewest = missing;
+    best = id;
+  }
+  return best;
+}
+
+bool Dispatcher::may_take(const Worker& worker, std::int64_t id) const {
+  if (worker.abandoned.contains(id)) return false;
+  if (worker.delivering.empty()) return true;
+  const std::int64_t last = *worker.delivering.rbegin();
+  return id > last || last < oldest_ + options_.window;
+}
+
+std::int64_t Dispatcher::missing_chunks(const Worker& worker, const Task& task) const {
+  return std::count_if(task.chunks.begin(), task.chunks.end(),
+                       [&](const ChunkKey& chunk) { return !worker.kept.contains(chunk); });
+}
+
+// What the busiest worker would begin last, if no second worker has it yet.
+std::optional<std::int64_t> Dispatcher::choose_again() const {
+  std::optional<std::int64_t> chosen;
+  std::size_t busiest = 0;
+  for (const Worker& worker : workers_) {
+    if (worker.computing.size() <= busiest) continue;
+    const auto last =
+        std::find_if(worker.computing.rbegin(), worker.computing.rend(), [&](std::int64_t id) {
+          const auto task = tasks_.find(id);
+          return task != tasks_.end() && task->second.workers.size() == 1;
+        });
+    if (last == worker.computing.rend()) continue;
+    busiest = worker.computing.size();
+    chosen = *last;
+  }
+  return chosen;
+}
+
+Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  Order order;
+  if (!may_take(worker, id)) {
+    order.abandon.assign(worker.delivering.begin(), worker.delivering.end());
+    for (const std::int64_t waiting : order.abandon) take_back(number, waiting);
+    worker.abandoned.insert(order.abandon.begin(), order.abandon.end());
+  }
+  Task& task = tasks_.at(id);
+  if (open_.erase(id) == 0) ++repeated_;
+  task.workers.insert(number);
+  worker.computing.insert(id);
+  worker.delivering.insert(id);
+  keep_chunks(worker, task);
+  order.assignment = {id, task.wanted};
+  return order;
+}
+
+// The worker keeps the chunks that it used last, as far as it has room.
+void Dispatcher::keep_chunks(Worker& worker, const Task& task) const {
+  ++worker.orders;
+  for (const ChunkKey& chunk : task.chunks) worker.kept[chunk] = worker.orders;
+  while (static_cast<std::int64_t>(worker.kept.size()) > options_.chunks_kept) {
+    worker.kept.erase(std::min_element(
+        worker.kept.begin(), worker.kept.end(),
+        [](const auto& one, const auto& other) { return one.second < other.second; }));
+  }
+}
+
+// --- what comes back ---
+
+void Dispatcher::computed(int number, std::int64_t id) {
+  workers_[static_cast<std::size_t>(number)].computing.erase(id);
+}
+
+void Dispatcher::received(int number, std::int64_t id) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  if (worker.abandoned.erase(id) > 0) return;
+  worker.delivering.erase(id);
+  if (const auto task = tasks_.find(id); task != tasks_.end()) task->second.workers.erase(number);
+}
+
+void Dispatcher::merged_piece(std::int64_t id) {
+  const auto task = tasks_.find(id);
+  if (task == tasks_.end() || --task->second.pieces_left > 0) return;
+  open_.erase(id);
+  tasks_.erase(task);
+  forget_merged();
+}
+
+void Dispatcher::forget_merged() { oldest_ = tasks_.empty() ? cursor_ : tasks_.begin()->first; }
+
+void Dispatcher::take_back(int number, std::int64_t id) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  worker.computing.erase(id);
+  worker.delivering.erase(id);
+  const auto task = tasks_.find(id);
+  if (task == tasks_.end()) return;
+  task->second.workers.erase(number);
+  if (task->second.workers.empty()) open_.insert(id);
+}
+
+void Dispatcher::lost(int number, bool with_partials) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  worker.lost = true;
+  const auto given_back = with_partials ? worker.delivering : worker.computing;
+  for (const std::int64_t id : given_back) take_back(number, id);
+}
+
+}  // namespace stream_cqsa

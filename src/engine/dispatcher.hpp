@@ -1,0 +1,108 @@
+// Which worker computes which subproblem.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "engine/assignment.hpp"
+#include "engine/slot_cache.hpp"
+#include "stream_cqsa/plan.hpp"
+
+namespace stream_cqsa {
+
+/// Hands out subproblems to workers that ask, counts what comes back, and hands out again what a
+/// lost worker had. Bookkeeping alone, with no messages and no threads: the same calls give the
+/// same answers.
+///
+/// Partials are merged in ascending order of subproblem, and those that come early wait: where they
+/// lie if the merging side has no room. So that nobody waits for a partial that stands behind
+/// waiting ones, a worker is given its subproblems in ascending order, except for those that lie
+/// within `window` of the oldest that is not merged: the merging side has room for all of these. A
+/// worker whose waiting partials are in the way of an older subproblem (whose worker was lost)
+/// gives them up, see Order::abandon.
+class Dispatcher {
+ public:
+  struct Options {
+    std::int64_t window = 0;       ///< subproblems whose partials may all come early
+    int ahead = 2;                 ///< subproblems that a worker has at a time
+    std::int64_t chunks_kept = 0;  ///< chunks that a worker keeps from one subproblem to the next
+  };
+
+  /// How many pieces of a query chunk still lack the partial of a subproblem.
+  using Lacking = std::function<std::int64_t(const SubproblemKey& key, std::int64_t chunk)>;
+
+  Dispatcher(const Plan& plan, int workers, const Options& options, Lacking lacking);
+
+  struct Order {
+    Assignment assignment;
+    /// Subproblems of this worker whose partials must be dropped when they come: they will be
+    /// computed again. received() is called for them too.
+    std::vector<std::int64_t> abandon;
+  };
+  /// The next subproblem for a worker, or none for now. Near the end an idle worker gets one that
+  /// another still computes: the first result counts.
+  std::optional<Order> next(int worker);
+
+  /// The worker has computed the subproblem: all of its partials wait, or have come.
+  void computed(int worker, std::int64_t id);
+
+  /// All partials of the subproblem that come from this worker have come, or were dropped.
+  void received(int worker, std::int64_t id);
+
+  /// One piece of the subproblem is merged. Pieces that were not lacking do not count.
+  void merged_piece(std::int64_t id);
+
+  /// The worker computes no more. Its waiting partials still come, unless `with_partials`.
+  void lost(int worker, bool with_partials);
+
+  bool all_merged() const { return oldest_ == count_; }
+  std::int64_t oldest_unmerged() const { return oldest_; }
+  std::int64_t window() const { return options_.window; }
+  int workers_left() const;
+  /// Subproblems handed out more than once, for the report.
+  std::int64_t repeated() const { return repeated_; }
+
+ private:
+  struct Task {
+    std::vector<bool> wanted;
+    std::vector<ChunkKey> chunks;  ///< that it needs, for the sake of those that a worker keeps
+    std::int64_t pieces_left = 0;  ///< not merged
+    std::set<int> workers;         ///< that have it, until all of their partials have come
+  };
+  struct Worker {
+    bool lost = false;
+    std::set<std::int64_t> computing;
+    std::set<std::int64_t> delivering;      ///< computing, or with partials that have not come
+    std::set<std::int64_t> abandoned;       ///< whose partials have not all come to be dropped
+    std::map<ChunkKey, std::int64_t> kept;  ///< when each was last used
+    std::int64_t orders = 0;
+  };
+
+  void fill();
+  bool add(std::int64_t id);
+  std::optional<std::int64_t> choose(const Worker& worker) const;
+  std::int64_t missing_chunks(const Worker& worker, const Task& task) const;
+  bool may_take(const Worker& worker, std::int64_t id) const;
+  std::optional<std::int64_t> choose_again() const;
+  Order assign(int worker, std::int64_t id);
+  void keep_chunks(Worker& worker, const Task& task) const;
+  void take_back(int worker, std::int64_t id);
+  void forget_merged();
+
+  const Plan& plan_;
+  std::int64_t count_;
+  Options options_;
+  Lacking lacking_;
+  std::vector<Worker> workers_;
+  std::int64_t cursor_ = 0;             ///< smallest subproblem that was never looked at
+  std::int64_t oldest_ = 0;             ///< smallest that is not merged
+  std::map<std::int64_t, Task> tasks_;  ///< looked at and not merged
+  std::set<std::int64_t> open_;         ///< those of them that no worker has
+  std::int64_t repeated_ = 0;
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,40 @@
+// Which pieces may have an accumulator.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "engine/partial.hpp"
+
+namespace stream_cqsa {
+
+/// Counts accumulators so that no merge ever waits for one. A piece may be begun when there are
+/// enough for it and for all unfinished pieces of the head groups before its own, which a plan with
+/// accumulators in memory has at least for one group. Not thread-safe.
+class OpenPieces {
+ public:
+  /// `unlimited`: accumulators that do not fit go to a file.
+  OpenPieces(const Plan& plan, bool unlimited);
+
+  bool may_begin(const PieceKey& key) const;
+  void begin(const PieceKey& key) { ++begun_[sweep_of(key)]; }
+  /// The piece is finished, `begun` or not: it may have needed no accumulator.
+  void end(const PieceKey& key, bool begun);
+
+ private:
+  /// Head groups whose pieces are open at once.
+  std::int64_t sweep_of(const PieceKey& key) const {
+    return groups_outer_ ? key.batch * groups_ + key.group : key.batch;
+  }
+
+  bool unlimited_;
+  bool groups_outer_;
+  std::int64_t groups_;
+  std::int64_t accumulators_;
+  std::vector<std::int64_t> unfinished_;        ///< by sweep
+  std::int64_t first_unfinished_ = 0;           ///< sweep
+  std::map<std::int64_t, std::int64_t> begun_;  ///< by sweep
+};
+
+}  // namespace stream_cqsa

@@ -1,0 +1,108 @@
+#include "mpi/intake.hpp"
+
+namespace stream_cqsa {
+
+void Intake::offer(int rank, const Message& message) {
+  const Source source{message.subproblem, rank};
+  offers_.emplace(source, Offer{message, dropped_.contains(source)});
+}
+
+void Intake::computed(int rank, std::int64_t subproblem, std::int64_t of) {
+  count({subproblem, rank}, 0, of);
+}
+
+void Intake::count(const Source& source, std::int64_t came, std::int64_t of) {
+  Count& count = counts_[source];
+  count.came += came;
+  if (of >= 0) count.of = of;
+  if (count.came != count.of) return;
+  counts_.erase(source);
+  dropped_.erase(source);
+  dispatcher_.received(source.rank - 1, source.subproblem);
+}
+
+void Intake::drop(int rank, const std::vector<std::int64_t>& subproblems) {
+  for (const std::int64_t subproblem : subproblems) {
+    const Source source{subproblem, rank};
+    dropped_.insert(source);
+    const auto [begin, end] = offers_.equal_range(source);
+    for (auto offer = begin; offer != end; ++offer) offer->second.dropped = true;
+  }
+}
+
+void Intake::forget(int rank) {
+  std::erase_if(offers_, [&](const auto& offer) { return offer.first.rank == rank; });
+  std::erase_if(counts_, [&](const auto& count) { return count.first.rank == rank; });
+}
+
+bool Intake::poll() {
+  bool did_something = false;
+  for (auto transfer = transfers_.begin(); transfer != transfers_.end();) {
+    if (!transfer->request.done()) {
+      ++transfer;
+      continue;
+    }
+    end(*transfer);
+    transfer = transfers_.erase(transfer);
+    did_something = true;
+  }
+  for (auto offer = offers_.begin(); offer != offers_.end();) {
+    const bool begun = begin(offer->first, offer->second);
+    did_something |= begun;
+    offer = begun ? offers_.erase(offer) : std::next(offer);
+  }
+  return did_something;
+}
+
+// Asks for the states of an offer, if there is use and room for them, or none will ever be.
+bool Intake::begin(const Source& source, const Offer& offer) {
+  const Message& message = offer.message;
+  if (offer.dropped || dropping_) return drop(source, message);
+  if (coming_.contains({message.piece, message.subproblem})) return false;
+  const Assembler::Turn turn = assembler_.turn_of(message.piece, message.subproblem);
+  if (turn == Assembler::Turn::past) return drop(source, message);
+  const bool in_window = message.subproblem < dispatcher_.oldest_unmerged() + dispatcher_.window();
+  if (turn == Assembler::Turn::early && !in_window) return false;
+  PartialReceiver::Buffer buffer;
+  if (!assembler_.try_buffer(buffer)) return false;
+  begin_transfer(source, message, buffer, false);
+  coming_.emplace(message.piece, message.subproblem);
+  return true;
+}
+
+bool Intake::drop(const Source& source, const Message& message) {
+  if (spare_in_use_) return false;
+  spare_in_use_ = true;
+  begin_transfer(source, message, spare_, true);
+  return true;
+}
+
+void Intake::begin_transfer(const Source& source, const Message& message,
+                            PartialReceiver::Buffer buffer, bool dropped) {
+  const SoftmaxStates states =
+      softmax_states_at(buffer.data, piece_rows(plan_, message.piece), plan_.problem().head_dim);
+  const auto bytes = static_cast<std::size_t>(softmax_state_bytes(states.rows, states.dim));
+  transfers_.push_back(
+      {communicator_.receive(source.rank, states_tag + message.buffer, {buffer.data, bytes}),
+       source, message, dropped, buffer, states, now_seconds()});
+}
+
+void Intake::end(Transfer& transfer) {
+  const Message& message = transfer.message;
+  telemetry_.record(Stage::transfer, {transfer.begin, now_seconds()},
+                    softmax_state_bytes(transfer.states.rows, transfer.states.dim),
+                    message.subproblem);
+  if (transfer.dropped) {
+    spare_in_use_ = false;
+  } else {
+    const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(message.piece.group)];
+    telemetry_.add_scores(static_cast<std::uint64_t>(message.scores) *
+                          static_cast<std::uint64_t>(heads.query_heads(plan_.problem()).size()));
+    coming_.erase({message.piece, message.subproblem});
+    assembler_.deliver({message.piece, message.subproblem, message.scores, transfer.buffer.number,
+                        transfer.states});
+  }
+  count(transfer.source, 1, -1);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,177 @@
+#include "mpi/worker.hpp"
+
+#include <atomic>
+#include <list>
+#include <memory>
+
+#include "engine/buffer.hpp"
+#include "engine/monitor.hpp"
+#include "engine/pipeline.hpp"
+#include "mpi/partial_sender.hpp"
+#include "mpi/poll.hpp"
+#include "mpi/protocol.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// More than the master has a worker know beforehand.
+constexpr std::size_t most_assignments = 64;
+
+/// The computing half: what one failure ends.
+class Computing {
+ public:
+  Computing(const Plan& plan, const Inputs& inputs, Backend& backend, const RunOptions& options,
+            Telemetry& telemetry, Communicator& communicator, std::byte* memory)
+      : backend_(backend),
+        sender_(plan, memory + plan.host.state_offset(), communicator, telemetry, abort_),
+        assignments_(abort_, most_assignments),
+        pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
+                  abort_),
+        crew_(abort_) {
+    pipeline_.start(
+        crew_, [this] { return assignments_.pop(); }, options.read_threads,
+        [this] { finished_ = true; });
+  }
+  ~Computing() {
+    end();
+    backend_.quiesce();
+  }
+
+  PartialSender& sender() { return sender_; }
+  void assign(const Message& message) {
+    assignments_.push({message.subproblem, message.wanted_positions()});
+  }
+  bool failed() const { return abort_.failed(); }
+  void rethrow_if_failed() const { abort_.rethrow_if_failed(); }
+
+  /// No more assignments; those under way are given up.
+  void end() {
+    assignments_.close();
+    if (!finished_) {
+      abort_.stop();
+      backend_.cancel();
+    }
+    crew_.join();
+  }
+
+ private:
+  Abort abort_;
+  Backend& backend_;
+  PartialSender sender_;
+  BoundedQueue<Assignment> assignments_;
+  Pipeline pipeline_;
+  std::atomic<bool> finished_{false};
+  Crew crew_;
+};
+
+/// The communication thread's work.
+class Worker {
+ public:
+  Worker(const Plan& plan, Backend& backend, Communicator& communicator)
+      : plan_(plan), backend_(backend), communicator_(communicator) {
+    listen();
+  }
+
+  /// Begins to compute; a failure is told to the master.
+  void start(const Inputs& inputs, const RunOptions& options, Telemetry& telemetry) {
+    try {
+      backend_.prepare(plan_, telemetry);
+      memory_ = std::make_unique<HostBuffer>(plan_.host.bytes());
+      pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
+      computing_ = std::make_unique<Computing>(plan_, inputs, backend_, options, telemetry,
+                                               communicator_, memory_->data());
+    } catch (const std::exception& error) {
+      give_up(error.what());
+    }
+  }
+
+  /// Until the master says stop.
+  void work() {
+    while (!stopped_) {
+      bool did_something = hear();
+      if (computing_ && failure_.empty() && computing_->failed()) {
+        computing_->end();
+        try {
+          computing_->rethrow_if_failed();
+        } catch (const std::exception& error) {
+          give_up(error.what());
+        }
+      }
+      did_something |= send();
+      pause_.after(did_something, !all_sent());
+    }
+    if (computing_) computing_->end();
+    say(Said::ended, "");
+    for (; !all_sent(); pause_.after(send(), true)) {
+    }
+  }
+
+  WorkerResult result() {
+    return {failure_, backend_.scores_computed(), backend_.allocated_bytes(),
+            backend_.memory_in_use(), memory_ ? memory_->bytes() : 0};
+  }
+
+ private:
+  struct Sending {
+    Message message;
+    Request request;
+  };
+
+  void listen() { request_ = communicator_.receive(0, to_worker_tag, incoming_.bytes()); }
+
+  bool hear() {
+    bool did_something = false;
+    for (; !stopped_ && request_.done(); did_something = true) {
+      stopped_ = incoming_.said == Said::stop;
+      if (incoming_.said == Said::assign && failure_.empty()) computing_->assign(incoming_);
+      if (!stopped_) listen();
+    }
+    return did_something;
+  }
+
+  bool send() {
+    sends_.remove_if([](Sending& sending) { return sending.request.done(); });
+    return computing_ && computing_->sender().send();
+  }
+  bool all_sent() const { return sends_.empty() && (!computing_ || computing_->sender().empty()); }
+
+  void give_up(const std::string& failure) {
+    failure_ = failure;
+    say(Said::failed, failure);
+  }
+
+  void say(Said said, const std::string& text) {
+    send();  // behind every offer
+    Sending& sending = sends_.emplace_back();
+    sending.message.said = said;
+    sending.message.set_text(text);
+    sending.request = communicator_.send(0, to_master_tag, sending.message.bytes());
+  }
+
+  const Plan& plan_;
+  Backend& backend_;
+  Communicator& communicator_;
+  std::string failure_;
+  std::unique_ptr<HostBuffer> memory_;
+  std::shared_ptr<void> pinned_;
+  std::unique_ptr<Computing> computing_;
+  Message incoming_;
+  Request request_;
+  bool stopped_ = false;
+  std::list<Sending> sends_;
+  Pause pause_;
+};
+
+}  // namespace
+
+WorkerResult run_worker(const Plan& plan, const Inputs& inputs, Backend& backend,
+                        const RunOptions& options, Telemetry& telemetry,
+                        Communicator& communicator) {
+  Worker worker(plan, backend, communicator);
+  worker.start(inputs, options, telemetry);
+  worker.work();
+  return worker.result();
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,27 @@
+// A rank that computes what the master gives it.
+#pragma once
+
+#include <string>
+
+#include "mpi/communicator.hpp"
+#include "stream_cqsa/engine.hpp"
+
+namespace stream_cqsa {
+
+struct WorkerResult {
+  std::string failure;  ///< why the worker gave up, or empty
+  std::uint64_t scores_computed = 0;
+  std::int64_t device_bytes = 0;
+  std::int64_t device_in_use = 0;
+  std::int64_t host_bytes = 0;
+};
+
+/// Computes subproblems of `plan` (see worker_plan()) until the master says stop, with the backend,
+/// which is prepared here. Failures are told to the master and returned, once all partials that
+/// were offered have been sent. Only the calling thread sends and receives; reader threads read
+/// through MPI I/O. Throws Error when messages themselves fail.
+WorkerResult run_worker(const Plan& plan, const Inputs& inputs, Backend& backend,
+                        const RunOptions& options, Telemetry& telemetry,
+                        Communicator& communicator);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,267 @@
+#define BOOST_TEST_MODULE engine_dispatcher
+#include "engine/dispatcher.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <deque>
+#include <map>
+#include <random>
+#include <set>
+
+#include "engine/partial.hpp"
+#include "engine/use_table.hpp"
+#include "support/small_plan.hpp"
+
+using namespace stream_cqsa;
+using namespace stream_cqsa::testing;
+
+namespace {
+
+/// A run in which messages are calls: workers compute in the order given and hold a few partials,
+/// the merging side takes those in turn, and early ones within the window.
+class Simulation {
+ public:
+  Simulation(const Plan& plan, int workers, std::int64_t window, int buffers, std::uint64_t seed)
+      : plan_(plan),
+        uses_(plan),
+        window_(window),
+        buffers_(buffers),
+        random_(seed),
+        workers_(static_cast<std::size_t>(workers)),
+        dispatcher_(plan, workers, {window, 3, 4}, [&](const SubproblemKey&, std::int64_t chunk) {
+          return piece_count(plan_, plan_.division.chunk(chunk).queries);
+        }) {}
+
+  /// One event somewhere. False where nothing can happen any more.
+  bool step() {
+    std::vector<int> order(workers_.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+    std::shuffle(order.begin(), order.end(), random_);
+    const bool assign_first = random_() % 2 == 0;
+    for (const int worker : order)
+      if (assign_first && assign(worker)) return true;
+    for (const int worker : order)
+      if (send(worker) || compute(worker)) return true;
+    for (const int worker : order)
+      if (assign(worker)) return true;
+    return false;
+  }
+  void lose(int worker, bool with_partials) {
+    Worker& lost = workers_[static_cast<std::size_t>(worker)];
+    lost.lost = true;
+    lost.orders.clear();
+    if (with_partials) lost.held.clear();
+    dispatcher_.lost(worker, with_partials);
+  }
+  const Dispatcher& dispatcher() const { return dispatcher_; }
+  std::int64_t furthest_ahead() const { return furthest_; }
+  /// Every piece has exactly its quorums, in order.
+  bool complete() const {
+    for (const auto& [key, merged] : merged_) {
+      if (merged.size() != uses_.quorums(Side::query, key.chunk).size()) return false;
+    }
+    return true;
+  }
+
+ private:
+  struct Held {
+    PieceKey key;
+    std::int64_t id = 0;
+    bool dropped = false;
+  };
+  struct Worker {
+    bool lost = false;
+    std::deque<std::int64_t> orders;
+    std::deque<Held> undelivered;  ///< of the subproblem that it computes
+    std::deque<Held> held;
+    std::map<std::int64_t, int> waiting;  ///< undelivered and held, by subproblem
+  };
+
+  bool assign(int number) {
+    const auto order = dispatcher_.next(number);
+    if (!order) return false;
+    Worker& worker = workers_[static_cast<std::size_t>(number)];
+    BOOST_TEST(!worker.lost);
+    for (const std::int64_t id : order->abandon) {
+      for (Held& held : worker.held) held.dropped |= held.id == id;
+      for (Held& held : worker.undelivered) held.dropped |= held.id == id;
+      abandoned_.insert({number, id});
+    }
+    worker.orders.push_back(order->assignment.id);
+    furthest_ = std::max(furthest_, order->assignment.id - dispatcher_.oldest_unmerged());
+    return true;
+  }
+
+  bool compute(int number) {
+    Worker& worker = workers_[static_cast<std::size_t>(number)];
+    if (worker.undelivered.empty()) {
+      if (worker.orders.empty()) return false;
+      const std::int64_t id = worker.orders.front();
+      const bool dropped = abandoned_.contains({number, id});
+      const QuorumWork work = plan_.work(id);
+      std::set<std::int32_t> queries;
+      for (const ChunkPair& pair : work.pairs) queries.insert(pair.query);
+      const auto [batch, group, quorum] = plan_.key(id);
+      for (const std::int32_t query : queries) {
+        const Chunk& chunk = work.chunks[static_cast<std::size_t>(query)];
+        for (std::int64_t piece = 0; piece < piece_count(plan_, chunk.queries); ++piece) {
+          worker.undelivered.push_back({{batch, group, chunk.index, piece}, id, dropped});
+          ++worker.waiting[id];
+        }
+      }
+    }
+    if (worker.held.size() >= static_cast<std::size_t>(buffers_)) return false;
+    worker.held.push_back(worker.undelivered.front());
+    worker.undelivered.pop_front();
+    if (worker.undelivered.empty()) {
+      dispatcher_.computed(number, worker.orders.front());
+      worker.orders.pop_front();
+    }
+    return true;
+  }
+
+  bool send(int number) {
+    Worker& worker = workers_[static_cast<std::size_t>(number)];
+    for (auto held = worker.held.begin(); held != worker.held.end(); ++held) {
+      if (!take(*held)) continue;
+      const std::int64_t id = held->id;
+      worker.held.erase(held);
+      if (--worker.waiting[id] == 0) {
+        abandoned_.erase({number, id});
+        dispatcher_.received(number, id);
+      }
+      return true;
+    }
+    return false;
+  }
+
+  bool take(const Held& held) {
+    if (held.dropped) return true;
+    std::vector<std::int64_t>& merged = merged_[held.key];
+    const std::int64_t quorum = plan_.key(held.id).quorum;
+    const auto& quorums = uses_.quorums(Side::query, held.key.chunk);
+    const auto done = quorums.begin() + static_cast<std::ptrdiff_t>(merged.size());
+    if (std::find(done, quorums.end(), quorum) == quorums.end()) return true;  // a duplicate
+    if (early_.contains({held.key, held.id})) return true;
+    if (quorum != *done) {
+      if (held.id >= dispatcher_.oldest_unmerged() + window_) return false;
+      early_.insert({held.key, held.id});
+      return true;
+    }
+    merge(held.key, held.id);
+    return true;
+  }
+  void merge(const PieceKey& key, std::int64_t id) {
+    std::vector<std::int64_t>& merged = merged_[key];
+    merged.push_back(plan_.key(id).quorum);
+    early_.erase({key, id});
+    dispatcher_.merged_piece(id);
+    const auto& quorums = uses_.quorums(Side::query, key.chunk);
+    if (merged.size() == quorums.size()) return;
+    const std::int64_t next = plan_.id({key.batch, key.group, quorums[merged.size()]});
+    if (early_.contains({key, next})) merge(key, next);
+  }
+
+  const Plan& plan_;
+  mutable UseTable uses_;
+  std::int64_t window_;
+  int buffers_;
+  std::mt19937_64 random_;
+  std::vector<Worker> workers_;
+  Dispatcher dispatcher_;
+  std::set<std::pair<int, std::int64_t>> abandoned_;
+  std::map<PieceKey, std::vector<std::int64_t>> merged_;
+  std::set<std::pair<PieceKey, std::int64_t>> early_;
+  std::int64_t furthest_ = 0;
+};
+
+SmallPlan random_plan(std::mt19937_64& random) {
+  SmallPlan small;
+  small.batch = 1 + static_cast<std::int64_t>(random() % 2);
+  small.kv_heads = 1 + static_cast<std::int64_t>(random() % 3);
+  small.length = 20 + static_cast<std::int64_t>(random() % 60);
+  small.causal = random() % 2 == 0;
+  small.chunks = std::array<std::int64_t, 5>{1, 3, 7, 13, 31}[random() % 5];
+  return small;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(every_piece_gets_every_partial_once_and_nobody_waits_for_ever) {
+  std::mt19937_64 random(5);
+  for (int trial = 0; trial < 300; ++trial) {
+    const Plan plan = small_plan(random_plan(random));
+    const int workers = 1 + static_cast<int>(random() % 7);
+    const auto window = static_cast<std::int64_t>(random() % 6);
+    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 4), random());
+    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, window " << window) {
+      while (run.step()) {
+      }
+      BOOST_TEST(run.dispatcher().all_merged());
+      BOOST_TEST(run.complete());
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_lost_workers_had_goes_to_the_others) {
+  std::mt19937_64 random(6);
+  for (int trial = 0; trial < 400; ++trial) {
+    const Plan plan = small_plan(random_plan(random));
+    const int workers = 2 + static_cast<int>(random() % 5);
+    const auto window = static_cast<std::int64_t>(random() % 4);
+    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 3), random());
+    const int survivor = static_cast<int>(random() % static_cast<std::uint64_t>(workers));
+    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, window " << window) {
+      int next = 0;
+      for (int steps = 0;; ++steps) {
+        if (random() % 40 == 0 && next < workers) {
+          if (next != survivor) run.lose(next, random() % 2 == 0);
+          ++next;
+        }
+        if (!run.step()) break;
+      }
+      BOOST_TEST(run.dispatcher().all_merged());
+      BOOST_TEST(run.complete());
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(nothing_is_handed_out_that_is_not_lacking) {
+  SmallPlan small;
+  small.chunks = 13;
+  const Plan plan = small_plan(small);
+  Dispatcher nothing(plan, 2, {}, [](const SubproblemKey&, std::int64_t) { return 0; });
+  BOOST_TEST(nothing.all_merged());
+  BOOST_TEST(!nothing.next(0).has_value());
+
+  // One query chunk is lacking one quorum's partial.
+  const QuorumWork work = plan.work(4);
+  const std::int64_t lacking = work.chunks[static_cast<std::size_t>(work.pairs[0].query)].index;
+  Dispatcher one(plan, 2, {}, [&](const SubproblemKey& key, std::int64_t chunk) {
+    return key.quorum == 4 && chunk == lacking ? 1 : 0;
+  });
+  const auto order = one.next(1);
+  BOOST_REQUIRE(order.has_value());
+  BOOST_TEST(order->assignment.id == 4);
+  const auto& wanted = order->assignment.wanted;
+  BOOST_TEST(std::count(wanted.begin(), wanted.end(), true) == 1);
+  one.computed(1, 4);
+  one.received(1, 4);
+  BOOST_TEST(!one.all_merged());
+  one.merged_piece(4);
+  BOOST_TEST(one.all_merged());
+}
+
+BOOST_AUTO_TEST_CASE(an_idle_worker_repeats_what_another_is_slow_at) {
+  SmallPlan small;
+  small.chunks = 3;
+  const Plan plan = small_plan(small);
+  Dispatcher dispatcher(plan, 2, {8, 3, 0}, [](const SubproblemKey&, std::int64_t) { return 1; });
+  std::set<std::int64_t> first;
+  while (const auto order = dispatcher.next(0)) first.insert(order->assignment.id);
+  BOOST_TEST(first.size() == 3u);
+  const auto again = dispatcher.next(1);
+  BOOST_REQUIRE(again.has_value());
+  BOOST_TEST(again->assignment.id == *first.rbegin());
+  BOOST_TEST(dispatcher.repeated() == 1);
+}
