@@ -64,6 +64,7 @@ OrderedJson request_json(const PlanRequest& request) {
           {"output_layout", name_of(request.output_layout)},
           {"lse", request.lse},
           {"scratch", request.scratch},
+          {"host_accumulators", request.host_accumulators},
           {"chunks", optional_json(request.chunks)},
           {"heads_per_group", optional_json(request.heads_per_group)}};
 }
@@ -223,6 +224,7 @@ PlanRequest read_request(const Json& plan) {
   request.device_budget = integer(plan.at("memory").at("device").at("budget"));
   request.host_budget = integer(plan.at("memory").at("host").at("budget"));
   request.scratch = json.at("scratch").get<bool>();
+  request.host_accumulators = json.at("host_accumulators").get<bool>();
   request.chunks = read_optional(json.at("chunks"));
   request.heads_per_group = read_optional(json.at("heads_per_group"));
   return request;

@@ -16,14 +16,6 @@ std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
   return numbers;
 }
 
-std::int64_t count_pieces(const Plan& plan) {
-  std::int64_t pieces = 0;
-  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
-    pieces += piece_count(plan, plan.division.chunk(chunk).queries);
-  }
-  return pieces * static_cast<std::int64_t>(plan.groups.size()) * plan.problem().batch;
-}
-
 std::int64_t rows_bytes(const Plan& plan, const Block& block) {
   return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
 }
@@ -47,10 +39,12 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       memory_(memory),
       merge_threads_(merge_threads(plan, options)),
       telemetry_(telemetry),
+      pieces_(plan),
       monitor_(abort),
       uses_(plan),
+      merged_(static_cast<std::size_t>(pieces_.count()), 0),
       merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
-      pieces_left_(count_pieces(plan)),
+      pieces_left_(pieces_.count()),
       store_(plan, memory + plan.host.accumulator_offset(), options.scratch, telemetry, abort),
       state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
       output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
@@ -106,18 +100,45 @@ std::int64_t Assembler::subproblem_of(const PieceKey& key, std::int64_t quorum) 
   return plan_.id({key.batch, key.group, quorum});
 }
 
+// Under the lock: merged, being merged, waiting to be, or never to come.
+bool Assembler::has(const PieceKey& key, std::int64_t quorum) const {
+  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const auto merged = quorums.begin() + merged_[static_cast<std::size_t>(pieces_.number(key))];
+  if (!std::binary_search(merged, quorums.end(), quorum)) return true;
+  const auto at = entries_.find(key);
+  if (at == entries_.end()) return false;
+  return (at->second.busy && quorum == *merged) ||
+         at->second.early.contains(subproblem_of(key, quorum));
+}
+
+bool Assembler::lacks(std::int64_t batch, std::int64_t group, std::int64_t chunk,
+                      std::int64_t quorum) const {
+  const auto lock = monitor_.lock();
+  const std::int64_t pieces = piece_count(plan_, plan_.division.chunk(chunk).queries);
+  for (std::int64_t piece = 0; piece < pieces; ++piece) {
+    if (!has({batch, group, chunk, piece}, quorum)) return true;
+  }
+  return false;
+}
+
 void Assembler::deliver(const Partial& partial) {
+  const PieceKey& key = partial.key;
+  enum { duplicate, early, next } turn;
   {
     const auto lock = monitor_.lock();
-    Entry& entry = entries_[partial.key];
-    const auto& quorums = uses_.quorums(Side::query, partial.key.chunk);
-    if (entry.busy || partial.subproblem != subproblem_of(partial.key, quorums[entry.next])) {
-      entry.early.emplace(partial.subproblem, partial);
-      return;
+    const std::int64_t quorum = plan_.key(partial.subproblem).quorum;
+    if (has(key, quorum)) {
+      turn = duplicate;
+    } else {
+      Entry& entry = entries_[key];
+      const auto position = static_cast<std::size_t>(merged(key));
+      turn = entry.busy || quorum != uses_.quorums(Side::query, key.chunk)[position] ? early : next;
+      if (turn == early) entry.early.emplace(partial.subproblem, partial);
+      if (turn == next) entry.busy = true;
     }
-    entry.busy = true;
   }
-  ready_.push(partial);
+  if (turn == duplicate) state_buffers_.give(partial.buffer);
+  if (turn == next) ready_.push(partial);
 }
 
 void Assembler::merge_chain(Partial partial) {
@@ -129,7 +150,7 @@ void Assembler::merge_chain(Partial partial) {
     {
       const auto lock = monitor_.lock();
       quorums = &uses_.quorums(Side::query, partial.key.chunk);
-      position = entries_.at(partial.key).next;
+      position = static_cast<std::size_t>(merged(partial.key));
     }
     merge_one(partial, *quorums, position);
 
@@ -137,11 +158,12 @@ void Assembler::merge_chain(Partial partial) {
     count_merged(partial.key, partial.scores);
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
-    if (++entry.next == quorums->size()) {
+    merged(partial.key) = static_cast<std::int32_t>(++position);
+    if (position == quorums->size()) {
       entries_.erase(at);
       return;
     }
-    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[entry.next]));
+    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[position]));
     if (follower == entry.early.end()) {
       entry.busy = false;
       return;

@@ -9,6 +9,7 @@
 #include "engine/accumulator_store.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
+#include "engine/piece_table.hpp"
 #include "engine/use_table.hpp"
 #include "stream_cqsa/engine.hpp"
 
@@ -39,7 +40,12 @@ class Assembler : public PartialReceiver {
 
   bool try_buffer(Buffer& buffer) override;
   Buffer wait_buffer() override;
+  /// A partial that its piece already has, merged or waiting, is dropped: duplicates are harmless.
   void deliver(const Partial& partial) override;
+
+  /// Whether a piece of (batch, group, chunk) still lacks the partial of `quorum`. Any thread may
+  /// ask at any time.
+  bool lacks(std::int64_t batch, std::int64_t group, std::int64_t chunk, std::int64_t quorum) const;
 
   bool try_output_buffer(Buffer& buffer) override;
   Buffer wait_output_buffer() override;
@@ -51,9 +57,8 @@ class Assembler : public PartialReceiver {
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
 
  private:
-  /// An open piece: which of its partials is merged next, and those that came early.
+  /// A piece that a merge thread has, or whose partials came early.
   struct Entry {
-    std::size_t next = 0;                   ///< into the chunk's quorums
     bool busy = false;                      ///< a merge thread has it
     std::map<std::int64_t, Partial> early;  ///< by subproblem
   };
@@ -62,6 +67,7 @@ class Assembler : public PartialReceiver {
     std::int32_t buffer = 0;
   };
 
+  bool has(const PieceKey& key, std::int64_t quorum) const;
   void finish_keyless();
   void merge_chain(Partial partial);
   void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
@@ -71,6 +77,9 @@ class Assembler : public PartialReceiver {
   void write_piece(const Finished& finished);
   void end_producer();
   std::int64_t subproblem_of(const PieceKey& key, std::int64_t quorum) const;
+  std::int32_t& merged(const PieceKey& key) {
+    return merged_[static_cast<std::size_t>(pieces_.number(key))];
+  }
   Block block_of(const PieceKey& key) const;
   std::byte* output_at(std::int32_t buffer) const;
   /// The lse, where one is written, takes the place of m.
@@ -83,8 +92,12 @@ class Assembler : public PartialReceiver {
   int merge_threads_;
   Telemetry& telemetry_;
 
-  Monitor monitor_;  // guards uses_, entries_, non_finite_, merged_scores_, producers_
-  UseTable uses_;
+  const PieceTable pieces_;
+
+  // Guards uses_, merged_, entries_, non_finite_, merged_scores_, producers_.
+  mutable Monitor monitor_;
+  mutable UseTable uses_;
+  std::vector<std::int32_t> merged_;  ///< by piece: of the chunk's quorums, in order
   std::map<PieceKey, Entry> entries_;
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;

@@ -72,7 +72,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
     pipeline.start(
         crew,
         [next = std::int64_t{0}, count = plan.subproblem_count()]() mutable {
-          return next < count ? std::optional(next++) : std::nullopt;
+          return next < count ? std::optional(Pipeline::Assignment{next++, {}}) : std::nullopt;
         },
         options.read_threads, [&] { assembler.end_of_partials(); });
     crew.join();

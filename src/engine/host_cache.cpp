@@ -2,6 +2,8 @@
 
 #include <iterator>
 
+#include "engine/use_table.hpp"
+
 namespace stream_cqsa {
 
 HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
@@ -26,7 +28,7 @@ std::int32_t HostCache::request(SlotTensor tensor, const Block& block, std::int6
     entry.next_use = next_use;
     return found->second;
   }
-  const std::int32_t number = take_block(lock);
+  const std::int32_t number = take_block(lock, subproblem);
   entries_[static_cast<std::size_t>(number)] = {false, key, block, 1, next_use, {}};
   where_[key] = number;
   lock.unlock();
@@ -43,9 +45,15 @@ void HostCache::pass_over(SlotTensor tensor, const Block& block, std::int64_t ne
   if (was_idle) idle_.insert(rank_of(found->second));
 }
 
-std::int32_t HostCache::take_block(Monitor::Lock& lock) {
+std::int32_t HostCache::take_block(Monitor::Lock& lock, std::int64_t subproblem) {
   if (used_ < static_cast<std::int32_t>(entries_.size())) return used_++;
   monitor_.wait(lock, [&] { return !idle_.empty(); });
+  while (idle_.begin()->first < subproblem) {
+    const std::int32_t passed = -idle_.begin()->second;
+    idle_.erase(idle_.begin());
+    entries_[static_cast<std::size_t>(passed)].next_use = never;
+    idle_.insert(rank_of(passed));
+  }
   const auto last = std::prev(idle_.end());
   const std::int32_t victim = -last->second;
   idle_.erase(last);

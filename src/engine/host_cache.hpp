@@ -79,8 +79,9 @@ class HostCache {
   Rank rank_of(std::int32_t number) const {
     return {entries_[static_cast<std::size_t>(number)].next_use, -number};
   }
-  /// A block that has never been used, else the idle one whose next use is farthest.
-  std::int32_t take_block(Monitor::Lock& lock);
+  /// A block that has never been used, else the idle one whose next use is farthest. One whose next
+  /// use has passed without it, as subproblems were left out, counts as not used again.
+  std::int32_t take_block(Monitor::Lock& lock, std::int64_t subproblem);
   std::byte* data_of(std::int32_t number) const { return memory_ + number * block_bytes_; }
 
   const Inputs& inputs_;

@@ -67,8 +67,8 @@ void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
 // --- schedule ---
 
 void Pipeline::schedule(const NextSubproblem& next) {
-  while (const auto id = next()) {
-    Step step = plan_step(*id);
+  while (const auto assignment = next()) {
+    Step step = plan_step(*assignment);
     if (step.work.pairs.empty()) continue;
     orders_.push({{}, std::make_unique<Step>(std::move(step))});
   }
@@ -76,8 +76,12 @@ void Pipeline::schedule(const NextSubproblem& next) {
   orders_.close();
 }
 
-Pipeline::Step Pipeline::plan_step(std::int64_t id) {
+Pipeline::Step Pipeline::plan_step(const Assignment& assignment) {
+  const auto& [id, wanted] = assignment;
   Step step{id, plan_.key(id), plan_.work(id), {}, {}};
+  std::erase_if(step.work.pairs, [&](const ChunkPair& pair) {
+    return !wanted.empty() && !wanted[static_cast<std::size_t>(pair.query)];
+  });
   step.query_slots = assign_slots(step, Side::query);
   step.kv_slots = assign_slots(step, Side::key);
   return step;
@@ -94,7 +98,7 @@ std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
     needs.push_back({{batch, group, chunk}, uses_.next(side, batch, group, chunk, step.id)});
     positions.push_back(position);
   }
-  const auto assigned = (side == Side::query ? query_slots_ : kv_slots_).assign(needs);
+  const auto assigned = (side == Side::query ? query_slots_ : kv_slots_).assign(needs, step.id);
   std::vector<std::int32_t> slots(needed.size(), -1);
   for (std::size_t i = 0; i < assigned.size(); ++i) {
     const auto [slot, load] = assigned[i];

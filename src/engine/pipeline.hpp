@@ -33,14 +33,21 @@ namespace stream_cqsa {
 /// finished rows out instead: see DeviceAccumulators.
 class Pipeline {
  public:
-  using NextSubproblem = std::function<std::optional<std::int64_t>()>;
+  /// A subproblem to compute, or those of its query chunks that are still wanted.
+  struct Assignment {
+    std::int64_t id = 0;
+    std::vector<bool> wanted;  ///< by position in Plan::work(id).chunks; empty: all of them
+  };
+  using NextSubproblem = std::function<std::optional<Assignment>()>;
 
   /// `cache_memory` holds the plan's host cache blocks. Everything given must outlive the crew.
   Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memory, Backend& backend,
            PartialReceiver& receiver, Telemetry& telemetry, Abort& abort);
 
-  /// Starts the threads. `next` is called by one thread, ascending ids; the pipeline ends when it
-  /// gives nothing and all partials are delivered. `finished` is called at that end.
+  /// Starts the threads. `next` is called by one thread. Ids best ascend: others, and those left
+  /// out, cost reads and copies that could have been spared. With accumulators on the device they
+  /// must, with every chunk wanted. The pipeline ends when `next` gives nothing and all partials
+  /// are delivered. `finished` is called at that end.
   void start(Crew& crew, NextSubproblem next, int read_threads, std::function<void()> finished);
 
  private:
@@ -83,7 +90,7 @@ class Pipeline {
   };
 
   void schedule(const NextSubproblem& next);
-  Step plan_step(std::int64_t id);
+  Step plan_step(const Assignment& assignment);
   std::vector<std::int32_t> assign_slots(const Step& step, Side side);
   ChunkRows rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk);
   template <typename Visit>

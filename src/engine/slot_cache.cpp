@@ -5,7 +5,8 @@
 
 namespace stream_cqsa {
 
-std::vector<SlotCache::Assignment> SlotCache::assign(std::span<const Need> needs) {
+std::vector<SlotCache::Assignment> SlotCache::assign(std::span<const Need> needs,
+                                                     std::int64_t subproblem) {
   if (needs.size() > slots_.size())
     throw std::logic_error("a subproblem needs more slots than planned");
   std::vector<Assignment> assignments(needs.size(), {-1, true});
@@ -23,6 +24,8 @@ std::vector<SlotCache::Assignment> SlotCache::assign(std::span<const Need> needs
     place(i, found->second);
     assignments[i].load = false;
   }
+  pass(previous_, subproblem);
+  pass(idle_, subproblem);
   for (std::size_t i = 0; i < needs.size(); ++i) {
     if (!assignments[i].load) continue;
     const std::int32_t taken = take_slot();
@@ -32,6 +35,15 @@ std::vector<SlotCache::Assignment> SlotCache::assign(std::span<const Need> needs
   idle_.merge(previous_);
   previous_ = std::move(current);
   return assignments;
+}
+
+void SlotCache::pass(Ranking& ranking, std::int64_t subproblem) {
+  while (!ranking.empty() && ranking.begin()->first < subproblem) {
+    const std::int32_t slot = -ranking.begin()->second;
+    ranking.erase(ranking.begin());
+    slots_[static_cast<std::size_t>(slot)].next_use = never;
+    ranking.insert(rank_of(slot));
+  }
 }
 
 // Best first: empty, idle in the subproblem before, farthest next use, lowest number.

@@ -37,9 +37,10 @@ class SlotCache {
     bool load = false;  ///< the chunk was not there
   };
 
-  /// The slots of `needs` (distinct chunks) for the next subproblem, in order.
+  /// The slots of `needs` (distinct chunks) for `subproblem`, the next one, in order. A chunk whose
+  /// next use has passed without it, as subproblems were left out, counts as not used again.
   /// Throws std::logic_error when there are more needs than slots.
-  std::vector<Assignment> assign(std::span<const Need> needs);
+  std::vector<Assignment> assign(std::span<const Need> needs, std::int64_t subproblem);
 
  private:
   struct Slot {
@@ -52,6 +53,7 @@ class SlotCache {
   Ranking::value_type rank_of(std::int32_t slot) const {
     return {slots_[static_cast<std::size_t>(slot)].next_use, -slot};
   }
+  void pass(Ranking& ranking, std::int64_t subproblem);
   std::int32_t take_slot();
 
   std::vector<Slot> slots_;

@@ -153,6 +153,51 @@ BOOST_AUTO_TEST_CASE(rows_without_a_key_end_as_zero) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(duplicates_are_dropped) {
+  const Plan plan = small_plan({.ratio = 2, .length = 40, .chunks = 7});
+  std::vector<std::vector<std::byte>> storage;
+  std::vector<Partial> partials = all_partials(plan, storage);
+  const Outcome expected = assemble(plan, partials, 2);
+  const std::size_t once = partials.size();
+  for (std::size_t i = 0; i < once; ++i) partials.push_back(partials[i]);
+  std::mt19937_64 random(9);
+  for (int trial = 0; trial < 8; ++trial) {
+    // Merged, being merged and waiting: no more buffers than there are partials.
+    const Outcome outcome = assemble(with_buffers(plan, once), partials, 1 + trial % 3);
+    BOOST_TEST(outcome.output == expected.output);
+    BOOST_TEST(outcome.lse == expected.lse);
+    std::shuffle(partials.begin(), partials.end(), random);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_a_chunk_lacks_is_what_was_not_delivered) {
+  const Plan plan = small_plan({.length = 40, .chunks = 7});
+  std::vector<std::vector<std::byte>> storage;
+  const std::vector<Partial> partials = all_partials(plan, storage);
+  const HostBuffer memory(plan.host.bytes());
+  std::vector<std::byte> rows(
+      static_cast<std::size_t>(plan.problem().query_length * plan.problem().head_dim) * 4);
+  const auto sink = make_memory_sink(
+      {"o", DType::f32, Layout::bshd, 4, 1, plan.problem().query_length, 1, 4}, rows);
+  Telemetry telemetry;
+  Abort abort;
+  Assembler assembler(plan, {*sink, nullptr}, memory.data(), {}, telemetry, abort);
+  std::size_t delivered = 0;
+  for (const Partial& given : partials) {
+    for (std::size_t i = 0; i < partials.size(); ++i) {
+      const auto [batch, group, chunk, piece] = partials[i].key;
+      const std::int64_t quorum = plan.key(partials[i].subproblem).quorum;
+      BOOST_TEST(assembler.lacks(batch, group, chunk, quorum) == (i >= delivered));
+    }
+    if (++delivered > static_cast<std::size_t>(plan.host.state_buffers)) break;
+    Partial partial = given;
+    const auto buffer = assembler.wait_buffer();
+    partial.buffer = buffer.number;
+    assembler.deliver(partial);
+  }
+  BOOST_TEST(!assembler.lacks(0, 0, 0, plan.division.chunk_count()));
+}
+
 BOOST_AUTO_TEST_CASE(a_missing_partial_is_a_failure_and_not_a_hang) {
   const Plan plan = small_plan({});
   std::vector<std::vector<std::byte>> storage;

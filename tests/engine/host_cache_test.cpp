@@ -212,7 +212,7 @@ std::vector<Use> uses_of(const Plan& plan) {
         const std::int64_t chunk = work.chunks[i].index;
         if (on[i]) needs.push_back({{0, 0, chunk}, table.next(side, 0, 0, chunk, id)});
       }
-      const auto assigned = (side == Side::query ? query_slots : kv_slots).assign(needs);
+      const auto assigned = (side == Side::query ? query_slots : kv_slots).assign(needs, id);
       for (std::size_t i = 0; i < needs.size(); ++i) {
         const auto use = [&](SlotTensor tensor) {
           uses.push_back({tensor, needs[i].key.chunk, assigned[i].load, needs[i].next_use});

@@ -36,6 +36,9 @@ class PlainSlots {
   explicit PlainSlots(std::int64_t slots) : slots_(static_cast<std::size_t>(slots)) {}
 
   std::vector<SlotCache::Assignment> assign(const std::vector<SlotCache::Need>& needs) {
+    for (Slot& slot : slots_) {
+      if (slot.next_use < step_) slot.next_use = never;
+    }
     std::vector<SlotCache::Assignment> assigned(needs.size(), {-1, true});
     for (const bool load : {false, true}) {
       for (std::size_t i = 0; i < needs.size(); ++i) {
@@ -117,7 +120,7 @@ BOOST_AUTO_TEST_CASE(slots_are_taken_by_the_rule) {
       }
       std::vector<SlotCache::Need> needs;
       for (const auto& [key, next] : chunks) needs.push_back({key, next});
-      const auto assigned = cache.assign(needs), expected = plain.assign(needs);
+      const auto assigned = cache.assign(needs, step), expected = plain.assign(needs);
       for (std::size_t i = 0; i < needs.size(); ++i) {
         BOOST_TEST(assigned[i].slot == expected[i].slot);
         BOOST_TEST(assigned[i].load == expected[i].load);
@@ -160,7 +163,7 @@ BOOST_AUTO_TEST_CASE(a_kept_chunk_is_not_loaded_again_and_slots_are_never_shared
       for (const std::int64_t chunk : chunks) {
         needs.push_back({{0, 0, chunk}, step + 1 + static_cast<std::int64_t>(random() % 20)});
       }
-      const auto assigned = cache.assign(needs);
+      const auto assigned = cache.assign(needs, step);
       std::set<std::int32_t> used;
       for (std::size_t i = 0; i < needs.size(); ++i) {
         const auto [slot, load] = assigned[i];
@@ -178,29 +181,39 @@ BOOST_AUTO_TEST_CASE(a_kept_chunk_is_not_loaded_again_and_slots_are_never_shared
 BOOST_AUTO_TEST_CASE(the_farthest_next_use_goes_first) {
   SlotCache cache(3);
   const SlotCache::Need first[] = {{{0, 0, 0}, 9}, {{0, 0, 1}, 4}, {{0, 0, 2}, 6}};
-  cache.assign(first);
-  cache.assign({});  // nothing is computing any more
-  cache.assign({});
+  cache.assign(first, 0);
+  cache.assign({}, 1);  // nothing is computing any more
+  cache.assign({}, 2);
   const SlotCache::Need second[] = {{{0, 0, 3}, 5}};
-  BOOST_TEST(cache.assign(second)[0].slot == cache.assign(second)[0].slot);
+  BOOST_TEST(cache.assign(second, 3)[0].slot == cache.assign(second, 4)[0].slot);
   const SlotCache::Need third[] = {{{0, 0, 1}, 8}, {{0, 0, 2}, 8}};
-  for (const auto& kept : cache.assign(third)) BOOST_TEST(!kept.load);
+  for (const auto& kept : cache.assign(third, 5)) BOOST_TEST(!kept.load);
 }
 
 BOOST_AUTO_TEST_CASE(a_slot_that_is_computing_is_spared) {
   SlotCache cache(4);
   const SlotCache::Need first[] = {{{0, 0, 0}, 9}, {{0, 0, 1}, 9}};
   const SlotCache::Need second[] = {{{0, 0, 2}, 100}, {{0, 0, 3}, 100}};
-  cache.assign(first);
-  const auto busy = cache.assign(second);
+  cache.assign(first, 0);
+  const auto busy = cache.assign(second, 1);
   const SlotCache::Need third[] = {{{0, 0, 4}, 5}, {{0, 0, 5}, 5}};
-  for (const auto& assigned : cache.assign(third)) {
+  for (const auto& assigned : cache.assign(third, 2)) {
     for (const auto& other : busy) BOOST_TEST(assigned.slot != other.slot);
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_next_use_that_has_passed_is_none) {
+  SlotCache cache(2);
+  const SlotCache::Need first[] = {{{0, 0, 0}, 3}, {{0, 0, 1}, 7}};
+  cache.assign(first, 0);
+  const SlotCache::Need second[] = {{{0, 0, 2}, 9}};  // subproblem 3 was left out
+  cache.assign(second, 5);
+  const SlotCache::Need third[] = {{{0, 0, 1}, never}};
+  BOOST_TEST(!cache.assign(third, 7)[0].load);
 }
 
 BOOST_AUTO_TEST_CASE(more_needs_than_slots_are_refused) {
   SlotCache cache(1);
   const SlotCache::Need needs[] = {{{0, 0, 0}, 1}, {{0, 0, 1}, 1}};
-  BOOST_CHECK_THROW(cache.assign(needs), std::logic_error);
+  BOOST_CHECK_THROW(cache.assign(needs, 0), std::logic_error);
 }
