@@ -52,6 +52,7 @@ struct PlanRequest {
   std::int64_t host_budget = 0;                 ///< bytes
   std::int64_t workers = 1;                     ///< that share the subproblems
   bool scratch = false;                         ///< accumulators may go to files
+  bool host_accumulators = false;               ///< accumulators must not stay on the device
   std::optional<std::int64_t> chunks;           ///< c, else chosen
   std::optional<std::int64_t> heads_per_group;  ///< most key/value heads per group, else chosen
   friend bool operator==(const PlanRequest&, const PlanRequest&) = default;

@@ -2,6 +2,8 @@
 
 #include <iterator>
 
+#include "engine/use_table.hpp"
+
 namespace stream_cqsa {
 
 HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
