@@ -122,7 +122,7 @@ DeviceArena device_arena(const PlanRequest& request, const Cut& cut) {
 }
 
 std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut) {
-  if (!request.device.merges || request.workers > 1) return std::nullopt;
+  if (!request.device.merges || request.host_accumulators) return std::nullopt;
   const Problem& problem = request.problem;
   const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
   const std::int64_t rows =

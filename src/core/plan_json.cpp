@@ -66,6 +66,7 @@ OrderedJson request_json(const PlanRequest& request) {
           {"lse", request.lse},
           {"scratch", request.scratch},
           {"workers", request.workers},
+          {"host_accumulators", request.host_accumulators},
           {"chunks", optional_json(request.chunks)},
           {"heads_per_group", optional_json(request.heads_per_group)}};
 }
@@ -227,6 +228,7 @@ PlanRequest read_request(const Json& plan) {
   request.host_budget = integer(plan.at("memory").at("host").at("budget"));
   request.scratch = json.at("scratch").get<bool>();
   request.workers = integer(json.at("workers"));
+  request.host_accumulators = json.at("host_accumulators").get<bool>();
   request.chunks = read_optional(json.at("chunks"));
   request.heads_per_group = read_optional(json.at("heads_per_group"));
   return request;

@@ -67,16 +67,23 @@ bool Dispatcher::add(std::int64_t id) {
 
 std::optional<Dispatcher::Order> Dispatcher::next(int number) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
-  if (worker.lost || static_cast<int>(worker.computing.size()) >= options_.ahead)
-    return std::nullopt;
+  if (worker.lost) return std::nullopt;
   fill();
+  if (oldest_is_stranded() && !worker.abandoned.contains(oldest_)) return assign(number, oldest_);
+  if (static_cast<int>(worker.computing.size()) >= options_.ahead) return std::nullopt;
   if (const auto id = choose(worker)) return assign(number, *id);
   if (!worker.computing.empty()) return std::nullopt;
-  const auto first = std::find_if(open_.begin(), open_.end(),
-                                  [&](std::int64_t id) { return !worker.abandoned.contains(id); });
-  if (first != open_.end()) return assign(number, *first);  // and gives up what is in its way
-  if (const auto id = choose_again()) return assign(number, *id);
+  const auto again = choose_again();
+  if (again && may_take(worker, *again)) return assign(number, *again);
   return std::nullopt;
+}
+
+// Nobody has the oldest subproblem, and everybody has later ones whose partials wait for it.
+bool Dispatcher::oldest_is_stranded() const {
+  return open_.contains(oldest_) &&
+         std::none_of(workers_.begin(), workers_.end(), [&](const Worker& worker) {
+           return !worker.lost && may_take(worker, oldest_);
+         });
 }
 
 // Of the subproblems that the worker may take, the one with the fewest chunks that it lacks. The

@@ -84,6 +84,7 @@ class Dispatcher {
 
   void fill();
   bool add(std::int64_t id);
+  bool oldest_is_stranded() const;
   std::optional<std::int64_t> choose(const Worker& worker) const;
   std::int64_t missing_chunks(const Worker& worker, const Task& task) const;
   bool may_take(const Worker& worker, std::int64_t id) const;

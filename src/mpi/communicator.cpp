@@ -38,7 +38,7 @@ Communicator::~Communicator() { MPI_Comm_free(&handle_); }
 Request Communicator::send(int to, int tag, std::span<const std::byte> data) {
   MPI_Request handle = MPI_REQUEST_NULL;
   STREAM_CQSA_MPI(
-      MPI_Isend(data.data(), static_cast<int>(data.size()), MPI_BYTE, to, tag, handle_, &handle));
+      MPI_Issend(data.data(), static_cast<int>(data.size()), MPI_BYTE, to, tag, handle_, &handle));
   return Request(handle);
 }
 

@@ -41,6 +41,7 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
+  /// Done when the receiver has asked for the message: until then MPI keeps no copy of it.
   Request send(int to, int tag, std::span<const std::byte> data);
   /// `from` may be MPI_ANY_SOURCE.
   Request receive(int from, int tag, std::span<std::byte> into);

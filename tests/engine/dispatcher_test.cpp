@@ -49,7 +49,10 @@ class Simulation {
   void lose(int worker, bool with_partials) {
     Worker& lost = workers_[static_cast<std::size_t>(worker)];
     lost.lost = true;
+    // What was offered of the one that it computed can still be had, but never all of it.
+    if (!lost.undelivered.empty()) lost.waiting[lost.orders.front()] += 1000;
     lost.orders.clear();
+    lost.undelivered.clear();
     if (with_partials) lost.held.clear();
     dispatcher_.lost(worker, with_partials);
   }
