@@ -110,22 +110,23 @@ def draw_bytes(axes, by_label):
         axes.set_yscale("log")
 
 
-def draw_stages(axes, label, of_label):
+def stage_shares(run):
+    """Stage of the workers or of the master -> busy share of the wall clock."""
+    of_master = {f"master: {of}": run.master_share(of) for of in ("merge", "other")}
+    return {**run.stages(), **{name: share for name, share in of_master.items() if share is not None}}
+
+
+def draw_stages(axes, label, of_label, names):
     """A group of bars a count, a bar a stage; stages overlap, so the bars of a group need not sum to 1."""
     new_axes(axes, label, "GPUs or workers", "busy, of wall clock")
-    bars = [dict(run.stages()) for run in of_label]
-    for run, shares in zip(of_label, bars):
-        for of in ("merge", "other"):
-            if run.master_share(of) is not None:
-                shares[f"master: {of}"] = run.master_share(of)
-    names = list(dict.fromkeys(name for shares in bars for name in shares))
     width = 0.84 / max(1, len(names))
     for index, name in enumerate(names):
-        places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(bars))]
-        axes.bar(places, [shares.get(name, 0) for shares in bars], width * 0.94,
+        places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(of_label))]
+        axes.bar(places, [stage_shares(run).get(name, 0) for run in of_label], width * 0.94,
                  color=f"C{index % 10}", label=name)
     axes.axhline(1, linestyle="--", color="#999999", linewidth=1)
     axes.set_xticks(range(len(of_label)), [str(run.units) for run in of_label])
+    axes.set_ylim(0, 1.3 * max(1.0, axes.get_ylim()[1]))
 
 
 def picture(pyplot, by_label):
@@ -138,9 +139,10 @@ def picture(pyplot, by_label):
     draw_bytes(cells[2], by_label)
     for cell in cells[3:columns] + cells[columns + len(by_label):]:
         cell.set_visible(False)
+    names = list(dict.fromkeys(name for of_label in by_label.values() for run in of_label for name in stage_shares(run)))
     for cell, (label, of_label) in zip(cells[columns:], by_label.items()):
-        draw_stages(cell, label, of_label)
-    cells[columns].legend(fontsize=7, frameon=False)
+        draw_stages(cell, label, of_label, names)
+    cells[columns].legend(fontsize=7, frameon=False, loc="upper center", ncols=3)
     return figure
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from plot_scaling import count_axis, new_axes, percent, pyplot_or_none
 from problem import Shape
 from scaling_runs import BadInput, read_runs, series
-from simulated_divisions import perfect_count, planned_tasks, quorum_tasks, tile_tasks
+from simulated_divisions import MOST_CHUNKS, perfect_count, planned_tasks, quorum_tasks, tile_tasks
 from simulation import Costs, Simulation, simulate_ring
 
 COLUMNS = ("workers", "division", "subproblems", "seconds", "of ideal", "bytes in, each", "most", "partials",
@@ -105,8 +105,8 @@ def predict(division, shape, workers, costs, options):
 
 
 def row_of(workers, division, subproblems, outcome, ideal):
-    share = lambda seconds: percent(seconds / outcome.seconds)
-    return (str(workers), division, str(subproblems), f"{outcome.seconds:.4g}", percent(ideal / outcome.seconds),
+    share = lambda seconds: percent(seconds / (outcome.seconds or math.inf))
+    return (str(workers), division, str(subproblems), f"{outcome.seconds:.4g}", share(ideal),
             f"{statistics.mean(outcome.bytes_in) * 1e-9:.4g} GB", f"{max(outcome.bytes_in) * 1e-9:.4g} GB",
             f"{outcome.bytes_out * 1e-9:.4g} GB", share(outcome.merge_seconds), share(outcome.other_seconds),
             share(outcome.link_seconds))
@@ -134,7 +134,8 @@ def picture(pyplot, outcomes, options):
     panels = (("Time", "seconds", lambda outcome: outcome.seconds),
               ("Taken in by a worker", "bytes", lambda outcome: statistics.mean(outcome.bytes_in)),
               ("The master's busiest part", "of wall clock",
-               lambda outcome: max(outcome.merge_seconds, outcome.other_seconds, outcome.link_seconds) / outcome.seconds))
+               lambda outcome: max(outcome.merge_seconds, outcome.other_seconds, outcome.link_seconds)
+               / (outcome.seconds or math.inf)))
     for cell, (title, unit, value) in zip(axes, panels):
         new_axes(cell, title, "workers", unit)
         for division in options.divisions:
@@ -211,6 +212,10 @@ def parse_arguments(arguments):
     options = parser.parse_args(arguments)
     if min(options.length, options.heads, options.dim, options.tasks_per_worker, *options.workers) < 1:
         parser.error("lengths and counts are at least 1")
+    if options.groups is not None and (options.groups < 1 or options.heads % options.groups):
+        parser.error(f"--groups {options.groups} does not divide the {options.heads} heads")
+    if options.chunks is not None and not 1 <= options.chunks <= MOST_CHUNKS:
+        parser.error(f"--chunks {options.chunks}; from 1 to {MOST_CHUNKS} are supported")
     unknown = set(options.divisions) - set(COLOURS)
     if unknown:
         parser.error(f"--divisions: '{sorted(unknown)[0]}' is not one of {', '.join(COLOURS)}")

@@ -147,7 +147,10 @@ def chunk_tasks(shape, tokens, works):
 def planned_tasks(shape, program, options):
     """The subproblems of the program's own plan. `options`: of `stream-cqsa plan`, besides the problem."""
     command = [*program, "plan", "--input", "synthetic:1", *shape.options(), *options, "--json", "--subproblems"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise BadInput(f"--program {program[0]}: {error.strerror}; give the path of stream-cqsa") from error
     if done.returncode != 0:
         raise BadInput((done.stderr.strip() or "stream-cqsa plan failed").splitlines()[-1])
     plan = json.loads(done.stdout)
