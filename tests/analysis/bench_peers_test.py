@@ -1,4 +1,4 @@
-"""Tests of analysis/bench_peers.py with a made-up program and made-up peers; no GPU and no torch."""
+"""Tests of analysis/bench_peers.py and its modules with a made-up program and made-up peers; no GPU and no torch."""
 
 import contextlib
 import io
@@ -10,11 +10,18 @@ import sys
 import tempfile
 import types
 import unittest
+import unittest.mock
 
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "analysis"))
-import bench_peers as program  # noqa: E402  (needs the path above)
+import bench_accuracy  # noqa: E402  (needs the path above)
+import bench_peers as program  # noqa: E402
+import bench_sections  # noqa: E402
+import bench_turns  # noqa: E402
+import peers  # noqa: E402
+from bench_turns import Failure  # noqa: E402
+from problem import Shape  # noqa: E402
 
 # Answers each line with a time that its --chunks and the number of the round decide.
 FAKE_PROGRAM = f"""#!{sys.executable}
@@ -61,7 +68,7 @@ class Listed:
 class ArithmeticTest(unittest.TestCase):
     def test_flops_count_the_kept_scores(self):
         for causal in (False, True):
-            shape = program.Shape(13, 3, 64, "f16", causal)
+            shape = Shape(13, 3, 64, "f16", causal)
             kept = sum(not causal or j <= i for i in range(13) for j in range(13))
             self.assertEqual(shape.flops(), 4 * 64 * 3 * kept)
 
@@ -69,18 +76,18 @@ class ArithmeticTest(unittest.TestCase):
         cases = {"mpirun -n 1 /a/b/stream-cqsa --x=/c/d.json": "mpirun -n 1 stream-cqsa --x=d.json",
                  "500 TFLOP/s, build/x": "500 TFLOP/s, build/x", "'/a/b': no": "'b': no"}
         for text, expected in cases.items():
-            self.assertEqual(program.without_folders(text), expected)
+            self.assertEqual(bench_turns.without_folders(text), expected)
 
     def test_only_a_small_error_is_right(self):
         for error, ok in ((0.001, True), (0.1, False), (math.nan, False), (math.inf, False)):
-            result = program.verified(error)
+            result = peers.verified(error)
             self.assertEqual(result["ok"], ok)
             json.dumps(result, allow_nan=False)
 
     def test_inputs_are_what_their_names_say(self):
         for dim in (64, 128):
-            shape = program.Shape(512, 2, dim, "f16", True)
-            scores = {kind: np.einsum("bqhd,bkhd->hqk", *program.accuracy_input(shape, kind)[:2]) * dim ** -0.5
+            shape = Shape(512, 2, dim, "f16", True)
+            scores = {kind: np.einsum("bqhd,bkhd->hqk", *bench_accuracy.accuracy_input(shape, kind)[:2]) * dim ** -0.5
                       for kind in ("normal", "large scores", "sink")}
             self.assertTrue(0.9 <= scores["normal"].std() <= 1.1)
             self.assertTrue(np.allclose(scores["large scores"], 64 * scores["normal"], rtol=1e-4, atol=1e-2))
@@ -90,20 +97,20 @@ class ArithmeticTest(unittest.TestCase):
 
 class TurnsTest(unittest.TestCase):
     def run_turns(self, competitors, rounds):
-        return program.take_turns({c.name: lambda c=c: c for c in competitors}, rounds, NoMonitor())
+        return bench_turns.take_turns({c.name: lambda c=c: c for c in competitors}, rounds, NoMonitor())
 
     def test_in_turn_without_the_warm_up(self):
         order = []
         results = self.run_turns([Listed("a", [100, 3, 1, 2], order), Listed("b", [100, 5, 6, 40], order)], 3)
         self.assertEqual("".join(order), "abababab")
         self.assertEqual((results["a"]["seconds"], results["b"]["seconds"]), (2, 6))
-        row = program.compare(program.Shape(8, 1, 64, "f16", False), "a", results)
+        row = bench_turns.compare(Shape(8, 1, 64, "f16", False), "a", results)
         self.assertEqual(row["results"]["b"]["over_base"], 3)
         self.assertEqual(row["results"]["a"]["flop_per_second"], 4 * 64 * 64 / 2)
 
     def test_who_fails_drops_out_and_keeps_what_it_has(self):
         order = []
-        failing = Listed("a", [1, 2, program.Failure("no /x/y memory\nmore")], order)
+        failing = Listed("a", [1, 2, Failure("no /x/y memory\nmore")], order)
         results = self.run_turns([failing, Listed("b", [1, 2, 3, 4], order)], 3)
         self.assertEqual("".join(order), "ababab" + "b")
         self.assertEqual((results["a"]["error"], results["a"]["seconds"]), ("no y memory", 2))
@@ -114,35 +121,142 @@ class TurnsTest(unittest.TestCase):
         results = self.run_turns([wrong], 1)
         self.assertNotIn("seconds", results["ours"])
         self.assertFalse(program.sound({"results": results}))
-        program.table(program.compare(program.Shape(8, 1, 64, "f16", False), "ours", results))
+        program.table(bench_turns.compare(Shape(8, 1, 64, "f16", False), "ours", results))
 
     def test_a_peer_that_is_not_there_is_recorded(self):
         def missing():
             raise ModuleNotFoundError("No module named 'peer'")
-        results = program.take_turns({"peer": missing, "ours": lambda: Listed("ours", [1, 2], [])}, 1, NoMonitor())
+        results = bench_turns.take_turns({"peer": missing, "ours": lambda: Listed("ours", [1, 2], [])}, 1, NoMonitor())
         self.assertIn("No module named 'peer'", results["peer"]["error"])
         self.assertTrue(program.sound({"results": results}))
 
 
+    def test_absent_peers_are_listed_with_the_reason(self):
+        late = {"rounds": [], "timed": "seconds", "seconds": 2, "error": "the time limit ended this round"}
+        rows = [{"results": {"ours": {}, "flash2": {"rounds": [], "error": "no backend"}, "cudnn": late}},
+                {"results": {"flash2": {"rounds": [], "timed": "seconds", "error": "no backend"}, "cudnn": {}}}]
+        absent = bench_sections.absent_peers("stream", ("flash2", "cudnn", "stream_cqsa"), rows)
+        left_out = {name: "not in --peers" for name in ("flash3", "flash4", "seqattn 1GiB")}
+        self.assertEqual(absent, {"flash2": "no backend", **left_out})
+        self.assertEqual(bench_sections.absent_peers("sweep", (), rows), {})
+
+
+class HostTensor(np.ndarray):
+    """What the streamed peers' adapters use of a torch tensor."""
+
+    def transpose(self, first, second):
+        return self.swapaxes(first, second)
+
+    def pin_memory(self):
+        return self
+
+
+def attend(q, k, v, causal):
+    """Attention of [H, N, D] by its definition."""
+    scores = np.einsum("hqd,hkd->hqk", q, k) * q.shape[-1] ** -0.5
+    if causal:
+        scores[:, ~np.tri(q.shape[1], dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hqk,hkd->hqd", weights / weights.sum(-1, keepdims=True), v)
+
+
+class MadeUpStreamCqsa(types.ModuleType):
+    """stream_cqsa 2.2.3's attention(), as far as its signature and layout go."""
+    __version__ = "2.2.3"
+
+    def attention(self, q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, *,
+                  verbose=None, hardware=None, kernel="auto", plan_only=False, return_plan=False, return_info=False,
+                  **overrides):
+        self.overrides = overrides
+        output = np.stack([attend(*one, is_causal) for one in zip(q, k, v)]).view(HostTensor)
+        return (output, {"engine": "classic", "itr": 1, "c": 7}) if return_info else output
+
+    def kernels_available(self):
+        return {"triton": True}
+
+
+class MadeUpSeqattn(types.ModuleType):
+    """seqattn's plan and runner: tensors [tokens, heads, dim], sequences by their bounds."""
+
+    def StreamingAttentionConfig(self, *, workspace_budget_bytes=None):
+        return types.SimpleNamespace(workspace_budget_bytes=workspace_budget_bytes)
+
+    def build_plan(self, *, q_heads, kv_heads, head_dim, dtype, device, max_q_tokens, max_kv_tokens, config):
+        return types.SimpleNamespace(q_chunk_tokens=max_q_tokens, kv_chunk_tokens=4096)
+
+    def StreamingAttentionRunner(self, plan, config=None):
+        def run(q, k, v, bounds_q, bounds_k, *, softmax_scale=None, causal=False, out=None, stats=None):
+            assert list(bounds_q) == list(bounds_k) == [0, len(q)]
+            out[:] = attend(*(x.swapaxes(0, 1) for x in (q, k, v)), causal).swapaxes(0, 1)
+            return out
+        self.budget = config.workspace_budget_bytes
+        return run
+
+
+class StreamedPeersTest(unittest.TestCase):
+    def put_module(self, name, module):
+        before = sys.modules.get(name)
+        sys.modules[name] = module
+        self.addCleanup(lambda: sys.modules.update({name: before}) if before else sys.modules.pop(name))
+        return module
+
+    def output_of(self, entry, causal):
+        shape = Shape(9, 2, 4, "f16", causal)
+        rng = np.random.default_rng(20611)
+        q, k, v = (rng.standard_normal((1, 9, 2, 4)).view(HostTensor) for _ in range(3))
+        torch = types.SimpleNamespace(
+            empty_like=np.empty_like, int32=np.int32, tensor=np.array,
+            cuda=types.SimpleNamespace(get_device_properties=lambda _: types.SimpleNamespace(total_memory=1 << 40),
+                                       set_per_process_memory_fraction=lambda _: None))
+        options = peers.STREAMED_PEERS[entry]
+        call, _ = peers.OPEN[options["package"]](torch, shape, q, k, v, json.loads(json.dumps(options)))
+        expected = attend(*(x[0].swapaxes(0, 1) for x in (q, k, v)), causal).swapaxes(0, 1)
+        self.assertTrue(np.allclose(call()[0][0], expected, rtol=1e-12))
+
+    def test_adapters_call_and_turn_round(self):
+        package = self.put_module("stream_cqsa", MadeUpStreamCqsa("stream_cqsa"))
+        seqattn = self.put_module("seqattn", MadeUpSeqattn("seqattn"))
+        for entry in peers.STREAMED_PEERS:
+            for causal in (False, True):
+                self.output_of(entry, causal)
+        self.assertEqual(seqattn.budget, 1 << 30)
+        self.output_of("stream_cqsa no limit", True)
+        self.assertEqual(package.overrides["interest_set"], (0, 1, 3))
+
+    def test_another_package_of_the_name_is_told_apart(self):
+        self.put_module("seqattn", types.ModuleType("seqattn"))
+        with self.assertRaisesRegex(Failure, "another package"):
+            peers.seqattn_package()
+
+    def test_a_package_that_does_not_import_is_the_reason(self):
+        with tempfile.TemporaryDirectory() as folder:
+            pathlib.Path(folder, "torch.py").write_text("raise ImportError('no torch here')")
+            with unittest.mock.patch.dict("os.environ", PYTHONPATH=folder):
+                child = peers.streamed_child(Shape(8, 1, 4, "f16", False), peers.STREAMED_PEERS["seqattn 1GiB"], 60)
+            self.addCleanup(child.process.kill)
+            with self.assertRaisesRegex(Failure, "no torch here"):
+                child.round()
+
+
 class ChildTest(unittest.TestCase):
     def child(self, code, seconds=None):
-        child = program.Child([sys.executable, "-c", code], "seconds", seconds)
+        child = bench_turns.Child([sys.executable, "-c", code], "seconds", seconds)
         self.addCleanup(child.process.kill)
         return child
 
     def test_the_last_word_of_a_child_is_its_error(self):
         child = self.child("import sys; print('x: no GPU', file=sys.stderr); sys.exit(1)")
-        with self.assertRaisesRegex(program.Failure, "^x: no GPU$"):
+        with self.assertRaisesRegex(Failure, "^x: no GPU$"):
             child.round()
 
     def test_our_error_is_found_before_a_launchers(self):
         child = self.child("import sys; sys.exit('stream-cqsa: bad input\\nlauncher: a process failed')")
-        with self.assertRaisesRegex(program.Failure, "^stream-cqsa: bad input$"):
+        with self.assertRaisesRegex(Failure, "^stream-cqsa: bad input$"):
             child.round()
 
     def test_a_child_that_never_answers_is_ended(self):
         child = self.child("import sys; sys.stdin.read()", seconds=0.5)
-        with self.assertRaisesRegex(program.Failure, "time limit"):
+        with self.assertRaisesRegex(Failure, "time limit"):
             child.round()
         self.assertIsNotNone(child.process.returncode)
 
@@ -177,7 +291,7 @@ class ProgramTest(unittest.TestCase):
         arrays = {name: rng.integers(0, 1 << 16, (1, 5, 2, 3), dtype=np.uint16) for name in "qkv"}
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder, "x.safetensors")
-            program.write_safetensors(path, {n: (a.shape, a.tobytes()) for n, a in arrays.items()}, "bf16")
+            bench_accuracy.write_safetensors(path, {n: (a.shape, a.tobytes()) for n, a in arrays.items()}, "bf16")
             data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + size])
