@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "stream_cqsa/tensor.hpp"
 
@@ -52,6 +53,15 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
                                           bool overwrite, const FileOpener& open = open_posix_file);
+
+/// Creates `path` (.safetensors) for several tensors, each under its desc.name in the file: a sink
+/// for each, in this order. As create_tensor, but the file gets its name by the last of their
+/// commits, one for each; where a sink is destroyed without, nothing remains of any. Throws
+/// InputError for two tensors of one name, too.
+std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
+                                                        std::vector<TensorDesc> descs,
+                                                        bool overwrite,
+                                                        const FileOpener& open = open_posix_file);
 
 /// A tensor in the caller's memory, packed in the order of desc.layout: resident, for embedding and
 /// for tests. `data` holds the storage type: fp32 for a desc of dtype f64. Throws InputError unless

@@ -197,9 +197,16 @@ std::string describe(const Plan& plan);
 void write_json(const Plan& plan, bool subproblems, std::ostream& out);
 
 /// Reads what write_json wrote: makes the plan again from the problem, options and budgets in it.
-/// Throws InputError, naming what differs, unless everything else in it is what that gives; a list
-/// of subproblems is skipped, as it follows from the rest.
+/// Throws InputError, naming `name` and what differs (or the line and column that are no JSON),
+/// unless everything else in it is what that gives; a list of subproblems is skipped, as it follows
+/// from the rest.
 Plan read_plan(std::istream& in, const std::string& name);
+
+/// What of a problem, device or tensors is not as a plan was made for it, by the names that
+/// write_json gives: "for head_dim 64, the input has 128; for mask causal, this run has none".
+/// Empty where a plan made from `planned` can run as `given` wants; budgets and division are the
+/// plan's own.
+std::string mismatch(const PlanRequest& planned, const PlanRequest& given);
 
 /// The chunk-pair matrix coloured by quorum, dead pairs blank, beside planned memory and budgets.
 void write_svg(const Plan& plan, std::ostream& out);

@@ -12,6 +12,15 @@ namespace stream_cqsa {
 
 namespace po = boost::program_options;
 
+namespace {
+
+// An option that has no default: 0 is a value like any other.
+po::typed_value<std::int64_t>* optional_value(std::optional<std::int64_t>& option) {
+  return po::value<std::int64_t>()->notifier([&option](std::int64_t value) { option = value; });
+}
+
+}  // namespace
+
 OptionGroup input_group(InputOptions& options) {
   OptionGroup group("Input");
   group.add_options()("input", po::value(&options.input)->value_name("FILE"),
@@ -67,10 +76,10 @@ OptionGroup resource_group(ResourceOptions& options) {
       "budget of the memory for staging and accumulators (default: half of the available memory)")(
       "scratch", po::value(&options.scratch)->value_name("DIR"),
       "where accumulators go that do not fit in host memory")(
-      "chunks", po::value(&options.chunks)->value_name("C"),
+      "chunks", optional_value(options.chunks)->value_name("C"),
       "chunks per sequence, 1 to 20000 (default: chosen)")(
-      "heads-per-group", po::value(&options.heads_per_group)->value_name("H"),
-      "key/value heads computed together (default: chosen)")(
+      "heads-per-group", optional_value(options.heads_per_group)->value_name("H"),
+      "key/value heads computed together, 1 to all of them (default: chosen)")(
       "threads", po::value(&options.threads)->default_value(0)->value_name("T"),
       "of the CPU backend, 0: one per core")(
       "plan", po::value(&options.plan)->value_name("FILE"),

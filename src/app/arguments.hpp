@@ -35,11 +35,11 @@ struct ResourceOptions {
   std::string backend;
   std::string device_memory, host_memory;
   std::string scratch;
-  std::int64_t chunks = 0;           ///< 0: chosen
-  std::int64_t heads_per_group = 0;  ///< 0: chosen
-  int threads = 0;                   ///< 0: one per core
-  int cuda_device = 0;               ///< of this rank
-  std::string plan;                  ///< file written by plan --json
+  std::optional<std::int64_t> chunks;           ///< else chosen
+  std::optional<std::int64_t> heads_per_group;  ///< else chosen
+  int threads = 0;                              ///< 0: one per core
+  int cuda_device = 0;                          ///< of this rank
+  std::string plan;                             ///< file written by plan --json
 };
 
 struct OutputOptions {

@@ -15,6 +15,7 @@
 #include "app/machine.hpp"
 #include "app/report.hpp"
 #include "app/text.hpp"
+#include "core/counted.hpp"
 #include "cpu/bench.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
@@ -126,7 +127,7 @@ double merge_rate(int threads, std::int64_t dim) {
 
 json bench_copies(int threads, std::FILE* out) {
   const double copy = copy_rate(threads);
-  fmt::print(out, "copy    {:.2f} GB/s, {} threads\n", copy * 1e-9, threads);
+  fmt::print(out, "copy    {:.2f} GB/s, {}\n", copy * 1e-9, counted(threads, "thread"));
   return {{"threads", threads}, {"memcpy_bytes_per_second", copy}};
 }
 
@@ -166,7 +167,7 @@ json bench_files(const std::string& scratch, std::FILE* out) {
 
 json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
   const double matrix = bench_sgemm_flops(threads);
-  fmt::print(out, "sgemm   {}, {} threads\n", format_flops(matrix), threads);
+  fmt::print(out, "sgemm   {}, {}\n", format_flops(matrix), counted(threads, "thread"));
   json rates = json::array();
   for (const std::int64_t dim : {64, 128}) {
     for (const Mask mask : {Mask::none, Mask::causal}) {

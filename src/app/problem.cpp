@@ -9,9 +9,11 @@
 #include <fstream>
 
 #include "app/machine.hpp"
+#include "core/counted.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
+#include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/synthetic.hpp"
 
@@ -72,8 +74,9 @@ Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorD
     }
   }
   if (query.heads % key.heads != 0) {
-    throw InputError(fmt::format("{} has {} heads, not a multiple of the {} heads of {}",
-                                 query.name, query.heads, key.heads, key.name));
+    throw InputError(fmt::format("{} has {}, not a multiple of the {} of {}", query.name,
+                                 counted(query.heads, "head"), counted(key.heads, "head"),
+                                 key.name));
   }
   return {query.batch, query.heads, key.heads,   query.tokens, key.tokens,
           query.dim,   query.dtype, query.dtype, Mask::none,   default_scale(query.dim)};
@@ -109,6 +112,45 @@ bool cuda_computes(const CudaOptions& options, const Problem& problem) {
 
 bool is_resident(const TensorSource& source) {
   return source.resident({0, {0, 1}, {0, 1}}).has_value();
+}
+
+void require_between(const char* option, std::optional<std::int64_t> value, std::int64_t most) {
+  if (!value || (*value >= 1 && *value <= most)) return;
+  throw InputError(fmt::format("{} {}: use 1 to {}", option, *value, most));
+}
+
+void check_resources(const ResourceOptions& resources, const Problem& problem) {
+  require_between("--chunks", resources.chunks, max_modulus);
+  require_between("--heads-per-group", resources.heads_per_group, problem.kv_heads);
+  if (!resources.scratch.empty() && !std::filesystem::is_directory(resources.scratch)) {
+    throw InputError(fmt::format("--scratch {}: is not a directory", resources.scratch));
+  }
+}
+
+// The plan of --plan, which must be one for `request` but for budgets and division.
+Plan read_plan_file(const ResourceOptions& resources, const PlanRequest& request) {
+  if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
+      request.heads_per_group) {
+    throw InputError(
+        "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
+        "--chunks and --heads-per-group");
+  }
+  std::ifstream file(resources.plan);
+  if (!file || std::filesystem::is_directory(resources.plan)) {
+    throw InputError(fmt::format("{}: cannot be read", resources.plan));
+  }
+  Plan plan = read_plan(file, resources.plan);
+  const std::string differences = mismatch(plan.request, request);
+  if (!differences.empty()) {
+    throw InputError(
+        fmt::format("{}: was made {}; make it again with plan --json and the same options",
+                    resources.plan, differences));
+  }
+  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
+    throw InputError(fmt::format("{}: the plan keeps accumulators in a file; give --scratch DIR",
+                                 resources.plan));
+  }
+  return plan;
 }
 
 }  // namespace
@@ -198,9 +240,7 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Pr
 
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Backend& backend) {
-  if (resources.chunks < 0 || resources.heads_per_group < 0) {
-    throw InputError("--chunks and --heads-per-group must be positive");
-  }
+  check_resources(resources, open.problem);
   const std::int64_t available = this_machine().available_memory;
   const auto budget = [&](const char* option, const std::string& text, std::int64_t otherwise) {
     return text.empty() ? otherwise : parse_bytes(text, option);
@@ -222,34 +262,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
                                            : available / 4);
   request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
   request.scratch = !resources.scratch.empty();
-  if (resources.chunks) request.chunks = resources.chunks;
-  if (resources.heads_per_group) request.heads_per_group = resources.heads_per_group;
-  if (resources.plan.empty()) return make_plan(request);
-
-  if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
-      request.heads_per_group) {
-    throw InputError(
-        "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
-        "--chunks and --heads-per-group");
-  }
-  std::ifstream file(resources.plan);
-  if (!file || std::filesystem::is_directory(resources.plan))
-    throw InputError(fmt::format("{}: cannot be read", resources.plan));
-  Plan plan = read_plan(file, resources.plan);
-  if (!(plan.problem() == request.problem) || plan.request.device.kind != request.device.kind ||
-      plan.request.device.tile != request.device.tile || !(plan.request.query == request.query) ||
-      !(plan.request.key == request.key) || !(plan.request.value == request.value) ||
-      plan.request.lse != request.lse || plan.request.output_layout != request.output_layout) {
-    throw InputError(fmt::format(
-        "{}: was made for another problem or device; make it again with plan --json and the same "
-        "options",
-        resources.plan));
-  }
-  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
-    throw InputError(fmt::format("{}: the plan keeps accumulators in a file; give --scratch DIR",
-                                 resources.plan));
-  }
-  return plan;
+  request.chunks = resources.chunks;
+  request.heads_per_group = resources.heads_per_group;
+  return resources.plan.empty() ? make_plan(request) : read_plan_file(resources, request);
 }
 
 RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {

@@ -36,7 +36,9 @@ DType dtype_option(const std::string& option, const std::string& name);
 /// backend that is named cannot.
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem);
 
-/// The plan for a problem within the given resources, or the one of --plan.
+/// The plan for a problem within the given resources, or the one of --plan. Throws InputError where
+/// a resource cannot be used (--scratch is no directory), nothing fits, or the plan of --plan is of
+/// something else.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Backend& backend);
 

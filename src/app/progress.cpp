@@ -7,23 +7,41 @@
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include "app/text.hpp"
+#include "core/counted.hpp"
 
 namespace stream_cqsa {
 
-Progress::Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
-                   std::uint64_t total_scores)
-    : telemetry_(telemetry),
-      backend_(backend),
-      subproblems_(plan.subproblem_count()),
-      total_scores_(total_scores),
-      flops_per_score_(4.0 * static_cast<double>(plan.problem().head_dim)),
-      terminal_(isatty(STDERR_FILENO) != 0),
-      thread_([this] {
+namespace {
+
+// Of a run of so many live scores, over all heads.
+Progressed run_progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+                        std::uint64_t total_scores, double elapsed) {
+  // The backend counts while a kernel runs, masked scores of partial tiles included.
+  const auto scores = static_cast<double>(
+      std::min(std::max(telemetry.scores_done(), backend.scores_computed()), total_scores));
+  const double flops = scores * 4.0 * static_cast<double>(plan.problem().head_dim);
+  return {total_scores > 0 ? scores / static_cast<double>(total_scores) : 1.0,
+          fmt::format("{} of {}  {}", telemetry.subproblems_done(),
+                      counted(plan.subproblem_count(), "subproblem"),
+                      format_flops(flops / std::max(elapsed, 1e-9)))};
+}
+
+}  // namespace
+
+Progress::Progress(Measure measure)
+    : measure_(std::move(measure)), terminal_(isatty(STDERR_FILENO) != 0), thread_([this] {
         const std::chrono::milliseconds period(terminal_ ? 200 : 30000);
         std::unique_lock lock(mutex_);
         while (!ended_.wait_for(lock, period, [this] { return end_; })) show(false);
+      }) {}
+
+Progress::Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+                   std::uint64_t total_scores)
+    : Progress([&telemetry, &backend, &plan, total_scores](double elapsed) {
+        return run_progress(telemetry, backend, plan, total_scores, elapsed);
       }) {}
 
 Progress::~Progress() {
@@ -37,17 +55,12 @@ Progress::~Progress() {
 }
 
 void Progress::show(bool last) const {
-  // The backend counts while a kernel runs, masked scores of partial tiles included.
-  const auto scores = static_cast<double>(
-      std::min(std::max(telemetry_.scores_done(), backend_.scores_computed()), total_scores_));
-  const double done = total_scores_ > 0 ? scores / static_cast<double>(total_scores_) : 1.0;
   const double elapsed = now_seconds() - begin_;
+  const auto [done, text] = measure_(elapsed);
   const std::string left =
       done > 0 ? format_duration(elapsed / done - elapsed) + " left" : "time left unknown";
-  const std::string line = fmt::format(
-      "{:5.1f}%  {} of {} subproblems  {}  {}", done * 100, telemetry_.subproblems_done(),
-      subproblems_, format_flops(scores * flops_per_score_ / std::max(elapsed, 1e-9)),
-      last ? format_duration(elapsed) + " elapsed" : left);
+  const std::string line = fmt::format("{:5.1f}%  {}  {}", done * 100, text,
+                                       last ? format_duration(elapsed) + " elapsed" : left);
   if (terminal_) {
     constexpr int width = 24;
     const int filled = std::clamp(static_cast<int>(done * width), 0, width);

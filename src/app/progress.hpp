@@ -3,7 +3,9 @@
 
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
 
 #include "stream_cqsa/backend.hpp"
@@ -12,9 +14,19 @@
 
 namespace stream_cqsa {
 
-/// Shows the progress of a run from construction to destruction.
+/// How far some work is.
+struct Progressed {
+  double share = 0;  ///< 0 to 1
+  std::string text;  ///< such as "3 of 7 subproblems"
+};
+
+/// Shows the progress of work from construction to destruction.
 class Progress {
  public:
+  /// `measure` gets the seconds since the beginning; it is called from another thread.
+  using Measure = std::function<Progressed(double elapsed)>;
+  explicit Progress(Measure measure);
+  /// Of a run.
   /// total_scores: live scores of the whole run, over all batch entries and query heads.
   Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
            std::uint64_t total_scores);
@@ -25,11 +37,7 @@ class Progress {
  private:
   void show(bool last) const;
 
-  const Telemetry& telemetry_;
-  const Backend& backend_;
-  std::int64_t subproblems_;
-  std::uint64_t total_scores_;
-  double flops_per_score_;
+  Measure measure_;
   bool terminal_;
   double begin_ = now_seconds();
   std::mutex mutex_;

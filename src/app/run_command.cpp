@@ -58,12 +58,7 @@ void require_room(const std::filesystem::path& directory, std::int64_t bytes,
 void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& arguments) {
   namespace fs = std::filesystem;
   const std::string& scratch = arguments.resources.scratch;
-  if (!scratch.empty()) {
-    if (!fs::is_directory(scratch)) {
-      throw InputError(fmt::format("--scratch {}: is not a directory", scratch));
-    }
-    require_room(scratch, plan.scratch_bytes, "--scratch " + scratch);
-  }
+  if (!scratch.empty()) require_room(scratch, plan.scratch_bytes, "--scratch " + scratch);
   // O and lse most often lie on one disk: each directory must have room for both.
   const Problem& problem = open.problem;
   const std::int64_t lse_bytes =

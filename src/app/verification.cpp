@@ -8,6 +8,8 @@
 #include <set>
 #include <tuple>
 
+#include "core/counted.hpp"
+
 namespace stream_cqsa {
 namespace {
 
@@ -74,10 +76,28 @@ std::int64_t Verification::compared() const {
                        [](const VerifiedRow& row) { return row.output.comparable(); });
 }
 
+std::int64_t most_rows(const Problem& problem) {
+  // About 6 hours at 5 ns a step.
+  constexpr std::int64_t most_steps = std::int64_t{1} << 42;
+  constexpr std::int64_t most_bytes = std::int64_t{1} << 30;
+  // Three vectors in fp64 and what belongs to them.
+  const std::int64_t row_bytes = 3 * 8 * problem.head_dim + 512;
+  return std::max<std::int64_t>(
+      1, std::min(most_steps / (problem.key_length * problem.head_dim), most_bytes / row_bytes));
+}
+
+std::int64_t visible_keys(const Problem& problem, const std::vector<RowIndex>& rows) {
+  std::int64_t keys = 0;
+  for (const RowIndex& row : rows) {
+    keys += std::clamp<std::int64_t>(problem.visible_keys(row.token), 0, problem.key_length);
+  }
+  return keys;
+}
+
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
-                         const RowValues& row_of, const RowValues& lse_of) {
+                         const RowValues& row_of, const RowValues& lse_of, const KeysSeen& seen) {
   const auto references = reference_rows(open.problem, *open.query, *open.key, *open.value, rows,
-                                         verification_buffer_bytes);
+                                         verification_buffer_bytes, seen);
   Verification verification;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     VerifiedRow verified{rows[i], check_row(open.problem, references[i], row_of(rows[i])), {}};
@@ -94,19 +114,18 @@ std::string describe(const Verification& verification) {
   const auto& rows = verification.rows;
   if (rows.empty()) return "no rows checked";
   if (verification.ok() && verification.compared() == 0) {
-    return fmt::format(
-        "NOT COMPARABLE: fp32 may overflow in all {} sampled rows, whose error has no bound",
-        rows.size());
+    return fmt::format("NOT COMPARABLE: fp32 may overflow in all {}, whose error has no bound",
+                       counted(static_cast<std::int64_t>(rows.size()), "sampled row"));
   }
   const VerifiedRow& worst = *std::ranges::max_element(rows, {}, output_severity);
   const VerifiedRow& worst_lse = *std::ranges::max_element(rows, {}, lse_severity);
   std::string text =
-      fmt::format("{}: {} rows against fp64; {}", verification.ok() ? "verified" : "FAILED",
-                  verification.compared(), describe(worst.row, worst.output));
+      fmt::format("{}: {} against fp64; {}", verification.ok() ? "verified" : "FAILED",
+                  counted(verification.compared(), "row"), describe(worst.row, worst.output));
   if (worst_lse.lse) text += "; lse: " + describe(worst_lse.row, *worst_lse.lse);
   if (verification.not_comparable() == 0) return text;
-  return text + fmt::format("; not comparable: {} rows with infinite bound",
-                            verification.not_comparable());
+  return text + fmt::format("; not comparable: {} with infinite bound",
+                            counted(verification.not_comparable(), "row"));
 }
 
 nlohmann::json to_json(const Verification& verification) {

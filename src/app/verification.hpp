@@ -37,10 +37,18 @@ struct Verification {
 
 using RowValues = std::function<std::vector<double>(const RowIndex&)>;
 
+/// The most rows that can be verified in some hours and about 1 GiB: each takes key length x head
+/// dimension steps in fp64, and memory until all are compared. At least 1.
+std::int64_t most_rows(const Problem& problem);
+
+/// Keys that the mask keeps, summed over `rows`: what verify_rows tells `seen` in all.
+std::int64_t visible_keys(const Problem& problem, const std::vector<RowIndex>& rows);
+
 /// Compares each row, fetched by `row_of` ([dim] values of O), with the reference; and its lse,
 /// fetched by `lse_of` (one value), where that is given.
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
-                         const RowValues& row_of, const RowValues& lse_of = nullptr);
+                         const RowValues& row_of, const RowValues& lse_of = nullptr,
+                         const KeysSeen& seen = nullptr);
 
 /// One line for people: how many rows, the worst error and what is allowed there, and how many rows
 /// were not comparable.

@@ -1,12 +1,17 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <atomic>
 #include <map>
+#include <optional>
 #include <tuple>
 
 #include "app/audit.hpp"
 #include "app/commands.hpp"
 #include "app/problem.hpp"
+#include "app/progress.hpp"
 #include "app/verification.hpp"
+#include "core/counted.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -20,6 +25,7 @@ struct VerifyArguments {
   std::int64_t rows = 32;
   std::uint64_t seed = 2;
   bool json = false;
+  bool quiet = false;
 };
 
 bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
@@ -28,20 +34,24 @@ bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
   group.add_options()("output,o", po::value(&verify.output)->value_name("FILE"),
                       "O, as run wrote it")("lse", po::value(&verify.lse)->value_name("FILE"),
                                             "its log-sum-exp, checked at the same rows")(
-      "rows", po::value(&verify.rows)->default_value(32)->value_name("R"), "rows to recompute")(
+      "rows", po::value(&verify.rows)->default_value(32)->value_name("R"),
+      "rows to recompute: each takes key length x head dimension steps in fp64, and their number "
+      "is limited accordingly")(
       "seed", po::value(&verify.seed)->default_value(2)->value_name("SEED"), "chooses the rows")(
-      "json", po::bool_switch(&verify.json), "print the comparison as JSON");
+      "json", po::bool_switch(&verify.json), "print the comparison as JSON")(
+      "quiet", po::bool_switch(&verify.quiet), "no progress");
   OptionGroup all;
   all.add(input_group(verify.input))
       .add(synthetic_group(verify.input))
       .add(attention_group(verify.attention))
       .add(group);
-  return parse(arguments,
-               "usage: stream-cqsa verify --input FILE --output FILE [OPTION...]\n"
-               "Recomputes sampled rows in fp64 and fails, with exit status 1, where O or its lse "
-               "is further\noff than fp32 arithmetic, O's dtype and, with 16-bit inputs, weights rounded to "
-               "that type\n(as on tensor cores) allow, or where no row can be compared.\n",
-               all);
+  return parse(
+      arguments,
+      "usage: stream-cqsa verify --input FILE --output FILE [OPTION...]\n"
+      "Recomputes sampled rows in fp64 and fails, with exit status 1, where O or its lse "
+      "is further\noff than fp32 arithmetic, O's dtype and, with 16-bit inputs, weights rounded to "
+      "that type\n(as on tensor cores) allow, or where no row can be compared.\n",
+      all);
 }
 
 void check_output(const TensorDesc& output, const TensorDesc& expected) {
@@ -79,6 +89,33 @@ std::unique_ptr<TensorSource> open_lse(const std::string& path, const Problem& p
                                problem.batch, problem.query_heads, problem.query_length));
 }
 
+// Throws InputError for more rows than can be recomputed; more than there are is no harm.
+void check_rows(const Problem& problem, std::int64_t rows) {
+  const std::int64_t most = most_rows(problem);
+  const std::int64_t wanted =
+      std::min(rows, problem.batch * problem.query_length * problem.query_heads);
+  if (rows >= 1 && wanted <= most) return;
+  throw InputError(
+      fmt::format("--rows {}: a row takes {} x {} steps in fp64, and memory; use 1 to {}", rows,
+                  problem.key_length, problem.head_dim, most));
+}
+
+// verify_rows with its progress.
+Verification verify_visibly(const VerifyArguments& options, OpenProblem& open,
+                            const std::vector<RowIndex>& rows, const RowValues& row_of,
+                            const RowValues& lse_of) {
+  const std::int64_t total = visible_keys(open.problem, rows);
+  std::atomic<std::int64_t> seen = 0;
+  std::optional<Progress> progress;
+  if (!options.quiet) {
+    progress.emplace([&](double) -> Progressed {
+      const double share = total > 0 ? static_cast<double>(seen) / static_cast<double>(total) : 1.0;
+      return {share, counted(static_cast<std::int64_t>(rows.size()), "row") + " against fp64"};
+    });
+  }
+  return verify_rows(open, rows, row_of, lse_of, [&seen](std::int64_t keys) { seen += keys; });
+}
+
 using Place = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, head, token
 
 // The lse of `rows`. Each head that has some is read once, whole: 4 bytes a token.
@@ -107,12 +144,12 @@ int verify_command(const Arguments& arguments, const MpiEnvironment&) {
   VerifyArguments options;
   if (!parse_verify(arguments, options)) return 0;
   if (options.output.empty()) throw InputError("no output to verify; give --output FILE");
-  if (options.rows < 1) throw InputError("--rows must be positive");
   OpenProblem open = open_problem(options.input, options.attention);
   const auto output =
       open_tensor(options.output, "o|output", open.query->desc().layout, open_mpi_file);
   check_output(output->desc(), open.query->desc());
   open.problem.output_dtype = output->desc().dtype;
+  check_rows(open.problem, options.rows);
 
   const auto rows = sample_rows(open.problem, options.rows, options.seed);
   std::map<Place, double> lse;
@@ -120,8 +157,8 @@ int verify_command(const Arguments& arguments, const MpiEnvironment&) {
   const auto lse_of = [&](const RowIndex& row) {
     return std::vector{lse.at({row.batch, row.head, row.token})};
   };
-  const Verification verification = verify_rows(
-      open, rows, [&](const RowIndex& row) { return read_row(*output, row); },
+  const Verification verification = verify_visibly(
+      options, open, rows, [&](const RowIndex& row) { return read_row(*output, row); },
       options.lse.empty() ? RowValues() : lse_of);
   if (options.json) {
     fmt::print("{}\n", to_json(verification).dump(1));

@@ -1,18 +1,16 @@
 #include <fmt/format.h>
 
-#include <istream>
 #include <nlohmann/json.hpp>
 #include <ostream>
-#include <sstream>
+#include <string>
+#include <utility>
 
-#include "stream_cqsa/error.hpp"
 #include "stream_cqsa/plan.hpp"
 
 namespace stream_cqsa {
 namespace {
 
-using OrderedJson = nlohmann::ordered_json;  // written: in the order that people read
-using Json = nlohmann::json;                 // read: in any order
+using OrderedJson = nlohmann::ordered_json;  // in the order that people read
 
 constexpr std::string_view subproblems_key = "subproblems";
 
@@ -118,9 +116,8 @@ void write_list(std::ostream& out, std::int64_t count, const Element& element) {
 }
 
 // Text that need not be UTF-8 (a device's name) must not stop a plan from being written.
-template <typename AnyJson>
-std::string text_of(const AnyJson& json) {
-  return json.dump(-1, ' ', false, AnyJson::error_handler_t::replace);
+std::string text_of(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
 void write_division(const Plan& plan, std::ostream& out) {
@@ -166,98 +163,31 @@ void write_subproblem(const Plan& plan, std::int64_t id, std::ostream& out) {
   out << ",\"device_bytes\":" << plan.device_bytes(work) << '}';
 }
 
-std::int64_t integer(const Json& json) {
-  if (!json.is_number_integer())
-    throw InputError(fmt::format("'{}' is not an integer", text_of(json)));
-  return json.get<std::int64_t>();
-}
-
-template <typename Parse>
-auto named(const Json& json, const Parse& parse) {
-  const auto name = json.get<std::string>();
-  const auto value = parse(name);
-  if (!value) throw InputError(fmt::format("'{}' is not known", name));
-  return *value;
-}
-
-Problem read_problem(const Json& json) {
-  Problem problem;
-  problem.batch = integer(json.at("batch"));
-  problem.query_heads = integer(json.at("query_heads"));
-  problem.kv_heads = integer(json.at("kv_heads"));
-  problem.query_length = integer(json.at("query_length"));
-  problem.key_length = integer(json.at("key_length"));
-  problem.head_dim = integer(json.at("head_dim"));
-  problem.dtype = named(json.at("dtype"), parse_dtype);
-  problem.output_dtype = named(json.at("output_dtype"), parse_dtype);
-  problem.mask = json.at("mask") == name_of(Mask::causal) ? Mask::causal : Mask::none;
-  problem.scale = json.at("scale").get<double>();
-  return problem;
-}
-
-InputTraits read_input(const Json& json) {
-  return {named(json.at("layout"), parse_layout), json.at("resident").get<bool>()};
-}
-
-std::optional<std::int64_t> read_optional(const Json& json) {
-  return json.is_null() ? std::nullopt : std::optional(integer(json));
-}
-
-PlanRequest read_request(const Json& plan) {
-  const Json& json = plan.at("request");
-  const Json& device = json.at("device");
-  PlanRequest request;
-  request.problem = read_problem(plan.at("problem"));
-  request.device = {device.at("kind").get<std::string>(),
-                    device.at("name").get<std::string>(),
-                    integer(device.at("tile")),
-                    integer(device.at("slot_alignment")),
-                    integer(device.at("workspace_bytes")),
-                    integer(device.at("query_item_bytes")),
-                    integer(device.at("key_item_bytes")),
-                    integer(device.at("overlap_worth")),
-                    integer(device.at("overlap_flop")),
-                    integer(device.at("dispatch_flop")),
-                    device.at("merges").get<bool>()};
-  request.query = read_input(json.at("query"));
-  request.key = read_input(json.at("key"));
-  request.value = read_input(json.at("value"));
-  request.output_layout = named(json.at("output_layout"), parse_layout);
-  request.lse = json.at("lse").get<bool>();
-  request.device_budget = integer(plan.at("memory").at("device").at("budget"));
-  request.host_budget = integer(plan.at("memory").at("host").at("budget"));
-  request.scratch = json.at("scratch").get<bool>();
-  request.workers = integer(json.at("workers"));
-  request.host_accumulators = json.at("host_accumulators").get<bool>();
-  request.chunks = read_optional(json.at("chunks"));
-  request.heads_per_group = read_optional(json.at("heads_per_group"));
-  return request;
-}
-
-// The list of subproblems follows from the rest and may be far larger than memory: it is skipped.
-Json parse_without_subproblems(std::istream& in) {
-  const auto keep = [](int depth, Json::parse_event_t event, const Json& parsed) {
-    return !(depth == 1 && event == Json::parse_event_t::key && parsed == subproblems_key);
-  };
-  return Json::parse(in, keep);
-}
-
-// Throws unless `json` says what `plan` is.
-void require_equal(const Json& json, const Plan& plan) {
-  std::stringstream text;
-  write_json(plan, false, text);
-  const Json expected = Json::parse(text);
-  for (const auto& [key, value] : expected.items()) {
-    if (json.at(key) != value) {
-      throw InputError(fmt::format(
-          "'{}' is not what this version computes from the plan's problem, options and budgets",
-          key));
+// What differs, as mismatch() says it; for messages.
+class Differences {
+ public:
+  // The entries of two objects with the same keys; `prefix` is put before their names.
+  void compare(std::string_view prefix, const OrderedJson& planned, const OrderedJson& given,
+               std::string_view whose) {
+    for (const auto& [key, value] : planned.items()) {
+      if (value == given.at(key)) continue;
+      text_ += fmt::format("{}for {}{} {}, {} {}", text_.empty() ? "" : "; ", prefix, key,
+                           plain(value), owner(key, whose), plain(given.at(key)));
     }
   }
-  for (const auto& [key, value] : json.items()) {
-    if (!expected.contains(key)) throw InputError(fmt::format("'{}' is not part of a plan", key));
+  std::string take() { return std::move(text_); }
+
+ private:
+  static std::string plain(const OrderedJson& value) {
+    return value.is_string() ? value.get<std::string>() : value.dump();
   }
-}
+  // Some of a problem are options, not the input's.
+  static std::string_view owner(std::string_view key, std::string_view whose) {
+    return key == "mask" || key == "scale" || key == "output_dtype" ? "this run has" : whose;
+  }
+
+  std::string text_;
+};
 
 }  // namespace
 
@@ -281,22 +211,21 @@ void write_json(const Plan& plan, bool subproblems, std::ostream& out) {
   out << "\n}\n";
 }
 
-Plan read_plan(std::istream& in, const std::string& name) {
-  try {
-    const Json json = parse_without_subproblems(in);
-    if (integer(json.at("version")) != Plan::version) {
-      throw InputError(
-          fmt::format("version {} is not {}", text_of(json.at("version")), Plan::version));
-    }
-    Plan plan = make_plan(read_request(json));
-    require_equal(json, plan);
-    return plan;
-  } catch (const InputError& error) {
-    throw InputError(fmt::format("plan '{}': {}", name, error.what()));
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("plan '{}' is not a plan that `stream-cqsa plan --json` wrote: {}",
-                                 name, error.what()));
-  }
+std::string mismatch(const PlanRequest& planned, const PlanRequest& given) {
+  Differences found;
+  found.compare("", problem_json(planned.problem), problem_json(given.problem), "the input has");
+  const auto device = [](const PlanRequest& request) {
+    return OrderedJson{{"kind", request.device.kind}, {"tile", request.device.tile}};
+  };
+  found.compare("device ", device(planned), device(given), "this run has");
+  found.compare("query ", input_json(planned.query), input_json(given.query), "the input has");
+  found.compare("key ", input_json(planned.key), input_json(given.key), "the input has");
+  found.compare("value ", input_json(planned.value), input_json(given.value), "the input has");
+  const auto output = [](const PlanRequest& request) {
+    return OrderedJson{{"output_layout", name_of(request.output_layout)}, {"lse", request.lse}};
+  };
+  found.compare("", output(planned), output(given), "this run has");
+  return found.take();
 }
 
 }  // namespace stream_cqsa

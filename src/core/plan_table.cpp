@@ -2,6 +2,7 @@
 
 #include <iterator>
 
+#include "core/counted.hpp"
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/plan.hpp"
@@ -39,14 +40,16 @@ class Table {
 
 std::string tokens_text(const Problem& problem) {
   if (problem.query_length == problem.key_length) {
-    return fmt::format("{} tokens", problem.query_length);
+    return counted(problem.query_length, "token");
   }
-  return fmt::format("{} query and {} key tokens", problem.query_length, problem.key_length);
+  return fmt::format("{} query and {}", problem.query_length,
+                     counted(problem.key_length, "key token"));
 }
 
 std::string heads_text(const Problem& problem) {
-  if (problem.query_heads == problem.kv_heads) return fmt::format("{} heads", problem.kv_heads);
-  return fmt::format("{} query and {} key/value heads", problem.query_heads, problem.kv_heads);
+  if (problem.query_heads == problem.kv_heads) return counted(problem.kv_heads, "head");
+  return fmt::format("{} query and {}", problem.query_heads,
+                     counted(problem.kv_heads, "key/value head"));
 }
 
 std::string cover_text(const DifferenceCover& cover) {
@@ -56,10 +59,10 @@ std::string cover_text(const DifferenceCover& cover) {
 
 std::string chunk_text(const Cut& cut) {
   if (cut.query_chunk_tokens == cut.key_chunk_tokens) {
-    return fmt::format("of up to {} tokens", cut.query_chunk_tokens);
+    return "of up to " + counted(cut.query_chunk_tokens, "token");
   }
-  return fmt::format("of up to {} query and {} key tokens", cut.query_chunk_tokens,
-                     cut.key_chunk_tokens);
+  return fmt::format("of up to {} query and {}", cut.query_chunk_tokens,
+                     counted(cut.key_chunk_tokens, "key token"));
 }
 
 std::string bytes_text(double bytes) {
@@ -81,17 +84,16 @@ void write_problem(const Plan& plan, Table& table) {
 
 void write_division(const Plan& plan, const Cut& cut, Table& table) {
   const std::int64_t k = cut.quorum_size;
-  table.line("division", "c = {} chunks {}, on multiples of {}", cut.c, chunk_text(cut), cut.tile);
-  table.line("", "k = {} chunks per quorum ({:.3g}% of the sequence){}", k,
+  table.line("division", "c = {} {}, on multiples of {}", counted(cut.c, "chunk"), chunk_text(cut),
+             cut.tile);
+  table.line("", "k = {} per quorum ({:.3g}% of the sequence){}", counted(k, "chunk"),
              100.0 * static_cast<double>(k) / static_cast<double>(cut.c),
              cover_text(plan.division.cover()));
-  table.line("head groups", "{} of up to {} key/value head{}, {} query head{}", cut.groups,
-             cut.group_heads, cut.group_heads == 1 ? "" : "s",
-             cut.group_heads * plan.problem().query_heads_per_kv_head(),
-             cut.group_heads * plan.problem().query_heads_per_kv_head() == 1 ? "" : "s");
-  table.line("subproblems", "{} = {} batch x {} head group{} x {} quorum{}", cut.subproblems,
-             plan.problem().batch, cut.groups, cut.groups == 1 ? "" : "s", cut.c,
-             cut.c == 1 ? "" : "s");
+  table.line("head groups", "{} of up to {}, {}", cut.groups,
+             counted(cut.group_heads, "key/value head"),
+             counted(cut.group_heads * plan.problem().query_heads_per_kv_head(), "query head"));
+  table.line("subproblems", "{} = {} batch x {} x {}", cut.subproblems, plan.problem().batch,
+             counted(cut.groups, "head group"), counted(cut.c, "quorum"));
   table.line("order", "{}",
              plan.order == ScheduleOrder::groups_outer
                  ? "all quorums of a head group, then the next head group"
@@ -109,7 +111,7 @@ void write_memory(const Plan& plan, Table& table) {
   table.part("workspace", 1, device.workspace_bytes);
   table.total(device.bytes(), plan.request.device_budget);
   const HostArena& host = plan.host;
-  table.line("host memory", "pieces of {} query tokens", plan.piece_tokens);
+  table.line("host memory", "pieces of {}", counted(plan.piece_tokens, "query token"));
   table.part("cache blocks", host.cache_blocks, host.cache_block_bytes);
   table.part("state buffers", host.state_buffers, host.state_buffer_bytes);
   table.part("accumulators", host.accumulators, host.accumulator_bytes);

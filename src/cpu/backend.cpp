@@ -11,6 +11,7 @@
 #include <string_view>
 #include <thread>
 
+#include "core/counted.hpp"
 #include "cpu/attention_kernel.hpp"
 #include "cpu/lanes.hpp"
 #include "cpu/thread_pool.hpp"
@@ -53,7 +54,7 @@ class CpuBackend final : public Backend {
   DeviceTraits traits(const Problem& problem) const override {
     DeviceTraits traits;
     traits.kind = "cpu";
-    traits.name = fmt::format("{}, {} threads", processor_name(), pool_.threads());
+    traits.name = processor_name() + ", " + counted(pool_.threads(), "thread");
     traits.tile = KernelShape::mask_keys;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = pool_.threads() * KernelScratch::bytes(problem);

@@ -111,7 +111,7 @@ void add_key(const Problem& problem, const std::vector<double>& key,
 
 // Adds the keys of `block` to those of `rows` (all of one batch entry) that see them.
 void add_keys(const Problem& problem, TensorSource& key, TensorSource& value, const Block& block,
-              std::span<Row*> rows) {
+              std::span<Row*> rows, const KeysSeen& seen) {
   const LoadedBlock keys(key, block);
   const LoadedBlock values(value, block);
   std::vector<double> k(static_cast<std::size_t>(problem.head_dim));
@@ -124,16 +124,20 @@ void add_keys(const Problem& problem, TensorSource& key, TensorSource& value, co
     for (std::int64_t token = block.tokens.begin; token < block.tokens.end; ++token) {
       keys.copy_vector(token, head, k);
       values.copy_vector(token, head, v);
+      std::int64_t added = 0;
       for (Row* row : users) {
-        if (token < row->visible_keys) add_key(problem, k, v, *row);
+        if (token >= row->visible_keys) continue;
+        add_key(problem, k, v, *row);
+        ++added;
       }
+      if (seen) seen(added);
     }
   }
 }
 
 // One pass over K and V of one batch entry.
 void add_batch(const Problem& problem, TensorSource& key, TensorSource& value, std::span<Row*> rows,
-               std::int64_t buffer_bytes) {
+               std::int64_t buffer_bytes, const KeysSeen& seen) {
   const auto by_head = [](const Row* a, const Row* b) { return a->kv_head < b->kv_head; };
   const auto [low, high] = std::minmax_element(rows.begin(), rows.end(), by_head);
   const Range heads{(*low)->kv_head, (*high)->kv_head + 1};
@@ -146,7 +150,7 @@ void add_batch(const Problem& problem, TensorSource& key, TensorSource& value, s
       1, buffer_bytes / (token_bytes(key.desc()) + token_bytes(value.desc())));
   for (std::int64_t begin = 0; begin < end; begin += step) {
     const Range tokens{begin, std::min(begin + step, end)};
-    add_keys(problem, key, value, {rows.front()->index.batch, tokens, heads}, rows);
+    add_keys(problem, key, value, {rows.front()->index.batch, tokens, heads}, rows, seen);
   }
 }
 
@@ -190,8 +194,8 @@ double largest_finite(DType type) {
 
 std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& query,
                                          TensorSource& key, TensorSource& value,
-                                         std::span<const RowIndex> rows,
-                                         std::int64_t buffer_bytes) {
+                                         std::span<const RowIndex> rows, std::int64_t buffer_bytes,
+                                         const KeysSeen& seen) {
   std::vector<Row> states;
   states.reserve(rows.size());
   for (const RowIndex& index : rows) states.push_back(start_row(problem, query, index));
@@ -201,7 +205,7 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
   std::ranges::stable_sort(order, {}, batch);
   for (auto begin = order.begin(); begin != order.end();) {
     const auto end = std::ranges::upper_bound(begin, order.end(), batch(*begin), {}, batch);
-    add_batch(problem, key, value, {begin, end}, buffer_bytes);
+    add_batch(problem, key, value, {begin, end}, buffer_bytes, seen);
     begin = end;
   }
   std::vector<ReferenceRow> references;

@@ -58,13 +58,22 @@ void FileSource::read_doubles(std::uint64_t offset, std::span<std::byte> into) {
   }
 }
 
-FileSink::FileSink(TensorDesc desc, std::unique_ptr<PartialFile> file, const std::string& header)
+SharedFile::SharedFile(std::unique_ptr<PartialFile> file, const std::string& header,
+                       std::int64_t data_bytes, std::size_t parts)
+    : file_(std::move(file)), missing_(parts) {
+  file_->file().resize(header.size() + static_cast<std::uint64_t>(data_bytes));
+  file_->file().write_at(0, std::as_bytes(std::span(header)));
+}
+
+void SharedFile::commit_part() {
+  if (--missing_ == 0) file_->commit();
+}
+
+FileSink::FileSink(TensorDesc desc, std::shared_ptr<SharedFile> file, std::uint64_t offset)
     : TensorSink(std::move(desc)),
       file_(std::move(file)),
-      offset_(header.size()),
+      offset_(offset),
       vector_bytes_(to_size(desc_.dim * size_of(desc_.dtype))) {
-  file_->file().resize(offset_ + static_cast<std::uint64_t>(desc_.bytes()));
-  file_->file().write_at(0, std::as_bytes(std::span(header)));
   const std::size_t row_bytes = to_size(desc_.heads) * vector_bytes_;
   buffer_.resize(std::min(std::max(buffer_limit, row_bytes), to_size(desc_.bytes())));
 }
@@ -139,6 +148,6 @@ void FileSink::write_by_head(const Block& block, std::span<const std::byte> from
   }
 }
 
-void FileSink::commit() { file_->commit(); }
+void FileSink::commit() { file_->commit_part(); }
 
 }  // namespace stream_cqsa

@@ -28,13 +28,30 @@ class FileSource final : public TensorSource {
   std::uint64_t offset_;
 };
 
-/// Writes `header` and then the tensor, in requests of about 1 MiB or more wherever the block is
-/// that large, except that with bshd a part of the heads of 4 KiB or more a token goes token by
-/// token. Memory: one buffer of 1 MiB, or of one token row where that is longer.
+/// A PartialFile that several sinks write, each its own part.
+class SharedFile {
+ public:
+  /// Takes the file's full size at once and writes `header`; what is never written stays zero.
+  /// Throws Error.
+  SharedFile(std::unique_ptr<PartialFile> file, const std::string& header, std::int64_t data_bytes,
+             std::size_t parts);
+  File& file() { return file_->file(); }
+
+  /// To be called once for each part, when it is complete. The last one commits the file.
+  void commit_part();
+
+ private:
+  std::unique_ptr<PartialFile> file_;
+  std::size_t missing_;  ///< parts
+};
+
+/// Writes a tensor, in requests of about 1 MiB or more wherever the block is that large, except
+/// that with bshd a part of the heads of 4 KiB or more a token goes token by token. Memory: one
+/// buffer of 1 MiB, or of one token row where that is longer.
 class FileSink final : public TensorSink {
  public:
-  /// Takes the file's full size at once; what is never written stays zero. Throws Error.
-  FileSink(TensorDesc desc, std::unique_ptr<PartialFile> file, const std::string& header);
+  /// desc.bytes() bytes of `file` from `offset` on.
+  FileSink(TensorDesc desc, std::shared_ptr<SharedFile> file, std::uint64_t offset);
   void write(const Block& block, std::span<const std::byte> from) override;
   void commit() override;
 
@@ -44,7 +61,7 @@ class FileSink final : public TensorSink {
   void overlay_heads(const Block& block, std::span<const std::byte> from);
   void write_by_head(const Block& block, std::span<const std::byte> from);
 
-  std::unique_ptr<PartialFile> file_;
+  std::shared_ptr<SharedFile> file_;
   std::uint64_t offset_;      ///< of the data in the file
   std::size_t vector_bytes_;  ///< dim * element size
   std::vector<std::byte> buffer_;

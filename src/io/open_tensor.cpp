@@ -1,4 +1,4 @@
-// open_tensor and create_tensor: formats told by the file's extension.
+// open_tensor, create_tensor and create_tensors: formats told by the file's extension.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -81,6 +81,16 @@ void check_output(const std::filesystem::path& path, bool overwrite) {
   }
 }
 
+std::unique_ptr<PartialFile> create_file(const std::filesystem::path& path, bool overwrite,
+                                         const FileOpener& open) {
+  check_output(path, overwrite);
+  try {
+    return std::make_unique<PartialFile>(path, open);
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
@@ -106,27 +116,60 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
                                           bool overwrite, const FileOpener& open) {
-  const Format format = format_of(path);
   TensorDesc named = desc;
-  named.name = printable(format == Format::npy ? path.string()
-                                               : fmt::format("{}:{}", path.string(), tensor));
+  if (format_of(path) == Format::safetensors) {
+    named.name = tensor;
+    return std::move(create_tensors(path, {named}, overwrite, open).front());
+  }
+  named.name = printable(path.string());
   check_desc(named);
-  const auto shape = named.shape();
   std::string header;
   try {
-    header = format == Format::npy ? format_npy_header(named.dtype, shape)
-                                   : format_safetensors_header(tensor, named.dtype, shape);
+    header = format_npy_header(named.dtype, named.shape());
   } catch (const InputError& error) {
-    throw InputError(fmt::format("{}: {}", printable(path.string()), error.what()));
+    throw InputError(fmt::format("{}: {}", named.name, error.what()));
   }
-  check_output(path, overwrite);
-  std::unique_ptr<PartialFile> file;
-  try {
-    file = std::make_unique<PartialFile>(path, open);
-  } catch (const Error& error) {
-    throw InputError(error.what());
+  auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open), header,
+                                           named.bytes(), std::size_t{1});
+  return std::make_unique<FileSink>(std::move(named), std::move(file), header.size());
+}
+
+std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
+                                                        std::vector<TensorDesc> descs,
+                                                        bool overwrite, const FileOpener& open) {
+  if (format_of(path) == Format::npy) {
+    throw InputError(fmt::format("{}: a .npy file holds one tensor; name a .safetensors file",
+                                 printable(path.string())));
   }
-  return std::make_unique<FileSink>(std::move(named), std::move(file), header);
+  std::vector<SafetensorsOutput> entries;
+  std::int64_t data_bytes = 0;
+  for (TensorDesc& desc : descs) {
+    if (std::ranges::find(entries, desc.name, &SafetensorsOutput::name) != entries.end()) {
+      throw InputError(fmt::format("{}: two tensors {}; give each a name of its own",
+                                   printable(path.string()), in_quotes(desc.name)));
+    }
+    entries.push_back({desc.name, desc.dtype, {}});
+    desc.name = printable(fmt::format("{}:{}", path.string(), desc.name));
+    check_desc(desc);
+    entries.back().shape = desc.shape();
+    if (__builtin_add_overflow(data_bytes, desc.bytes(), &data_bytes)) {
+      throw InputError(
+          fmt::format("{}: the tensors' size in bytes overflows 64 bits; write them "
+                      "to a file each",
+                      printable(path.string())));
+    }
+  }
+  const std::string header = format_safetensors_header(entries);
+  const auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open), header,
+                                                 data_bytes, descs.size());
+  std::vector<std::unique_ptr<TensorSink>> sinks;
+  std::uint64_t offset = header.size();
+  for (TensorDesc& desc : descs) {
+    const auto bytes = static_cast<std::uint64_t>(desc.bytes());
+    sinks.push_back(std::make_unique<FileSink>(std::move(desc), file, offset));
+    offset += bytes;
+  }
+  return sinks;
 }
 
 }  // namespace stream_cqsa

@@ -172,14 +172,17 @@ NamedTensor find_tensor(const SafetensorsHeader& header, std::string_view names)
       fmt::format("has no tensor {}; it has {}", in_quotes(names), list_names(header)));
 }
 
-std::string format_safetensors_header(std::string_view name, DType dtype,
-                                      std::span<const std::int64_t> shape) {
-  const auto* element = std::ranges::find(elements, std::optional(dtype), &Element::dtype);
-  std::uint64_t bytes = element->bytes;
-  for (const std::int64_t extent : shape) bytes *= static_cast<std::uint64_t>(extent);
-  const nlohmann::ordered_json json = {
-      {name,
-       {{"dtype", element->name}, {"shape", shape}, {"data_offsets", {std::uint64_t{0}, bytes}}}}};
+std::string format_safetensors_header(const std::vector<SafetensorsOutput>& tensors) {
+  auto json = nlohmann::ordered_json::object();
+  std::uint64_t begin = 0;
+  for (const auto& [name, dtype, shape] : tensors) {
+    const auto* element = std::ranges::find(elements, std::optional(dtype), &Element::dtype);
+    std::uint64_t bytes = element->bytes;
+    for (const std::int64_t extent : shape) bytes *= static_cast<std::uint64_t>(extent);
+    json[name] = {
+        {"dtype", element->name}, {"shape", shape}, {"data_offsets", {begin, begin + bytes}}};
+    begin += bytes;
+  }
   std::string text = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   constexpr std::size_t alignment = 8;
   text.append((alignment - text.size() % alignment) % alignment, ' ');

@@ -48,8 +48,15 @@ struct NamedTensor {
 };
 NamedTensor find_tensor(const SafetensorsHeader& header, std::string_view names);
 
-/// The header of a file of one tensor, padded so that the data starts on a multiple of 8.
-std::string format_safetensors_header(std::string_view name, DType dtype,
-                                      std::span<const std::int64_t> shape);
+/// A tensor of a file to be written.
+struct SafetensorsOutput {
+  std::string name;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+};
+
+/// The header of a file of these tensors, whose data follow one another in this order, padded so
+/// that the data starts on a multiple of 8.
+std::string format_safetensors_header(const std::vector<SafetensorsOutput>& tensors);
 
 }  // namespace stream_cqsa

@@ -108,7 +108,7 @@ BOOST_AUTO_TEST_CASE(counts_and_words) {
   verification.rows.push_back({{0, 7, 2}, good, {}});
   BOOST_TEST(verification.not_comparable() == 2);
   BOOST_TEST(describe(verification) ==
-             "verified: 1 rows against fp64; worst at batch 0, token 7, head 2: error 1e-06, "
+             "verified: 1 row against fp64; worst at batch 0, token 7, head 2: error 1e-06, "
              "allowed 0.001; not comparable: 2 rows with infinite bound");
   BOOST_TEST(to_json(verification)["rows"][0]["comparable"] == false);
   verification.rows.push_back({{0, 8, 2}, good, RowCheck{2, 1, false}});
@@ -117,6 +117,31 @@ BOOST_AUTO_TEST_CASE(counts_and_words) {
   BOOST_TEST(describe(verification).find("lse: worst at batch 0, token 8") != std::string::npos);
   verification.rows.push_back({{0, 9, 2}, nan, {}});
   BOOST_TEST(describe(verification).find("token 9, head 2: NaN") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(rows_are_limited_by_their_work_and_their_memory) {
+  Problem problem = problem_of(1, 1 << 20, 8);
+  problem.head_dim = 64;
+  BOOST_TEST(most_rows(problem) == 1 << 16);
+  problem.key_length = std::int64_t{1} << 30;
+  problem.head_dim = 128;
+  BOOST_TEST(most_rows(problem) == 32);
+  problem.key_length = std::int64_t{1} << 40;
+  BOOST_TEST(most_rows(problem) == 1);
+  problem.key_length = 1;
+  const std::int64_t rows = most_rows(problem);
+  BOOST_TEST(rows > 100000);
+  BOOST_TEST(rows * 3 * 8 * problem.head_dim < std::int64_t{1} << 30);
+}
+
+BOOST_AUTO_TEST_CASE(visible_keys_are_those_that_the_mask_keeps) {
+  Problem problem = problem_of(2, 10, 3);
+  problem.key_length = 7;
+  const auto rows = sample_rows(problem, 60, 1);
+  BOOST_TEST(visible_keys(problem, rows) == 60 * 7);
+  problem.mask = Mask::causal;
+  // Queries 0 to 2 see no key, query i sees i - 2.
+  BOOST_TEST(visible_keys(problem, rows) == 6 * (1 + 2 + 3 + 4 + 5 + 6 + 7));
 }
 
 BOOST_AUTO_TEST_CASE(sampled_rows_are_different_and_start_with_the_ends) {

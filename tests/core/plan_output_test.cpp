@@ -1,4 +1,6 @@
 // What plans are printed as: byte counts, JSON, the table, the drawing.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <nlohmann/json.hpp>
@@ -173,6 +175,105 @@ BOOST_AUTO_TEST_CASE(a_plan_that_disagrees_is_refused) {
   refused("null", "my.json");
   refused(std::string(100000, '['), "my.json");
   refused("\xff\xfe{", "my.json");
+}
+
+BOOST_AUTO_TEST_CASE(text_that_is_no_plan_is_named_by_its_place) {
+  const auto message_of = [](const std::string& text) -> std::string {
+    std::stringstream in(text);
+    try {
+      read_plan(in, "my.json");
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "nothing thrown";
+  };
+  const auto not_json = [](int line, int column) {
+    return fmt::format(
+        "plan 'my.json' cannot be used: is not JSON at line {}, column {}; make it with plan "
+        "--json",
+        line, column);
+  };
+  BOOST_TEST(message_of("") == not_json(1, 1));
+  BOOST_TEST(message_of("{\n\"version\": 1,\n  x\n}") == not_json(3, 3));
+  BOOST_TEST(message_of("{\"version\": 1,, \"c\": 7}") == not_json(1, 15));
+  BOOST_TEST(message_of("{\n\"version\": 1") == not_json(2, 13));
+  const std::string good = json_of(make_plan(large_request(4096, 4)));
+  // The message for the plan with some text replaced.
+  const auto changed = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    const auto at = text.find(from);
+    BOOST_REQUIRE(at != std::string::npos);
+    return message_of(text.replace(at, from.size(), to));
+  };
+  const auto says = [](const std::string& message, const std::string& part) {
+    BOOST_TEST(message.find(part) != std::string::npos, message << " has no " << part);
+    BOOST_TEST(message.find("[json") == std::string::npos);
+    BOOST_TEST(message.find('\n') == std::string::npos);
+  };
+  says(changed("\"head_dim\"", "\"head_dims\""), "has no 'head_dim'");
+  says(changed("\"request\"", "\"requests\""), "has no 'request'");
+  says(changed("\"head_dim\":128", "\"head_dim\":\"x\""), "'head_dim' is \"x\", not an integer");
+  says(changed("\"head_dim\":128", "\"head_dim\":1e999"), "number that is too large");
+  says(changed("\"lse\":false", "\"lse\":0"), "'lse' is 0, not true or false");
+  says(changed("\"causal\"", "\"casual\""), "'mask' is \"casual\", not known");
+  says(changed("\"bf16\"", "null"), "'dtype' is null, not text");
+  says(message_of("[1, 2]"), "has no 'version'");
+  const std::string nested = std::string(99, '[') + std::string(99, ']');
+  says(changed("\"kind\":\"cpu\"", "\"kind\":" + nested), "[[[..., not text");
+}
+
+BOOST_AUTO_TEST_CASE(a_plan_for_something_else_says_what_differs) {
+  const PlanRequest planned = large_request(4096, 4);
+  PlanRequest given = planned;
+  // What a plan decides by itself, and what is for people, may differ.
+  given.device_budget = given.host_budget = 1;
+  given.chunks = given.heads_per_group = 3;
+  given.scratch = true;
+  given.device.name = "another";
+  BOOST_TEST(mismatch(planned, given) == "");
+  const auto differs = [&](const auto& change) {
+    PlanRequest other = planned;
+    change(other);
+    return mismatch(planned, other);
+  };
+  using R = PlanRequest;
+  BOOST_TEST(differs([](R& r) { r.problem.head_dim = 64; }) ==
+             "for head_dim 128, the input has 64");
+  BOOST_TEST(differs([](R& r) { r.problem.dtype = DType::f16; }) ==
+             "for dtype bf16, the input has f16");
+  BOOST_TEST(differs([](R& r) { r.problem.mask = Mask::none; }) ==
+             "for mask causal, this run has none");
+  BOOST_TEST(differs([](R& r) { r.problem.scale = 0.5; }).ends_with("this run has 0.5"));
+  BOOST_TEST(differs([](R& r) { r.device.kind = "cuda"; }) ==
+             "for device kind cpu, this run has cuda");
+  BOOST_TEST(differs([](R& r) { r.value.layout = Layout::bhsd; }) ==
+             "for value layout bshd, the input has bhsd");
+  BOOST_TEST(differs([](R& r) { r.key.resident = true; }) ==
+             "for key resident false, the input has true");
+  BOOST_TEST(differs([](R& r) { r.lse = true; }) == "for lse false, this run has true");
+  BOOST_TEST(differs([](R& r) { r.output_layout = Layout::bhsd; }) ==
+             "for output_layout bshd, this run has bhsd");
+  BOOST_TEST(differs([](R& r) { r.problem.batch = 2, r.device.tile = 64; }) ==
+             "for batch 1, the input has 2; for device tile 128, this run has 64");
+  for (const auto extent :
+       {&Problem::query_heads, &Problem::kv_heads, &Problem::query_length, &Problem::key_length}) {
+    BOOST_TEST(!differs([extent](R& r) { r.problem.*extent += 1; }).empty());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(one_of_a_thing_is_singular) {
+  PlanRequest request = large_request(1, 1);
+  request.chunks = 1;
+  const std::string table = describe(make_plan(request));
+  for (const char* part : {"1 token, 1 head of", "c = 1 chunk of up to 1 token,", "k = 1 chunk per",
+                           "1 key/value head, 1 query head\n", "1 head group x 1 quorum\n",
+                           "pieces of 1 query token\n"}) {
+    BOOST_TEST(table.find(part) != std::string::npos, part << " is not in\n" << table);
+  }
+  std::stringstream drawing;
+  write_svg(make_plan(request), drawing);
+  BOOST_TEST(drawing.str().find("1 token, 1 query head, ") != std::string::npos);
+  BOOST_TEST(drawing.str().find("c = 1 chunk;") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(the_table_is_short_and_names_the_budgets) {

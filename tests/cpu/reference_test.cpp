@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <limits>
@@ -48,7 +49,15 @@ std::vector<ReferenceRow> reference_of(const Problem& problem, const TestInput& 
   const auto query = block_source(input.query);
   const auto key = block_source(input.key);
   const auto value = block_source(input.value);
-  return reference_rows(problem, *query, *key, *value, rows, buffer);
+  std::int64_t seen = 0;
+  auto references = reference_rows(problem, *query, *key, *value, rows, buffer,
+                                   [&seen](std::int64_t keys) { seen += keys; });
+  std::int64_t visible = 0;
+  for (const RowIndex& row : rows) {
+    visible += std::clamp<std::int64_t>(problem.visible_keys(row.token), 0, problem.key_length);
+  }
+  BOOST_TEST(seen == visible);
+  return references;
 }
 
 bool close(double a, double b) {

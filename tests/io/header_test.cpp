@@ -136,7 +136,7 @@ BOOST_AUTO_TEST_CASE(safetensors_reads_what_the_format_describes) {
 BOOST_AUTO_TEST_CASE(safetensors_headers_written_read_back) {
   for (const DType dtype : {DType::f16, DType::bf16, DType::f32, DType::f64}) {
     const std::string name = "o\"\\\n\xc3\xa9";
-    const std::string header = format_safetensors_header(name, dtype, shape_3_4);
+    const std::string header = format_safetensors_header({{name, dtype, shape_3_4}});
     BOOST_TEST(header.size() % 8 == 0u);
     const auto data = static_cast<std::size_t>(12 * size_of(dtype));
     const NamedTensor found = parse_safetensors(header + std::string(data, 'x'), name);
@@ -144,6 +144,20 @@ BOOST_AUTO_TEST_CASE(safetensors_headers_written_read_back) {
     BOOST_TEST(found.tensor.shape == shape_3_4, boost::test_tools::per_element());
     BOOST_TEST(found.tensor.offset == header.size());
   }
+}
+
+BOOST_AUTO_TEST_CASE(safetensors_headers_of_several_tensors_read_back) {
+  const std::string header =
+      format_safetensors_header({{"b", DType::f16, {3, 5}}, {"a", DType::f32, {2, 1, 3}}});
+  BOOST_TEST(header.size() % 8 == 0u);
+  const std::string file = header + std::string(30 + 24, 'x');
+  const NamedTensor first = parse_safetensors(file, "b"), second = parse_safetensors(file, "a");
+  const std::vector<std::int64_t> shape_3_5 = {3, 5}, shape_2_1_3 = {2, 1, 3};
+  BOOST_TEST(first.tensor.offset == header.size());
+  BOOST_TEST(first.tensor.shape == shape_3_5, boost::test_tools::per_element());
+  BOOST_TEST(second.tensor.offset == header.size() + 30);
+  BOOST_TEST(second.tensor.shape == shape_2_1_3, boost::test_tools::per_element());
+  BOOST_TEST((second.tensor.dtype == DType::f32));
 }
 
 BOOST_AUTO_TEST_CASE(safetensors_bad_lengths) {
@@ -215,7 +229,7 @@ BOOST_AUTO_TEST_CASE(damaged_headers_never_do_worse_than_an_input_error) {
   const std::uint64_t seed = 20260420;
   std::mt19937_64 random(seed);
   const std::string npy = numpy_3_4();
-  const std::string json = format_safetensors_header("q", DType::f16, shape_3_4);
+  const std::string json = format_safetensors_header({{"q", DType::f16, shape_3_4}});
   for (int i = 0; i < 20'000; ++i) {
     for (const bool is_npy : {true, false}) {
       std::string bytes = is_npy ? npy : json + std::string(24, 'x');

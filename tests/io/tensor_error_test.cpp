@@ -79,6 +79,28 @@ BOOST_AUTO_TEST_CASE(outputs_that_cannot_be_created) {
   BOOST_TEST(contains(create_error(folder / "e.npy", empty), "at least 1"));
 }
 
+BOOST_AUTO_TEST_CASE(sets_of_tensors_that_cannot_be_created) {
+  const TemporaryDirectory folder;
+  const auto error = [&](const std::string& name, const std::vector<TensorDesc>& descs) {
+    return message_of<InputError>([&] { create_tensors(folder / name, descs, false); });
+  };
+  TensorDesc other = small_desc();
+  other.name = "p";
+  BOOST_TEST(contains(error("o.npy", {small_desc(), other}), "holds one tensor"));
+  BOOST_TEST(contains(error("o.txt", {small_desc(), other}), "unknown file format"));
+  BOOST_TEST(contains(error("o.safetensors", {other, small_desc(), other}), "two tensors 'p'"));
+  TensorDesc large = small_desc();
+  large.dtype = other.dtype = DType::f64;
+  large.tokens = other.tokens = std::int64_t{1} << 54;  // of 32 elements
+  BOOST_TEST(contains(error("o.safetensors", {large, other}), "overflows 64 bits"));
+  other.tokens = 0;
+  BOOST_TEST(contains(error("o.safetensors", {small_desc(), other}), "at least 1"));
+  BOOST_TEST(folder.empty());
+  write_file(folder / "o.safetensors", "precious");
+  BOOST_TEST(contains(error("o.safetensors", {small_desc()}), "exists"));
+  BOOST_TEST(read_file(folder / "o.safetensors") == "precious");
+}
+
 BOOST_AUTO_TEST_CASE(one_sink_at_a_time_for_an_output) {
   const TemporaryDirectory folder;
   const auto path = folder / "o.npy";

@@ -281,6 +281,48 @@ BOOST_AUTO_TEST_CASE(the_name_appears_by_commit_alone) {
   BOOST_TEST(read_file(path).size() == 128u + 4u);
 }
 
+BOOST_AUTO_TEST_CASE(several_tensors_make_one_file) {
+  const TemporaryDirectory folder;
+  const auto path = folder / "qkv.safetensors";
+  std::mt19937_64 random(8);
+  const std::vector<Case> cases = {random_case(random, DType::f32, Layout::bshd, 4),
+                                   random_case(random, DType::bf16, Layout::bhsd, 4),
+                                   random_case(random, DType::f64, Layout::bshd, 3)};
+  const std::vector<std::string> names = {"q", "k", "v"};
+  std::vector<TensorDesc> descs;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    descs.push_back(cases[i].desc);
+    descs.back().name = names[i];
+  }
+  {
+    const auto dropped = create_tensors(path, descs, false);
+    for (std::size_t i = 0; i < cases.size(); ++i) write_all(*dropped[i], cases[i].data);
+    dropped[0]->commit();
+    dropped[2]->commit();
+    BOOST_TEST(!std::filesystem::exists(path));
+  }
+  BOOST_TEST(folder.empty());
+
+  auto sinks = create_tensors(path, descs, false);
+  BOOST_TEST(sinks[1]->desc().name == path.string() + ":k");
+  for (const std::size_t i : {2, 0, 1}) {
+    write_all(*sinks[i], cases[i].data);
+    sinks[i]->commit();
+    sinks[i].reset();
+    BOOST_TEST(std::filesystem::exists(path) == (i == 1));
+  }
+  BOOST_TEST(!std::filesystem::exists(folder / "qkv.safetensors.partial"));
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const TensorDesc& desc = cases[i].desc;
+    const auto source = open_tensor(path, names[i], desc.layout);
+    BOOST_TEST(source->desc().shape() == desc.shape(), boost::test_tools::per_element());
+    for (std::int64_t b = 0; b < desc.batch; ++b) {
+      const Block block{b, {0, desc.tokens}, {0, desc.heads}};
+      BOOST_TEST((read_block(*source, block) == stored_block(cases[i], block, desc.layout)));
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(offsets_beyond_4_gib_and_elements_beyond_2_31) {
   const TemporaryDirectory folder;
   std::mt19937_64 random(5);
