@@ -7,7 +7,7 @@ import unittest
 
 import numpy as np
 
-from cli import PROGRAM, CliTest, write_safetensors
+from cli import PROGRAM, CliTest, run_program, write_safetensors
 
 
 class BadInput(CliTest):
@@ -83,16 +83,65 @@ class BadInput(CliTest):
         self.refuse_run("--cuasal", names=["--cuasal"])
         self.refuse_run("stray", names=["stray"])
         for option, value in [("--backend", "tpu"), ("--device-memory", "2GiBB"), ("--host-memory", "-1"),
-                              ("--chunks", "20001"), ("--chunks", "-3"), ("--chunks", "x"),
+                              ("--chunks", "20001"), ("--chunks", "0"), ("--chunks", "-3"), ("--chunks", "x"),
                               ("--layout", "hbsd"), ("--scale", "nan"), ("--scale", "1e39"), ("--output-dtype", "f8"),
                               ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
-                              ("--heads-per-group", "9"), ("--threads", "-1"), ("--plan", self.folder)]:
+                              ("--heads-per-group", "9"), ("--heads-per-group", "0"), ("--threads", "-1"),
+                              ("--plan", self.folder)]:
             self.refuse_run(option, value)
+        for command in (["run", "--output", self.path("o.npy")], ["plan"]):
+            for option, value, allowed in [("--chunks", "0", "1 to 20000"), ("--heads-per-group", "0", "1 to 2"),
+                                           ("--scratch", "/nowhere", "not a directory")]:
+                self.refuse(*command, *self.inputs(), option, value, names=[f"{option} {value}", allowed])
         self.refuse("generate", "--shape", "1,2,3,4", "--dtype", "f64", "--query", self.path("o.npy"), "--key",
                     self.path("o.k.npy"), "--value", self.path("o.v.npy"), names=["f64"])
         self.refuse("run", "--input", "synthetic:x", "--shape", "1,2,3,4", "--output", self.path("o.npy"))
         for shape in ("1,2,3", "1,2,3,4,5", "1,2,3,0", "1,2,3,x", "1,2,3,4,", ""):
             self.refuse("run", "--input", "synthetic:1", "--shape", shape, "--output", self.path("o.npy"))
+
+    def test_files_that_cannot_be_generated(self):
+        shape = ["--shape", "1,2,3,4"]
+        three = lambda suffix: ["--query", self.path("o.q" + suffix), "--key", self.path("o.k" + suffix),
+                                "--value", self.path("o.v.safetensors")]
+        self.refuse("generate", *shape, names=["--output", "--query, --key and --value"])
+        self.refuse("generate", *shape, *three(".npy")[:4], names=["--output", "--query, --key and --value"])
+        self.refuse("generate", *shape, *three(".npy"), "--output", self.path("o.safetensors"), names=["excludes"])
+        self.refuse("generate", *shape, "--output", self.path("o.npy"), names=["o.npy", "--query, --key and --value"])
+        self.refuse("generate", *shape, "--output", self.path("o.bin"), names=["o.bin", ".safetensors"])
+        self.refuse("generate", *shape, "--dtype", "bf16", *three(".npy"),
+                    names=["o.q.npy", "--dtype f16 or f32"])
+        self.path("there.safetensors").write_text("keep")
+        self.refuse("generate", *shape, "--output", self.path("there.safetensors"), names=["exists", "--overwrite"])
+        self.assertEqual(self.path("there.safetensors").read_text(), "keep")
+        # Nothing is written where the last of three files cannot be.
+        self.refuse("generate", *shape, *three(".npy")[:4], "--value", self.path("o.v.bin"), names=["o.v.bin"])
+        # Nor on a disk that is too small for all three tensors.
+        limit = 2 * 2 * 65536
+        done = run_program("generate", "--shape", "1,2048,1,32", "--output", self.path("o.safetensors"),
+                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        self.assertEqual(done.returncode, 1)
+        # Open MPI may say something of its own before.
+        line = done.stderr.strip().splitlines()[-1]
+        self.assertIn("o.safetensors", line)
+        self.assertIn("File too large", line)
+
+    def test_plans_of_something_else_say_what_differs(self):
+        self.save_inputs(shape=(1, 200, 2, 16))
+        plan = self.path("plan.json")
+        plan.write_text(self.succeed("plan", *self.inputs(), "--json").stdout)
+        self.refuse_run("--plan", plan, "--causal", names=["plan.json", "mask none", "this run has causal"])
+        self.refuse_run("--plan", plan, "--lse", self.path("o.lse.npy"), names=["lse false", "this run has true"])
+        self.save_inputs(shape=(1, 200, 2, 8))
+        line = self.refuse_run("--plan", plan, names=["plan.json", "for head_dim 16, the input has 8;"])
+        self.assertNotIn("query_length", line)
+        text = plan.read_text()
+        for bad, place in [(text.replace("problem", 'pro"blem', 1), "line 3, column 6"), ("", "line 1, column 1"),
+                           (text[:-2], "column")]:
+            plan.write_text(bad)
+            line = self.refuse_run("--plan", plan, names=["plan.json", "not JSON", place, "plan --json"])
+            self.assertNotIn("[json", line)
+        plan.write_text(text.replace('"kv_heads"', '"heads"', 1))
+        self.refuse_run("--plan", plan, names=["plan.json", "has no 'kv_heads'"])
 
     def test_budgets_that_are_too_small_name_the_smallest(self):
         self.save_inputs(shape=(1, 3000, 4, 64))
@@ -119,7 +168,7 @@ class BadInput(CliTest):
         with open("/dev/full", "w") as full:
             done = subprocess.run([PROGRAM, "plan", *map(str, self.inputs())], stdout=full, stderr=subprocess.PIPE)
             self.assertEqual(done.returncode, 1)
-        self.refuse_run("--output-dtype", "bf16", names=["bf"])
+        self.refuse_run("--output-dtype", "bf16", names=["bf", "--output-dtype f32"])
 
 
 class MidRun(CliTest):

@@ -118,6 +118,25 @@ class Run(CliTest):
         arrays = [np.load(self.path(f"{name}.npy")) for name in "qkv"]
         np.testing.assert_allclose(np.load(self.path("a.npy")), attention(*arrays)[0], atol=2e-6)
 
+    def test_generate_writes_one_file_too(self):
+        for layout, dtype in (("bshd", "f16"), ("bhsd", "bf16")):
+            shape = ["--shape", "2,300,4,16", "--kv-heads", "2", "--key-length", "170", "--dtype", dtype]
+            file = self.path(f"{dtype}.safetensors")
+            three = [self.path(f"{name}.safetensors") for name in "qkv"]
+            self.succeed("generate", *shape, "--layout", layout, "--seed", "5", "--output", file)
+            self.succeed("generate", *shape, "--layout", layout, "--seed", "5", "--overwrite", "--query", three[0],
+                         "--key", three[1], "--value", three[2])
+            tensors = read_safetensors(file)
+            self.assertEqual(list(tensors), ["q", "k", "v"])
+            for name, path in zip("qkv", three):
+                np.testing.assert_array_equal(tensors[name], read_safetensors(path)[name])
+            self.succeed("run", "--input", file, "--layout", layout, "--output", self.path("o.safetensors"),
+                         "--overwrite", "--quiet")
+            order = (0, 2, 1, 3) if layout == "bhsd" else (0, 1, 2, 3)
+            expected = attention(*[tensors[name].transpose(order) for name in "qkv"])[0]
+            output = read_safetensors(self.path("o.safetensors"))["o"].transpose(order)
+            np.testing.assert_allclose(output, expected, atol=2e-2 if dtype == "bf16" else 2e-3)
+
 
 class Report(CliTest):
 

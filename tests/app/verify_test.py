@@ -1,11 +1,14 @@
 """What stream-cqsa verify and a run's own certificate say of right, wrong and incomparable rows."""
 
 import json
+import os
+import pty
+import subprocess
 import unittest
 
 import numpy as np
 
-from cli import CliTest, run_program
+from cli import PROGRAM, CliTest, run_program
 
 
 class VerifyTest(CliTest):
@@ -95,6 +98,39 @@ class Verify(VerifyTest):
         self.assertEqual(len(every), 160)
         self.assertEqual(len(set(every)), 160)
         self.assertEqual(places("--rows", "1"), [(0, 0, 0)])
+
+    def test_absurd_numbers_of_rows_are_refused(self):
+        # A row over 2^30 keys of 128 elements takes 2^37 steps: 32 of them are the default, and the most.
+        np.save(self.path("zero.npy"), np.zeros((1, 64, 1, 128), np.float16))
+        options = ["--input", "synthetic:1", "--shape", "1,64,1,128", "--key-length", str(2**30), "--output",
+                   self.path("zero.npy")]
+        for rows in ("33", "1000000000", str(2**63 - 1)):
+            self.refuse("verify", *options, "--rows", rows, names=[f"--rows {rows}", "1073741824 x 128", "1 to 32"])
+        for rows in ("0", "-1"):
+            self.refuse("verify", *options, "--rows", rows, names=[f"--rows {rows}", "1 to 32"])
+        # More than there are is no harm.
+        self.save()
+        self.assertEqual(self.verify("--rows", str(2**63 - 1)).returncode, 0)
+
+    def test_progress_goes_to_standard_error_unless_quiet(self):
+        self.save()
+        for quiet in (False, True):
+            terminal, end = pty.openpty()
+            with open(terminal, "rb", buffering=0) as shown:
+                command = [PROGRAM, "verify", *self.inputs(), "--output", self.path("o.npy")]
+                done = subprocess.run([*map(str, command), *(["--quiet"] if quiet else [])], stderr=end,
+                                      stdout=subprocess.PIPE, text=True, timeout=250)
+                os.write(end, b"END")
+                os.close(end)
+                text = b""
+                while not text.endswith(b"END"):
+                    text += shown.read(4096)
+            self.assertEqual(done.returncode, 0)
+            self.assertTrue(done.stdout.startswith("verified: 32 rows"), done.stdout)
+            if quiet:
+                self.assertEqual(text, b"END")
+            else:
+                self.assertIn(b"100.0%  32 rows against fp64", text)
 
 
 class NotComparable(VerifyTest):
