@@ -69,8 +69,11 @@ class CudaBackend final : public Backend {
     }
     allocate(plan);
     slots_ = {plan.device, memory_.data(), problem_.head_dim};
-    STREAM_CQSA_CUDA_CHECK(cudaMemset(counts(), 0, counts_bytes));
     lists_.emplace(plan.device.workspace_bytes - counts_bytes, slots_.workspace() + counts_bytes);
+    const Stream stream;
+    STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(counts(), 0, counts_bytes, stream.get()));
+    load_kernels(plan, stream.get());
+    STREAM_CQSA_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
     lanes_.emplace(device_, telemetry);
   }
 
@@ -154,6 +157,7 @@ class CudaBackend final : public Backend {
   }
 
   void allocate(const Plan& plan);
+  void load_kernels(const Plan& plan, cudaStream_t stream);
   void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
@@ -196,6 +200,20 @@ void CudaBackend::allocate(const Plan& plan) {
         name_, format_bytes(plan.device.bytes()), format_bytes(cuda_free_memory(device_)),
         format_bytes(smallest), smallest));
   }
+}
+
+// A kernel is loaded by its first launch, which then takes long. Here that is one of a single query
+// token without keys, through the plan's own launchers: they load what the plan's work will take.
+void CudaBackend::load_kernels(const Plan& plan, cudaStream_t stream) {
+  WorkLists::List& list = lists_->next();
+  AttentionWork attention = describe({0, plan.groups.front(), {{0, 0, {0, 1}, 0, 0}}, {}}, list);
+  attention.any_partial = problem_.mask == Mask::causal;
+  list.send(stream);
+  launch_attention(storage_type(problem_.dtype), attention, stream);
+  if (plan.placement != AccumulatorPlacement::device) return;
+  const SoftmaxStates states = slots_.states(0, 1);
+  launch_merge(states, states, stream);
+  launch_finalise(states, 1, problem_.output_dtype, slots_.output(0), counts(), stream);
 }
 
 void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const {

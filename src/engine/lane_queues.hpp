@@ -34,34 +34,67 @@ class LaneQueues {
   using Finish = std::function<std::exception_ptr(Work&, Lock&)>;
 
   /// Throws Error when the system has no threads for the lanes.
-  explicit LaneQueues(Finish finish);
+  explicit LaneQueues(Finish finish) : finish_(std::move(finish)) {
+    try {
+      for (Queue& queue : queues_) queue.thread = std::thread([this, &queue] { serve(queue); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw Error(
+          fmt::format("{} threads for copies and launches cannot be started ({}); raise the "
+                      "limit on processes or memory",
+                      lane_count, error.what()));
+    }
+  }
   /// Sees what is queued to its end.
-  ~LaneQueues();
+  ~LaneQueues() { stop(); }
   LaneQueues(const LaneQueues&) = delete;
   LaneQueues& operator=(const LaneQueues&) = delete;
 
+  /// What push() to await() are called under.
   Lock lock() { return Lock(mutex_); }
 
-  // Under the lock.
-  Ticket push(Lane lane, Work work);
+  Ticket push(Lane lane, Work work) {
+    queue(lane).pending.push_back(std::move(work));
+    queue(lane).arrived.notify_one();
+    return last(lane);
+  }
   /// What was pushed into the lane last.
-  Ticket last(Lane lane) const;
+  Ticket last(Lane lane) const {
+    return {lane, queue(lane).completed + queue(lane).pending.size()};
+  }
   /// The first is the oldest that is not complete.
   const std::deque<Work>& pending(Lane lane) const { return queue(lane).pending; }
   /// None where the ticket is complete.
-  const Work* find(Ticket ticket) const;
-  /// The failure that the ticket has because it, or something before it in its lane, has failed.
-  std::exception_ptr failure_of(Ticket ticket) const;
+  const Work* find(Ticket ticket) const {
+    const Queue& from = queue(ticket.lane);
+    if (ticket.sequence <= from.completed) return nullptr;
+    return &from.pending[ticket.sequence - from.completed - 1];
+  }
+  /// Of the ticket's work or something before it in its lane, once that has ended.
+  std::exception_ptr failure_of(Ticket ticket) const {
+    const Queue& from = queue(ticket.lane);
+    const bool failed = from.first_failed != 0 && ticket.sequence >= from.first_failed;
+    return failed ? from.failure : nullptr;
+  }
   /// Blocks until `ticket` is complete, well or not. The lock is released meanwhile.
   void await(Lock& lock, Ticket ticket) {
     completion_.wait(lock, [&] { return queue(ticket.lane).completed >= ticket.sequence; });
   }
 
-  // Without the lock.
   /// Blocks until `ticket` is complete; throws the failure that it or what it waited for had.
-  void wait(Ticket ticket);
+  void wait(Ticket ticket) {
+    Lock own = lock();
+    await(own, ticket);
+    if (const std::exception_ptr failure = failure_of(ticket)) std::rethrow_exception(failure);
+  }
   /// Blocks until nothing is pending.
-  void quiesce() noexcept;
+  void quiesce() noexcept {
+    Lock own = lock();
+    completion_.wait(own, [this] {
+      return std::all_of(queues_.begin(), queues_.end(),
+                         [](const Queue& queue) { return queue.pending.empty(); });
+    });
+  }
 
  private:
   struct Queue {
@@ -75,8 +108,34 @@ class LaneQueues {
 
   Queue& queue(Lane lane) { return queues_[static_cast<std::size_t>(lane)]; }
   const Queue& queue(Lane lane) const { return queues_[static_cast<std::size_t>(lane)]; }
-  void serve(Queue& queue);
-  void stop() noexcept;
+
+  void serve(Queue& queue) {
+    Lock own = lock();
+    while (true) {
+      queue.arrived.wait(own, [&] { return stopping_ || !queue.pending.empty(); });
+      if (queue.pending.empty()) return;
+      // Only this thread removes from the front, and a deque's elements stay where they are.
+      const std::exception_ptr failure = finish_(queue.pending.front(), own);
+      if (failure && !queue.failure) {
+        queue.failure = failure;
+        queue.first_failed = queue.completed + 1;
+      }
+      queue.pending.pop_front();
+      ++queue.completed;
+      completion_.notify_all();
+    }
+  }
+
+  void stop() noexcept {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    for (Queue& queue : queues_) {
+      queue.arrived.notify_one();
+      if (queue.thread.joinable()) queue.thread.join();
+    }
+  }
 
   const Finish finish_;
   std::mutex mutex_;
@@ -84,97 +143,5 @@ class LaneQueues {
   bool stopping_ = false;
   std::array<Queue, lane_count> queues_;
 };
-
-template <class Work>
-LaneQueues<Work>::LaneQueues(Finish finish) : finish_(std::move(finish)) {
-  try {
-    for (Queue& queue : queues_) queue.thread = std::thread([this, &queue] { serve(queue); });
-  } catch (const std::system_error& error) {
-    stop();
-    throw Error(
-        fmt::format("{} threads for copies and launches cannot be started ({}); raise the "
-                    "limit on processes or memory",
-                    lane_count, error.what()));
-  }
-}
-
-template <class Work>
-LaneQueues<Work>::~LaneQueues() {
-  quiesce();
-  stop();
-}
-
-template <class Work>
-void LaneQueues<Work>::stop() noexcept {
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  for (Queue& queue : queues_) {
-    queue.arrived.notify_one();
-    if (queue.thread.joinable()) queue.thread.join();
-  }
-}
-
-template <class Work>
-Ticket LaneQueues<Work>::push(Lane lane, Work work) {
-  Queue& to = queue(lane);
-  to.pending.push_back(std::move(work));
-  to.arrived.notify_one();
-  return last(lane);
-}
-
-template <class Work>
-Ticket LaneQueues<Work>::last(Lane lane) const {
-  return {lane, queue(lane).completed + queue(lane).pending.size()};
-}
-
-template <class Work>
-const Work* LaneQueues<Work>::find(Ticket ticket) const {
-  const Queue& from = queue(ticket.lane);
-  if (ticket.sequence <= from.completed) return nullptr;
-  return &from.pending[ticket.sequence - from.completed - 1];
-}
-
-template <class Work>
-std::exception_ptr LaneQueues<Work>::failure_of(Ticket ticket) const {
-  const Queue& from = queue(ticket.lane);
-  const bool failed = from.first_failed != 0 && ticket.sequence >= from.first_failed;
-  return failed ? from.failure : nullptr;
-}
-
-template <class Work>
-void LaneQueues<Work>::wait(Ticket ticket) {
-  Lock own = lock();
-  await(own, ticket);
-  if (const std::exception_ptr failure = failure_of(ticket)) std::rethrow_exception(failure);
-}
-
-template <class Work>
-void LaneQueues<Work>::quiesce() noexcept {
-  Lock own = lock();
-  completion_.wait(own, [this] {
-    return std::all_of(queues_.begin(), queues_.end(),
-                       [](const Queue& queue) { return queue.pending.empty(); });
-  });
-}
-
-template <class Work>
-void LaneQueues<Work>::serve(Queue& queue) {
-  Lock own = lock();
-  while (true) {
-    queue.arrived.wait(own, [&] { return stopping_ || !queue.pending.empty(); });
-    if (queue.pending.empty()) return;
-    // Only this thread removes from the front, and a deque's elements stay where they are.
-    const std::exception_ptr failure = finish_(queue.pending.front(), own);
-    if (failure && !queue.failure) {
-      queue.failure = failure;
-      queue.first_failed = queue.completed + 1;
-    }
-    queue.pending.pop_front();
-    ++queue.completed;
-    completion_.notify_all();
-  }
-}
 
 }  // namespace stream_cqsa

@@ -9,6 +9,7 @@
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -49,7 +50,7 @@ void check_against_definition(const Plan& plan, const TestInput& input, const Ou
 
 BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
   std::mt19937_64 random(2026);
-  for (int trial = 0; trial < 90; ++trial) {
+  for (int trial = 0; trial < trials(90); ++trial) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
     const auto backend = make_test_backend(1 + trial % 3);
@@ -73,7 +74,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
 
 BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
   std::mt19937_64 random(7);
-  for (int trial = 0; trial < 12; ++trial) {
+  for (int trial = 0; trial < trials(12); ++trial) {
     Problem problem = random_problem(random);
     problem.query_length += 200;
     problem.key_length += 200;
