@@ -3,10 +3,7 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
 #include <numbers>
-#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -162,11 +159,9 @@ class CudaBackend final : public Backend {
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
   void enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const;
-  std::vector<const QueryWork*> longest_last(const WorkList& work) const;
   std::int64_t add_queries(const std::vector<const QueryWork*>& queries, std::int64_t heads,
                            std::int64_t tile, WorkLists::List& list) const;
   AttentionWork describe(const WorkList& work, WorkLists::List& list) const;
-  std::uint64_t scores_of(const WorkList& work) const;
 
   const int device_;
   const std::string name_;
@@ -303,7 +298,7 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
                      {});
   std::vector<Ticket> all(after.begin(), after.end());
   all.push_back(sent);
-  scores_computed_ += scores_of(work);
+  scores_computed_ += scores_in_tiles(problem_, work, tile_);
   list.last_use =
       lanes_->submit(Lane::compute,
                      {"attention kernel", Stage::compute, 0, work.subproblem,
@@ -312,24 +307,6 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
                       }},
                      all);
   return list.last_use;
-}
-
-// Tiles are computed from the last to the first, and a query chunk's from its end: with the query
-// chunks in ascending order of their keys the longest tiles start first.
-std::vector<const QueryWork*> CudaBackend::longest_last(const WorkList& work) const {
-  std::vector<std::pair<std::int64_t, const QueryWork*>> order;
-  for (const QueryWork& query : work.queries) {
-    std::int64_t live = 0;
-    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
-      live += problem_.live_scores(query.queries, work.keys[static_cast<std::size_t>(i)].keys);
-    }
-    order.emplace_back(live / query.queries.size(), &query);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<const QueryWork*> queries;
-  for (const auto& [live, query] : order) queries.push_back(query);
-  return queries;
 }
 
 // Adds the query items, counted in tiles of `tile` tokens. Returns the tiles.
@@ -348,7 +325,7 @@ std::int64_t CudaBackend::add_queries(const std::vector<const QueryWork*>& queri
 
 AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list) const {
   const std::int64_t heads = work.heads.count * problem_.query_heads_per_kv_head();
-  const std::vector<const QueryWork*> queries = longest_last(work);
+  const std::vector<const QueryWork*> queries = longest_last(problem_, work);
   AttentionWork attention{};
   list.clear();
   attention.tiles = add_queries(queries, heads, tile_.queries, list);
@@ -374,28 +351,6 @@ AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list)
                         most_keys_};
   attention.non_finite = reinterpret_cast<int*>(counts() + 2);
   return attention;
-}
-
-// Whole tiles, as the kernel computes them.
-std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
-  std::int64_t scores = 0;
-  for (const QueryWork& query : work.queries) {
-    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
-      const KeyWork& key = work.keys[static_cast<std::size_t>(i)];
-      if (!key.partial) {
-        scores +=
-            round_up(query.queries.size(), tile_.queries) * round_up(key.keys.size(), tile_.keys);
-        continue;
-      }
-      for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile_.queries) {
-        const std::int64_t last = at + tile_.queries - 1;
-        const std::int64_t seen = std::clamp<std::int64_t>(
-            problem_.visible_keys(last) - key.keys.begin, 0, key.keys.size());
-        scores += tile_.queries * round_up(seen, tile_.keys);
-      }
-    }
-  }
-  return static_cast<std::uint64_t>(scores * work.heads.count * problem_.query_heads_per_kv_head());
 }
 
 }  // namespace
