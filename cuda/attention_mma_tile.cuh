@@ -30,11 +30,11 @@ struct MmaTile {
   static_assert(shared_bytes <= 162 * 1024, "must fit compute capability 8.0");
 };
 
-/// The keys of a tile: many, and so few that compute capability 8.6 runs it, up to a padded
-/// dimension of 96 in two blocks of a multiprocessor.
+/// The keys of a tile: many, but no more than registers hold the scores of; and so few that compute
+/// capability 8.6 runs it, up to a padded dimension of 96 in two blocks of a multiprocessor.
 template <int D>
 struct MmaKeys {
-  static constexpr int large = D <= 128 ? 64 : 32;
+  static constexpr int large = D == 96 ? 48 : D <= 128 ? 64 : 32;
   static constexpr int small = D == 32 ? 64 : D == 64 || D == 128 ? 32 : 16;
 
   static constexpr int per_block = 99 * 1024;

@@ -3,10 +3,7 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
-#include <cstring>
 #include <numbers>
-#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -16,6 +13,7 @@
 #include "cuda/lanes.hpp"
 #include "cuda/states.hpp"
 #include "cuda/work_lists.hpp"
+#include "engine/device_slots.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 
@@ -56,7 +54,6 @@ class CudaBackend final : public Backend {
 
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     problem_ = plan.problem();
-    arena_ = plan.device;
     lse_ = plan.request.lse;
     use_device(device_);
     tile_ = attention_tile(storage_type(problem_.dtype), problem_.head_dim);
@@ -67,10 +64,13 @@ class CudaBackend final : public Backend {
       most_queries_ = std::max(most_queries_, chunk.queries.size());
       most_keys_ = std::max(most_keys_, chunk.keys.size());
     }
-    allocate(plan.request);
-    STREAM_CQSA_CUDA_CHECK(cudaMemset(counts(), 0, counts_bytes));
-    lists_.emplace(arena_.workspace_bytes - counts_bytes,
-                   memory_.data() + arena_.workspace_offset() + counts_bytes);
+    allocate(plan);
+    slots_ = {plan.device, memory_.data(), problem_.head_dim};
+    lists_.emplace(plan.device.workspace_bytes - counts_bytes, slots_.workspace() + counts_bytes);
+    const Stream stream;
+    STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(counts(), 0, counts_bytes, stream.get()));
+    load_kernels(plan, stream.get());
+    STREAM_CQSA_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
     lanes_.emplace(device_, telemetry);
   }
 
@@ -105,8 +105,8 @@ class CudaBackend final : public Backend {
     return lanes_->submit(Lane::compute,
                           {"merge kernel", Stage::merge, bytes, work.subproblem,
                            [&](cudaStream_t stream) {
-                             launch_merge(state_slot(work.into_slot, work.rows),
-                                          state_slot(work.from_slot, work.rows), stream);
+                             launch_merge(slots_.states(work.into_slot, work.rows),
+                                          slots_.states(work.from_slot, work.rows), stream);
                            }},
                           after);
   }
@@ -145,49 +145,32 @@ class CudaBackend final : public Backend {
   std::int64_t vector_bytes() const {
     return problem_.head_dim * size_of(storage_type(problem_.dtype));
   }
-  std::byte* query_slot(std::int64_t slot) const {
-    return memory_.data() + arena_.query_offset() + slot * arena_.query_slot_bytes;
-  }
-  std::byte* key_slot(std::int64_t slot) const {
-    return memory_.data() + arena_.kv_offset() + slot * arena_.kv_slot_bytes;
-  }
-  std::byte* value_slot(std::int64_t slot) const {
-    return key_slot(slot) + arena_.kv_slot_bytes / 2;
-  }
-  SoftmaxStates state_slot(std::int64_t slot, std::int64_t rows) const {
-    std::byte* at = memory_.data() + arena_.state_offset() + slot * arena_.state_slot_bytes;
-    return softmax_states_at(at, rows, problem_.head_dim);
-  }
-  std::byte* output_slot(std::int64_t slot) const {
-    return memory_.data() + arena_.output_offset() + slot * arena_.output_slot_bytes;
-  }
   std::int64_t output_row_bytes() const {
     return problem_.head_dim * size_of(problem_.output_dtype);
   }
   // Of NaN, then of infinite values.
   unsigned long long* counts() const {
-    return reinterpret_cast<unsigned long long*>(memory_.data() + arena_.workspace_offset());
+    return reinterpret_cast<unsigned long long*>(slots_.workspace());
   }
 
-  void allocate(const PlanRequest& request);
+  void allocate(const Plan& plan);
+  void load_kernels(const Plan& plan, cudaStream_t stream);
   void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
   void enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const;
-  std::vector<const QueryWork*> longest_last(const WorkList& work) const;
   std::int64_t add_queries(const std::vector<const QueryWork*>& queries, std::int64_t heads,
                            std::int64_t tile, WorkLists::List& list) const;
   AttentionWork describe(const WorkList& work, WorkLists::List& list) const;
-  std::uint64_t scores_of(const WorkList& work) const;
 
   const int device_;
   const std::string name_;
   Problem problem_;
-  DeviceArena arena_;
   AttentionTile tile_{}, portable_tile_{};
   std::int64_t most_queries_ = 0, most_keys_ = 0;  // tokens of the longest chunks
   bool lse_ = false;
   DeviceMemory memory_;
+  DeviceSlots slots_;
   std::optional<WorkLists> lists_;
   std::uint64_t scores_computed_ = 0;
   std::optional<Lanes> lanes_;  // last: it ends before what its work refers to
@@ -200,27 +183,38 @@ std::int64_t CudaBackend::memory_in_use() const {
   return static_cast<std::int64_t>(total - free);
 }
 
-void CudaBackend::allocate(const PlanRequest& request) {
+void CudaBackend::allocate(const Plan& plan) {
   try {
-    memory_ = DeviceMemory(arena_.bytes());
+    memory_ = DeviceMemory(plan.device.bytes());
   } catch (const CudaError& error) {
     if (error.code() != cudaErrorMemoryAllocation) throw;
-    const std::int64_t smallest = smallest_device_budget(request);
+    const std::int64_t smallest = smallest_device_budget(plan.request);
     throw Error(fmt::format(
         "{}: the plan's {} of device memory cannot be allocated, {} are free; give --device-memory "
         "at most that; the smallest budget that works for this problem is {} ({} bytes)",
-        name_, format_bytes(arena_.bytes()), format_bytes(cuda_free_memory(device_)),
+        name_, format_bytes(plan.device.bytes()), format_bytes(cuda_free_memory(device_)),
         format_bytes(smallest), smallest));
   }
+}
+
+// A kernel is loaded by its first launch, which then takes long. Here that is one of a single query
+// token without keys, through the plan's own launchers: they load what the plan's work will take.
+void CudaBackend::load_kernels(const Plan& plan, cudaStream_t stream) {
+  WorkLists::List& list = lists_->next();
+  AttentionWork attention = describe({0, plan.groups.front(), {{0, 0, {0, 1}, 0, 0}}, {}}, list);
+  attention.any_partial = problem_.mask == Mask::causal;
+  list.send(stream);
+  launch_attention(storage_type(problem_.dtype), attention, stream);
+  if (plan.placement != AccumulatorPlacement::device) return;
+  const SoftmaxStates states = slots_.states(0, 1);
+  launch_merge(states, states, stream);
+  launch_finalise(states, 1, problem_.output_dtype, slots_.output(0), counts(), stream);
 }
 
 void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const {
   const std::int64_t vector = vector_bytes();
   const std::int64_t row = copy.heads * vector;
-  std::byte* to = copy.tensor == SlotTensor::query ? query_slot(copy.slot)
-                  : copy.tensor == SlotTensor::key ? key_slot(copy.slot)
-                                                   : value_slot(copy.slot);
-  to += copy.first_token * row;
+  std::byte* to = slots_.input(copy.tensor, copy.slot) + copy.first_token * row;
   const StridedRows& from = copy.source;
   const auto rows = [&](std::byte* into, const std::byte* source, std::int64_t bytes) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpy2DAsync(
@@ -250,21 +244,21 @@ void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const
 }
 
 void CudaBackend::enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const {
-  const std::int64_t dim = problem_.head_dim;
-  const SoftmaxStates from = state_slot(copy.state_slot, copy.slot_rows);
+  const SoftmaxStates from = rows_of(slots_.states(copy.state_slot, copy.slot_rows),
+                                     {copy.first_row, copy.first_row + copy.into.rows});
   const auto numbers = [&](float* into, const float* source, std::int64_t count) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(into, source,
                                            static_cast<std::size_t>(count) * sizeof(float),
                                            cudaMemcpyDeviceToHost, stream));
   };
-  numbers(copy.into.acc, from.acc + copy.first_row * dim, copy.into.rows * dim);
-  numbers(copy.into.m, from.m + copy.first_row, copy.into.rows);
-  numbers(copy.into.l, from.l + copy.first_row, copy.into.rows);
+  numbers(copy.into.acc, from.acc, from.rows * from.dim);
+  numbers(copy.into.m, from.m, from.rows);
+  numbers(copy.into.l, from.l, from.rows);
 }
 
 void CudaBackend::enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const {
-  const SoftmaxStates states = state_slot(work.state_slot, work.rows);
-  std::byte* to = output_slot(work.output_slot);
+  const SoftmaxStates states = slots_.states(work.state_slot, work.rows);
+  std::byte* to = slots_.output(work.output_slot);
   launch_finalise(states, work.keyless_rows, problem_.output_dtype, to, counts(), stream);
   if (!lse_) return;
   const FinishedLayout layout(problem_, work.rows, lse_);
@@ -278,7 +272,7 @@ void CudaBackend::enqueue_finalise(const FinaliseWork& work, cudaStream_t stream
 
 void CudaBackend::enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const {
   const FinishedLayout layout(problem_, copy.slot_rows, lse_);
-  const std::byte* slot = output_slot(copy.output_slot);
+  const std::byte* slot = slots_.output(copy.output_slot);
   const auto rows = [&](void* into, std::int64_t offset, std::int64_t row_bytes) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(into, slot + offset + copy.first_row * row_bytes,
                                            static_cast<std::size_t>(copy.rows * row_bytes),
@@ -304,7 +298,7 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
                      {});
   std::vector<Ticket> all(after.begin(), after.end());
   all.push_back(sent);
-  scores_computed_ += scores_of(work);
+  scores_computed_ += scores_in_tiles(problem_, work, tile_);
   list.last_use =
       lanes_->submit(Lane::compute,
                      {"attention kernel", Stage::compute, 0, work.subproblem,
@@ -315,32 +309,14 @@ Ticket CudaBackend::launch(WorkList work, std::span<const Ticket> after) {
   return list.last_use;
 }
 
-// Tiles are computed from the last to the first, and a query chunk's from its end: with the query
-// chunks in ascending order of their keys the longest tiles start first.
-std::vector<const QueryWork*> CudaBackend::longest_last(const WorkList& work) const {
-  std::vector<std::pair<std::int64_t, const QueryWork*>> order;
-  for (const QueryWork& query : work.queries) {
-    std::int64_t live = 0;
-    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
-      live += problem_.live_scores(query.queries, work.keys[static_cast<std::size_t>(i)].keys);
-    }
-    order.emplace_back(live / query.queries.size(), &query);
-  }
-  std::stable_sort(order.begin(), order.end(),
-                   [](const auto& a, const auto& b) { return a.first < b.first; });
-  std::vector<const QueryWork*> queries;
-  for (const auto& [live, query] : order) queries.push_back(query);
-  return queries;
-}
-
 // Adds the query items, counted in tiles of `tile` tokens. Returns the tiles.
 std::int64_t CudaBackend::add_queries(const std::vector<const QueryWork*>& queries,
                                       std::int64_t heads, std::int64_t tile,
                                       WorkLists::List& list) const {
   std::int64_t tiles = 0;
   for (const QueryWork* query : queries) {
-    const SoftmaxStates states = state_slot(query->state_slot, query->queries.size() * heads);
-    list.add({query_slot(query->slot), states.acc, states.m, states.l, query->queries.begin,
+    const SoftmaxStates states = slots_.states(query->state_slot, query->queries.size() * heads);
+    list.add({slots_.query(query->slot), states.acc, states.m, states.l, query->queries.begin,
               query->queries.size(), tiles, query->first_key, query->key_count, query->slot});
     tiles += ceil_div(query->queries.size(), tile);
   }
@@ -349,13 +325,13 @@ std::int64_t CudaBackend::add_queries(const std::vector<const QueryWork*>& queri
 
 AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list) const {
   const std::int64_t heads = work.heads.count * problem_.query_heads_per_kv_head();
-  const std::vector<const QueryWork*> queries = longest_last(work);
+  const std::vector<const QueryWork*> queries = longest_last(problem_, work);
   AttentionWork attention{};
   list.clear();
   attention.tiles = add_queries(queries, heads, tile_.queries, list);
   attention.portable_tiles = add_queries(queries, heads, portable_tile_.queries, list);
   for (const KeyWork& key : work.keys) {
-    list.add({key_slot(key.slot), value_slot(key.slot), key.keys.begin, key.keys.size(),
+    list.add({slots_.key(key.slot), slots_.value(key.slot), key.keys.begin, key.keys.size(),
               key.partial ? 1 : 0, key.slot});
     attention.any_partial |= key.partial ? 1 : 0;
   }
@@ -369,33 +345,12 @@ AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list)
   attention.dim = problem_.head_dim;
   attention.scale_log2 = static_cast<float>(problem_.scale * std::numbers::log2e);
   attention.causal_shift = problem_.key_length - problem_.query_length;
-  attention.query_pool = {query_slot(0), arena_.query_slots, arena_.query_slot_bytes,
+  attention.query_pool = {slots_.query(0), slots_.arena.query_slots, slots_.arena.query_slot_bytes,
                           most_queries_};
-  attention.key_pool = {key_slot(0), arena_.kv_slots, arena_.kv_slot_bytes, most_keys_};
+  attention.key_pool = {slots_.key(0), slots_.arena.kv_slots, slots_.arena.kv_slot_bytes,
+                        most_keys_};
   attention.non_finite = reinterpret_cast<int*>(counts() + 2);
   return attention;
-}
-
-// Whole tiles, as the kernel computes them.
-std::uint64_t CudaBackend::scores_of(const WorkList& work) const {
-  std::int64_t scores = 0;
-  for (const QueryWork& query : work.queries) {
-    for (std::int64_t i = query.first_key; i < query.first_key + query.key_count; ++i) {
-      const KeyWork& key = work.keys[static_cast<std::size_t>(i)];
-      if (!key.partial) {
-        scores +=
-            round_up(query.queries.size(), tile_.queries) * round_up(key.keys.size(), tile_.keys);
-        continue;
-      }
-      for (std::int64_t at = query.queries.begin; at < query.queries.end; at += tile_.queries) {
-        const std::int64_t last = at + tile_.queries - 1;
-        const std::int64_t seen = std::clamp<std::int64_t>(
-            problem_.visible_keys(last) - key.keys.begin, 0, key.keys.size());
-        scores += tile_.queries * round_up(seen, tile_.keys);
-      }
-    }
-  }
-  return static_cast<std::uint64_t>(scores * work.heads.count * problem_.query_heads_per_kv_head());
 }
 
 }  // namespace

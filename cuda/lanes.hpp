@@ -2,19 +2,16 @@
 #pragma once
 
 #include <array>
-#include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <functional>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "cuda/handles.hpp"
+#include "engine/lane_queues.hpp"
 #include "stream_cqsa/backend.hpp"
 #include "stream_cqsa/telemetry.hpp"
 
@@ -39,14 +36,14 @@ class Lanes {
   /// `device` is current for the calling thread.
   Lanes(int device, Telemetry& telemetry);
   /// Waits for what is enqueued.
-  ~Lanes();
+  ~Lanes() { quiesce(); }
   Lanes(const Lanes&) = delete;
   Lanes& operator=(const Lanes&) = delete;
 
   Ticket submit(Lane lane, const Submission& submission, std::span<const Ticket> after);
 
   /// Blocks until `ticket` is complete; throws the failure that it or what it waited for had.
-  void wait(Ticket ticket);
+  void wait(Ticket ticket) { queues_.wait(ticket); }
 
   /// Blocks until everything submitted has ended, that which failed half enqueued too.
   void quiesce() noexcept;
@@ -60,38 +57,26 @@ class Lanes {
     std::optional<Event> begin, end;  ///< none: it was not enqueued
     std::exception_ptr failure;       ///< why not
   };
-  struct Queue {
-    Stream stream;
-    std::deque<Pending> pending;  ///< the first is number completed + 1
-    std::uint64_t completed = 0;
-    std::uint64_t first_failed = 0;  ///< 0: none
-    std::exception_ptr failure;
-    std::condition_variable arrived;
-    std::thread thread;
-  };
+  using Queues = LaneQueues<Pending>;
 
-  Queue& queue(Lane lane) { return queues_[static_cast<std::size_t>(lane)]; }
-  const Pending* pending_of(Ticket ticket);
-  std::exception_ptr failure_before(Queue& to, std::span<const Ticket> after);
-  void enqueue(Queue& to, Pending& pending, const Submission& submission,
+  cudaStream_t stream(Lane lane) const { return streams_[static_cast<std::size_t>(lane)].get(); }
+  std::exception_ptr failure_before(Lane lane, std::span<const Ticket> after) const;
+  void enqueue(Lane lane, Pending& pending, const Submission& submission,
                std::span<const Ticket> after);
-  std::exception_ptr failure_to_submit(Queue& to, const Pending& pending,
+  std::exception_ptr failure_to_submit(Lane lane, const Pending& pending,
                                        const std::exception& error);
   std::exception_ptr fail_device(const Pending& observed, cudaError_t status);
   Event take_event();
-  std::exception_ptr failure_of(Ticket ticket);
-  void follow(Queue& queue);
-  void stop() noexcept;
-  std::exception_ptr await(std::unique_lock<std::mutex>& lock, Pending& pending);
+  std::exception_ptr finish(Pending& pending, Queues::Lock& lock);
+  cudaError_t await(const Pending& pending);
 
   const int device_;
   Telemetry& telemetry_;
-  std::mutex mutex_;
-  std::condition_variable completion_;
-  bool stopping_ = false;
+  std::array<Stream, lane_count> streams_;
+  // Under the queues' lock.
   std::exception_ptr device_failure_;  ///< of all lanes
   std::vector<Event> spare_events_;
-  std::array<Queue, lane_count> queues_;
+  Queues queues_;  // last: its threads end before what they use
 };
 
 }  // namespace stream_cqsa::cuda

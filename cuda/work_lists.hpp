@@ -55,4 +55,11 @@ class WorkLists {
   std::int64_t number_ = 0;
 };
 
+/// The query chunks in ascending order of the keys that a query sees: tiles are computed from the
+/// last to the first, and a query chunk's from its end, so that the longest start first.
+std::vector<const QueryWork*> longest_last(const Problem& problem, const WorkList& work);
+
+/// Scores that the kernel computes, in whole tiles, over all heads.
+std::uint64_t scores_in_tiles(const Problem& problem, const WorkList& work, AttentionTile tile);
+
 }  // namespace stream_cqsa::cuda

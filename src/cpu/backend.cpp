@@ -16,6 +16,7 @@
 #include "cpu/lanes.hpp"
 #include "cpu/thread_pool.hpp"
 #include "engine/buffer.hpp"
+#include "engine/device_slots.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -64,20 +65,20 @@ class CpuBackend final : public Backend {
 
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     problem_ = plan.problem();
-    device_ = plan.device;
     lse_ = plan.request.lse;
     non_finite_ = {};
     telemetry_ = &telemetry;
     const std::int64_t needed = KernelScratch::bytes(problem_);
     // A plan made for fewer threads runs on those, one made for more on all there are.
-    workers_ =
-        static_cast<int>(std::min<std::int64_t>(pool_.threads(), device_.workspace_bytes / needed));
+    workers_ = static_cast<int>(
+        std::min<std::int64_t>(pool_.threads(), plan.device.workspace_bytes / needed));
     if (workers_ < 1) {
       throw Error(fmt::format(
           "CPU backend: the plan has {} bytes of workspace and a thread needs {}; plan again",
-          device_.workspace_bytes, needed));
+          plan.device.workspace_bytes, needed));
     }
-    arena_ = allocate_arena(device_.bytes());
+    arena_ = allocate_arena(plan.device.bytes());
+    slots_ = {plan.device, arena_.data(), problem_.head_dim};
   }
 
   std::int64_t allocated_bytes() const override { return arena_.bytes(); }
@@ -135,23 +136,6 @@ class CpuBackend final : public Backend {
         after);
   }
 
-  std::byte* query_slot(std::int64_t slot) const {
-    return arena_.data() + device_.query_offset() + slot * device_.query_slot_bytes;
-  }
-  std::byte* key_slot(std::int64_t slot) const {
-    return arena_.data() + device_.kv_offset() + slot * device_.kv_slot_bytes;
-  }
-  std::byte* value_slot(std::int64_t slot) const {
-    return key_slot(slot) + device_.kv_slot_bytes / 2;
-  }
-  SoftmaxStates state_slot(std::int64_t slot, std::int64_t rows) const {
-    std::byte* memory = arena_.data() + device_.state_offset() + slot * device_.state_slot_bytes;
-    return softmax_states_at(memory, rows, problem_.head_dim);
-  }
-  std::byte* output_slot(std::int64_t slot) const {
-    return arena_.data() + device_.output_offset() + slot * device_.output_slot_bytes;
-  }
-
   void run_copy_in(const CopyIn& copy) const;
   void run_copy_out(const CopyOut& copy) const;
   void run_copy_out_rows(const CopyOutRows& copy) const;
@@ -163,10 +147,10 @@ class CpuBackend final : public Backend {
   void append_tiles(const KernelTile& chunk, std::vector<KernelTile>& tiles) const;
 
   Problem problem_;
-  DeviceArena device_;
   bool lse_ = false;
   Telemetry* telemetry_ = nullptr;
   HostBuffer arena_;
+  DeviceSlots slots_;
   NonFinite non_finite_;  ///< the compute lane's own while it works
   int workers_ = 0;       ///< threads that the plan has workspace for
   std::atomic<std::uint64_t> scores_computed_{0};
@@ -178,10 +162,7 @@ void CpuBackend::run_copy_in(const CopyIn& copy) const {
   const std::int64_t vector = problem_.head_dim * size_of(storage_type(problem_.dtype));
   const std::int64_t row = copy.heads * vector;
   const StageTimer timer(*telemetry_, Stage::copy_in, copy.tokens * row, copy.subproblem);
-  std::byte* to = copy.tensor == SlotTensor::query ? query_slot(copy.slot)
-                  : copy.tensor == SlotTensor::key ? key_slot(copy.slot)
-                                                   : value_slot(copy.slot);
-  to += copy.first_token * row;
+  std::byte* to = slots_.input(copy.tensor, copy.slot) + copy.first_token * row;
   const StridedRows& from = copy.source;
   // Runs of bytes that are contiguous on both sides are copied at once.
   const bool whole_rows = from.head_stride == vector || copy.heads == 1;
@@ -202,10 +183,11 @@ void CpuBackend::run_copy_out(const CopyOut& copy) const {
   const std::int64_t rows = copy.into.rows;
   const StageTimer timer(*telemetry_, Stage::copy_out, softmax_state_bytes(rows, dim),
                          copy.subproblem);
-  const SoftmaxStates from = state_slot(copy.state_slot, copy.slot_rows);
-  std::copy_n(from.acc + copy.first_row * dim, rows * dim, copy.into.acc);
-  std::copy_n(from.m + copy.first_row, rows, copy.into.m);
-  std::copy_n(from.l + copy.first_row, rows, copy.into.l);
+  const SoftmaxStates from = rows_of(slots_.states(copy.state_slot, copy.slot_rows),
+                                     {copy.first_row, copy.first_row + rows});
+  std::copy_n(from.acc, rows * dim, copy.into.acc);
+  std::copy_n(from.m, rows, copy.into.m);
+  std::copy_n(from.l, rows, copy.into.l);
 }
 
 void CpuBackend::run_copy_out_rows(const CopyOutRows& copy) const {
@@ -213,7 +195,7 @@ void CpuBackend::run_copy_out_rows(const CopyOutRows& copy) const {
   const std::int64_t row = problem_.head_dim * size_of(problem_.output_dtype);
   const std::int64_t sums = copy.m ? 2 * static_cast<std::int64_t>(sizeof(float)) : 0;
   const StageTimer timer(*telemetry_, Stage::copy_out, copy.rows * (row + sums), copy.subproblem);
-  const std::byte* slot = output_slot(copy.output_slot);
+  const std::byte* slot = slots_.output(copy.output_slot);
   std::memcpy(copy.output, slot + copy.first_row * row, static_cast<std::size_t>(copy.rows * row));
   if (!copy.m) return;
   const auto numbers = [&](std::int64_t offset) {
@@ -228,16 +210,11 @@ Range share(std::int64_t rows, int worker, int workers) {
   return {rows * worker / workers, rows * (worker + 1) / workers};
 }
 
-SoftmaxStates rows_of(const SoftmaxStates& states, Range rows) {
-  return {states.acc + rows.begin * states.dim, states.m + rows.begin, states.l + rows.begin,
-          rows.size(), states.dim};
-}
-
 void CpuBackend::run_merge(const MergeWork& work) {
   const StageTimer timer(*telemetry_, Stage::merge,
                          softmax_state_bytes(work.rows, problem_.head_dim), work.subproblem);
-  const SoftmaxStates into = state_slot(work.into_slot, work.rows);
-  const SoftmaxStates from = state_slot(work.from_slot, work.rows);
+  const SoftmaxStates into = slots_.states(work.into_slot, work.rows);
+  const SoftmaxStates from = slots_.states(work.from_slot, work.rows);
   pool_.run([&](int worker) {
     const Range rows = share(work.rows, worker, pool_.threads());
     stream_cqsa::merge(rows_of(into, rows), rows_of(from, rows));
@@ -246,10 +223,10 @@ void CpuBackend::run_merge(const MergeWork& work) {
 
 void CpuBackend::run_finalise(const FinaliseWork& work) {
   const StageTimer timer(*telemetry_, Stage::merge, 0, work.subproblem);
-  const SoftmaxStates states = state_slot(work.state_slot, work.rows);
+  const SoftmaxStates states = slots_.states(work.state_slot, work.rows);
   const FinishedLayout layout(problem_, work.rows, lse_);
   const std::int64_t row = problem_.head_dim * size_of(problem_.output_dtype);
-  std::byte* to = output_slot(work.output_slot);
+  std::byte* to = slots_.output(work.output_slot);
   std::vector<NonFinite> counts(static_cast<std::size_t>(pool_.threads()));
   pool_.run([&](int worker) {
     const Range rows = share(work.rows, worker, pool_.threads());
@@ -267,7 +244,7 @@ std::vector<KernelKeys> CpuBackend::keys_of(const WorkList& work) const {
   std::vector<KernelKeys> keys;
   keys.reserve(work.keys.size());
   for (const KeyWork& key : work.keys) {
-    keys.push_back({key_slot(key.slot), value_slot(key.slot), key.keys, key.partial});
+    keys.push_back({slots_.key(key.slot), slots_.value(key.slot), key.keys, key.partial});
   }
   return keys;
 }
@@ -297,9 +274,9 @@ std::vector<KernelTile> CpuBackend::tiles_of(const WorkList& work,
     KernelTile chunk{};
     chunk.group_heads = work.heads.count * ratio;
     chunk.group_kv_heads = work.heads.count;
-    chunk.query = query_slot(query.slot);
+    chunk.query = slots_.query(query.slot);
     chunk.queries = query.queries;
-    chunk.states = state_slot(query.state_slot, query.queries.size() * chunk.group_heads);
+    chunk.states = slots_.states(query.state_slot, query.queries.size() * chunk.group_heads);
     chunk.first_key = keys.begin() + query.first_key;
     chunk.last_key = chunk.first_key + query.key_count;
     for (chunk.kv_head = 0; chunk.kv_head < work.heads.count; ++chunk.kv_head) {
@@ -325,8 +302,8 @@ void CpuBackend::run_work(const WorkList& work) {
   std::atomic<std::size_t> next{0};
   pool_.run([&](int worker) {
     if (worker >= workers_) return;
-    std::byte* memory = arena_.data() + device_.workspace_offset();
-    const KernelScratch scratch(memory + worker * KernelScratch::bytes(problem_), problem_);
+    const KernelScratch scratch(slots_.workspace() + worker * KernelScratch::bytes(problem_),
+                                problem_);
     while (true) {
       const std::size_t at = next++;
       if (at >= order.size()) return;

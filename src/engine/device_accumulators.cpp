@@ -25,17 +25,14 @@ DeviceAccumulators::DeviceAccumulators(const Plan& plan, Backend& backend,
       telemetry_(telemetry),
       uses_(plan),
       free_slots_(static_cast<std::size_t>(plan.device.state_slots)),
-      output_slots_(abort,
-                    [&] {
-                      std::vector<OutputSlot> slots;
-                      for (std::int64_t i = plan.device.output_slots; i-- > 0;) {
-                        slots.push_back({static_cast<std::int32_t>(i), Ticket{Lane::copy_out, 0}});
-                      }
-                      return slots;
-                    }()),
+      in_flight_(backend),
+      output_slots_(abort, static_cast<std::size_t>(plan.device.output_slots)),
       // A finished chunk keeps an output slot until it is popped: pushing one never waits for long.
       items_(abort, static_cast<std::size_t>(plan.device.output_slots) + launches_under_way + 1) {
   std::iota(free_slots_.rbegin(), free_slots_.rend(), 0);
+  for (std::int32_t slot = 0; slot < plan.device.output_slots; ++slot) {
+    output_slots_.push({slot, Ticket{Lane::copy_out, 0}});
+  }
 }
 
 // --- the submitting thread ---
@@ -48,10 +45,11 @@ std::int32_t DeviceAccumulators::take_slot() {
 }
 
 void DeviceAccumulators::add(const Launched& launched) {
-  items_.push({launched.id, launched.ticket, scores_of_launch(launched), -1, {}, {}});
   for (std::size_t i = 0; i < launched.state_slots.size(); ++i) {
     if (launched.state_slots[i] >= 0) merge(launched, static_cast<std::int32_t>(i));
   }
+  // After the chunks that it finishes: drain is to submit their copies before it waits for it.
+  items_.push({launched.id, launched.ticket, scores_of_launch(launched), -1, {}, {}});
   under_way_.push_back(launched.ticket);
   if (under_way_.size() < launches_under_way) return;
   backend_.wait(under_way_.front());
@@ -90,7 +88,7 @@ void DeviceAccumulators::merge(const Launched& launched, std::int32_t position) 
 void DeviceAccumulators::finalise(std::int64_t subproblem, const ChunkKey& key, Open open) {
   const Range queries = plan_.division.chunk(key.chunk).queries;
   const std::int64_t keyless = keyless_tokens(plan_.problem(), queries);
-  const OutputSlot to = output_slots_.take();
+  const OutputSlot to = *output_slots_.pop();
   const Ticket ticket = backend_.finalise(
       {subproblem, open.slot, rows_of(key), keyless * heads_of(key.group), to.number},
       std::span(&to.last_copy_out, 1));
@@ -120,18 +118,16 @@ std::int64_t DeviceAccumulators::rows_of(const ChunkKey& key) const {
 // --- drain ---
 
 void DeviceAccumulators::drain() {
-  while (const auto item = items_.pop()) {
-    if (item->output_slot >= 0) {
-      copy_out(*item);
-      deliver_in_flight();
-    } else {
-      backend_.wait(item->ticket);
-      telemetry_.add_scores(item->scores);
+  in_flight_.serve(items_, [this](const Item& item) {
+    if (item.output_slot >= 0) return copy_out(item);
+    in_flight_.add(item.ticket, [this, scores = item.scores] {
+      telemetry_.add_scores(scores);
       telemetry_.add_subproblem();
-    }
-  }
+    });
+  });
 }
 
+// Behind the finishing, which need not have ended yet.
 void DeviceAccumulators::copy_out(const Item& item) {
   const auto [batch, group, chunk] = item.chunk;
   const std::int64_t chunk_rows = rows_of(item.chunk);
@@ -140,27 +136,18 @@ void DeviceAccumulators::copy_out(const Item& item) {
   for (std::size_t piece = 0; piece < item.piece_scores.size(); ++piece) {
     const PieceKey key{batch, group, chunk, static_cast<std::int64_t>(piece)};
     const std::int64_t rows = piece_rows(plan_, key);
-    PartialReceiver::Buffer buffer;
-    if (!receiver_.try_output_buffer(buffer)) {
-      deliver_in_flight();
-      buffer = receiver_.wait_output_buffer();
-    }
+    const auto buffer = in_flight_.take<PartialReceiver::Buffer>(
+        [this](auto& free) { return receiver_.try_output_buffer(free); },
+        [this] { return receiver_.wait_output_buffer(); });
     const FinishedStates into = finished_at(plan_, key, buffer.data);
     copied = backend_.copy_out_rows({item.subproblem, item.output_slot, chunk_rows, first_row, rows,
                                      into.output, into.m, into.l},
                                     std::span(&item.ticket, 1));
-    in_flight_.push_back({{key, item.piece_scores[piece], buffer.number}, copied});
+    const FinishedRows finished{key, item.piece_scores[piece], buffer.number};
+    in_flight_.add(copied, [this, finished] { receiver_.deliver_finished(finished); });
     first_row += rows;
   }
-  output_slots_.give({item.output_slot, copied});
-}
-
-void DeviceAccumulators::deliver_in_flight() {
-  for (const auto& [rows, copied] : in_flight_) {
-    backend_.wait(copied);
-    receiver_.deliver_finished(rows);
-  }
-  in_flight_.clear();
+  output_slots_.push({item.output_slot, copied});
 }
 
 }  // namespace stream_cqsa

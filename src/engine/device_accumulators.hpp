@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <deque>
 #include <map>
-#include <utility>
 #include <vector>
 
+#include "engine/in_flight.hpp"
 #include "engine/launched.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
@@ -73,7 +73,6 @@ class DeviceAccumulators {
   std::int64_t heads_of(std::int64_t group) const;
 
   void copy_out(const Item& item);
-  void deliver_in_flight();
 
   const Plan& plan_;
   Backend& backend_;
@@ -85,10 +84,10 @@ class DeviceAccumulators {
   std::vector<std::int32_t> free_slots_;
   std::map<ChunkKey, Open> open_;
   std::deque<Ticket> under_way_;  ///< launches
-  // Drain's own: copies out that are submitted and not delivered.
-  std::vector<std::pair<FinishedRows, Ticket>> in_flight_;
+  // Drain's own: copies out that are not delivered, and launches that are not counted.
+  InFlight in_flight_;
   // Shared.
-  Pool<OutputSlot> output_slots_;
+  BoundedQueue<OutputSlot> output_slots_;  ///< free; the one that waits least for its copies first
   BoundedQueue<Item> items_;
 };
 

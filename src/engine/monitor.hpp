@@ -105,11 +105,12 @@ class BoundedQueue {
   std::optional<T> pop() {
     auto lock = monitor_.lock();
     monitor_.wait(lock, [&] { return !queue_.empty() || closed_; });
-    if (queue_.empty()) return std::nullopt;
-    std::optional<T> value(std::move(queue_.front()));
-    queue_.pop_front();
-    monitor_.notify();
-    return value;
+    return front(lock);
+  }
+  /// The next element, or nothing where there is none yet.
+  std::optional<T> try_pop() {
+    const auto lock = monitor_.lock();
+    return front(lock);
   }
   void close() {
     const auto lock = monitor_.lock();
@@ -118,6 +119,13 @@ class BoundedQueue {
   }
 
  private:
+  std::optional<T> front(const Monitor::Lock&) {
+    if (queue_.empty()) return std::nullopt;
+    std::optional<T> value(std::move(queue_.front()));
+    queue_.pop_front();
+    monitor_.notify();
+    return value;
+  }
   Monitor monitor_;
   std::size_t capacity_;
   std::deque<T> queue_;

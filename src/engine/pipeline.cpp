@@ -38,16 +38,14 @@ Pipeline::Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memo
       kv_slots_(plan.device.kv_slots),
       query_last_use_(static_cast<std::size_t>(plan.device.query_slots), Ticket{Lane::compute, 0}),
       kv_last_use_(static_cast<std::size_t>(plan.device.kv_slots), Ticket{Lane::compute, 0}),
+      in_flight_(backend),
       cache_(plan, inputs, cache_memory, backend, telemetry, abort),
       orders_(abort, orders_ahead),
       launched_(abort, static_cast<std::size_t>(plan.device.state_slots)),
-      state_slots_(abort, [&] {
-        std::vector<StateSlot> slots;
-        for (std::int64_t i = plan.device.state_slots; i-- > 0;) {
-          slots.push_back({static_cast<std::int32_t>(i), Ticket{Lane::copy_out, 0}});
-        }
-        return slots;
-      }()) {
+      state_slots_(abort, static_cast<std::size_t>(plan.device.state_slots)) {
+  for (std::int32_t slot = 0; slot < plan.device.state_slots; ++slot) {
+    state_slots_.push({slot, Ticket{Lane::copy_out, 0}});
+  }
   if (plan.placement == AccumulatorPlacement::device) {
     accumulators_.emplace(plan, backend, receiver, telemetry, abort);
   }
@@ -203,7 +201,7 @@ Ticket Pipeline::submit_copy(const Copy& copy) {
 
 std::int32_t Pipeline::take_state_slot(std::vector<Ticket>& after) {
   if (accumulators_) return accumulators_->take_slot();
-  const StateSlot state = state_slots_.take();
+  const StateSlot state = *state_slots_.pop();
   after.push_back(state.last_copy_out);
   return state.number;
 }
@@ -241,18 +239,19 @@ Launched Pipeline::launch(Step step, Ticket last_copy) {
 
 void Pipeline::drain() {
   if (accumulators_) return accumulators_->drain();
-  while (const auto launched = launched_.pop()) {
-    backend_.wait(launched->ticket);
-    for (std::size_t i = 0; i < launched->state_slots.size(); ++i) {
-      if (launched->state_slots[i] >= 0) drain_chunk(*launched, static_cast<std::int32_t>(i));
+  in_flight_.serve(launched_, [this](const Launched& launched) {
+    for (std::size_t i = 0; i < launched.state_slots.size(); ++i) {
+      if (launched.state_slots[i] >= 0) copy_out(launched, static_cast<std::int32_t>(i));
     }
-    deliver_in_flight();
-    receiver_.end_of_subproblem(launched->id);
-    telemetry_.add_subproblem();
-  }
+    in_flight_.add(launched.ticket, [this, id = launched.id] {
+      receiver_.end_of_subproblem(id);
+      telemetry_.add_subproblem();
+    });
+  });
 }
 
-void Pipeline::drain_chunk(const Launched& launched, std::int32_t position) {
+// Behind the launch, which need not have ended yet.
+void Pipeline::copy_out(const Launched& launched, std::int32_t position) {
   const auto at = static_cast<std::size_t>(position);
   const Chunk& chunk = launched.work.chunks[at];
   const auto [batch, group, quorum] = launched.key;
@@ -264,29 +263,22 @@ void Pipeline::drain_chunk(const Launched& launched, std::int32_t position) {
   for (std::int64_t piece = 0; piece < piece_count(plan_, chunk.queries); ++piece) {
     const PieceKey key{batch, group, chunk.index, piece};
     const Range queries = piece_range(plan_, key);
-    PartialReceiver::Buffer buffer;
-    if (!receiver_.try_buffer(buffer)) {
-      deliver_in_flight();
-      buffer = receiver_.wait_buffer();
-    }
+    const auto buffer = in_flight_.take<PartialReceiver::Buffer>(
+        [this](auto& free) { return receiver_.try_buffer(free); },
+        [this] { return receiver_.wait_buffer(); });
     const SoftmaxStates into = softmax_states_at(buffer.data, queries.size() * head_count, dim);
     copied = backend_.copy_out({launched.id, launched.state_slots[at], slot_rows,
                                 (queries.begin - chunk.queries.begin) * head_count, into},
                                std::span(&launched.ticket, 1));
     const std::int64_t scores = scores_of(plan_, launched, position, queries);
-    telemetry_.add_scores(static_cast<std::uint64_t>(scores) *
-                          static_cast<std::uint64_t>(head_count));
-    in_flight_.push_back({{key, launched.id, scores, buffer.number, into}, copied});
+    in_flight_.add(copied, [this, head_count,
+                            partial = Partial{key, launched.id, scores, buffer.number, into}] {
+      telemetry_.add_scores(static_cast<std::uint64_t>(partial.scores) *
+                            static_cast<std::uint64_t>(head_count));
+      receiver_.deliver(partial);
+    });
   }
-  state_slots_.give({launched.state_slots[at], copied});
-}
-
-void Pipeline::deliver_in_flight() {
-  for (const auto& [partial, copied] : in_flight_) {
-    backend_.wait(copied);
-    receiver_.deliver(partial);
-  }
-  in_flight_.clear();
+  state_slots_.push({launched.state_slots[at], copied});
 }
 
 }  // namespace stream_cqsa

@@ -10,6 +10,7 @@
 #include "engine/assignment.hpp"
 #include "engine/device_accumulators.hpp"
 #include "engine/host_cache.hpp"
+#include "engine/in_flight.hpp"
 #include "engine/launched.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
@@ -25,7 +26,7 @@ namespace stream_cqsa {
 ///
 ///   schedule  takes the next subproblem, assigns device slots, requests input blocks
 ///   submit    waits for the blocks, submits copies and the launch
-///   drain     waits for the launch, copies the states out, delivers the partials
+///   drain     submits the copies out behind the launch, waits for them, delivers the partials
 ///
 /// and with the readers of the host cache. Threads are started in the given crew; a failure in any
 /// of them aborts the group.
@@ -102,8 +103,7 @@ class Pipeline {
   Launched launch(Step step, Ticket last_copy);
 
   void drain();
-  void drain_chunk(const Launched& launched, std::int32_t position);
-  void deliver_in_flight();
+  void copy_out(const Launched& launched, std::int32_t position);
 
   const Plan& plan_;
   const Inputs& inputs_;
@@ -116,13 +116,13 @@ class Pipeline {
   SlotCache query_slots_, kv_slots_;
   // Submit's own: the launch that last read each slot.
   std::vector<Ticket> query_last_use_, kv_last_use_;
-  // Drain's own: copies out that are submitted and not delivered.
-  std::vector<std::pair<Partial, Ticket>> in_flight_;
+  // Drain's own: copies out that are not delivered, and launches that are not counted.
+  InFlight in_flight_;
   // Shared.
   HostCache cache_;
   BoundedQueue<Order> orders_;
   BoundedQueue<Launched> launched_;
-  Pool<StateSlot> state_slots_;
+  BoundedQueue<StateSlot> state_slots_;  ///< free; the one that waits least for its copies first
   std::optional<DeviceAccumulators> accumulators_;  ///< where the plan has them on the device
 };
 

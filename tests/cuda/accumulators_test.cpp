@@ -9,6 +9,7 @@
 #include "stream_cqsa/cuda_backend.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -19,7 +20,7 @@ BOOST_AUTO_TEST_CASE(accumulators_on_the_device_give_the_same_bits) {
   std::mt19937_64 random(61);
   constexpr DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
   std::int64_t non_finite = 0;
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < trials(60); ++trial) {
     Problem problem = random_problem(random, 1500, 128, 8);
     problem.output_dtype = types[random() % 4];
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;

@@ -67,10 +67,6 @@ struct CaseStates {
   std::vector<float> l;    ///< [row]
 };
 
-/// One launch by the portable kernel. Every chunk has a slot of its own, with NaN around it, and
-/// the states are NaN before it. Throws Error when anything but the states was written.
-CaseStates launch(const AttentionCase& attention);
-
 /// What the states of the rows stand for, in fp64, and what their error is measured by.
 struct CaseReference {
   std::vector<double> output;      ///< [row][dim], acc / l

@@ -15,12 +15,17 @@ struct CaseKernel {
   std::string name;
   std::int64_t queries;  ///< of a tile
   std::function<void(const cuda::AttentionWork&, cudaStream_t)> launch;
+  bool pools = false;  ///< chunks lie in slots of pools, as the engine has them
 };
 
 /// The portable kernel of the type, with the tiles that fit this device, and with its smallest.
+/// Where there is one for slots in pools (f16 and bf16, dim 64 and 128), what launch_attention()
+/// takes for them: on compute capability 9.0 the Hopper kernel.
 std::vector<CaseKernel> kernels(DType type, std::int64_t dim);
 
-/// launch() by that kernel.
+/// One launch by that kernel. Every chunk has a slot of its own, with NaN around it but where the
+/// kernel is promised other, and the states are NaN before it. Throws Error when anything but the
+/// states was written.
 CaseStates launch(const AttentionCase& attention, const CaseKernel& kernel);
 
 }  // namespace stream_cqsa::testing

@@ -2,6 +2,7 @@
 #define BOOST_TEST_MODULE cuda_attention_non_finite
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include "attention_case.hpp"
 #include "attention_launch.hpp"
 #include "needs_device.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -52,6 +54,13 @@ std::int64_t changed_rows(const AttentionCase& attention, const CaseStates& clea
   return changed;
 }
 
+// Where V is not finite, the portable kernel may compute what is in pools: other bytes.
+bool keeps_bytes(const CaseKernel& kernel, const AttentionCase& poisoned) {
+  const auto& v = poisoned.v.elements;
+  return !kernel.pools ||
+         std::all_of(v.begin(), v.end(), [](float element) { return std::isfinite(element); });
+}
+
 // Against the definition, by every kernel; rows that are not `touched` keep their bytes.
 template <class Touched>
 void check_poisoned(const AttentionCase& clean, const AttentionCase& poisoned, Touched touched,
@@ -59,8 +68,10 @@ void check_poisoned(const AttentionCase& clean, const AttentionCase& poisoned, T
   const CaseReference reference = brute_force(poisoned);
   for (const CaseKernel& kernel : kernels(clean.type, clean.dim)) {
     const CaseStates states = launch(poisoned, kernel);
-    BOOST_TEST(changed_rows(clean, launch(clean, kernel), states, touched) == 0,
-               kernel.name << ": " << what);
+    if (keeps_bytes(kernel, poisoned)) {
+      BOOST_TEST(changed_rows(clean, launch(clean, kernel), states, touched) == 0,
+                 kernel.name << ": " << what);
+    }
     BOOST_TEST(worst_ratio(poisoned, states, reference) <= 1.0, kernel.name << ": " << what);
   }
 }
@@ -139,8 +150,12 @@ BOOST_AUTO_TEST_CASE(scales_do_not_hide_what_is_not_finite) {
         attention.q.vector(100, 0)[1] = poison;
         attention.k.vector(160, 1)[1] = poison;
         attention.v.vector(300, 0)[1] = poison;
-        BOOST_TEST(worst_ratio(attention, launch(attention), brute_force(attention)) <= 1.0,
-                   fmt::format("{}, scale {}, {}", name_of(type), scale, poison));
+        const CaseReference reference = brute_force(attention);
+        for (const CaseKernel& kernel : kernels(type, 64)) {
+          BOOST_TEST(
+              worst_ratio(attention, launch(attention, kernel), reference) <= 1.0,
+              fmt::format("{}: {}, scale {}, {}", kernel.name, name_of(type), scale, poison));
+        }
       }
     }
   }
@@ -159,19 +174,24 @@ BOOST_AUTO_TEST_CASE(scores_of_minus_infinity_weigh_nothing) {
     for (std::int64_t token = 0; token < tokens; token += token < 80 ? 1 : 2) {
       attention.k.vector(token, 0)[0] = -infinity;
     }
-    const CaseStates states = launch(attention);
-    BOOST_TEST(worst_ratio(attention, states, brute_force(attention)) <= 1.0, name_of(type));
-    BOOST_TEST(states.m[10 * heads] == -infinity);
-    BOOST_TEST(states.l[10 * heads] == 0.0f);
-    BOOST_TEST(std::isfinite(states.l[100 * heads]));
+    const CaseReference reference = brute_force(attention);
+    for (const CaseKernel& kernel : kernels(type, 64)) {
+      const CaseStates states = launch(attention, kernel);
+      BOOST_TEST(worst_ratio(attention, states, reference) <= 1.0,
+                 kernel.name << ": " << name_of(type));
+      BOOST_TEST(states.m[10 * heads] == -infinity);
+      BOOST_TEST(states.l[10 * heads] == 0.0f);
+      BOOST_TEST(std::isfinite(states.l[100 * heads]));
+    }
   }
 }
 
 BOOST_AUTO_TEST_CASE(random_poison_agrees_with_the_definition) {
-  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
-    std::mt19937_64 random(seed);
+  for (int seed = 1; seed <= trials(40); ++seed) {
+    std::mt19937_64 random(static_cast<std::uint64_t>(seed));
     const std::int64_t dim = std::array{40, 64, 128, 256}[random() % 4];
-    AttentionCase attention = causal_case(types[seed % types.size()], dim, random);
+    AttentionCase attention =
+        causal_case(types[static_cast<std::size_t>(seed) % types.size()], dim, random);
     const std::array tensors = {&attention.q, &attention.k, &attention.v};
     for (int i = 0; i < 4; ++i) {
       CaseTensor& tensor = *tensors[random() % tensors.size()];

@@ -1,7 +1,9 @@
 #define BOOST_TEST_MODULE engine_run
 #include <boost/test/unit_test.hpp>
+#include <mutex>
 #include <optional>
 #include <random>
+#include <set>
 
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/error.hpp"
@@ -9,6 +11,7 @@
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -45,11 +48,39 @@ void check_against_definition(const Plan& plan, const TestInput& input, const Ou
   BOOST_TEST(outcome.result.host_bytes == plan.host.bytes());
 }
 
+// Counts the launches that are waited for before copies out of their states are submitted.
+class OrderBackend final : public DelayedBackend {
+ public:
+  using DelayedBackend::DelayedBackend;
+
+  Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
+    {
+      const std::scoped_lock lock(mutex_);
+      for (const Ticket ticket : after) copied_.insert(ticket.sequence);
+    }
+    return DelayedBackend::copy_out(copy, after);
+  }
+  void wait(Ticket ticket) override {
+    if (ticket.lane == Lane::compute) {
+      const std::scoped_lock lock(mutex_);
+      early_waits_ += !copied_.contains(ticket.sequence);
+    }
+    DelayedBackend::wait(ticket);
+  }
+  int early_waits() const { return early_waits_; }
+  std::size_t launches() const { return copied_.size(); }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::uint64_t> copied_;  ///< launches
+  int early_waits_ = 0;
+};
+
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
   std::mt19937_64 random(2026);
-  for (int trial = 0; trial < 90; ++trial) {
+  for (int trial = 0; trial < trials(90); ++trial) {
     const Problem problem = random_problem(random);
     const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
     const auto backend = make_test_backend(1 + trial % 3);
@@ -73,7 +104,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
 
 BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
   std::mt19937_64 random(7);
-  for (int trial = 0; trial < 12; ++trial) {
+  for (int trial = 0; trial < trials(12); ++trial) {
     Problem problem = random_problem(random);
     problem.query_length += 200;
     problem.key_length += 200;
@@ -101,6 +132,22 @@ BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
       check_against_definition(plan, input, run_plan(plan, input, *probe, false));
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(copies_out_are_submitted_before_their_launch_is_waited_for) {
+  std::mt19937_64 random(12);
+  Problem problem = random_problem(random);
+  problem.query_length = problem.key_length = 150;
+  problem.mask = Mask::none;
+  OrderBackend backend(make_test_backend(2), 12);
+  PlanRequest request = roomy_request(problem, Layout::bshd, backend, AccumulatorPlacement::memory);
+  request.device.tile = 1;
+  request.chunks = 13;
+  const Plan plan = make_plan(request);
+  const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
+  check_against_definition(plan, input, run_plan(plan, input, backend, false));
+  BOOST_TEST(backend.launches() == static_cast<std::size_t>(plan.subproblem_count()));
+  BOOST_TEST(backend.early_waits() == 0);
 }
 
 BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
