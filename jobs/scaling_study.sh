@@ -150,7 +150,7 @@ one_run() {
     line+=(--seconds "$(awk "BEGIN { print $EPOCHREALTIME - $begin }")" --statuses "${statuses[@]}")
   else
     start $ranks "${command[@]}"
-    wait $launch_pid || fail "$(label_of "$@"), $ranks ranks: exit status $?"
+    wait $launch_pid || fail "$ranks ranks, $(label_of "$@"): the run failed"
   fi
   python3 "$root/jobs/scaling_line.py" "${line[@]}"
   rm -rf "${work:?}"/*

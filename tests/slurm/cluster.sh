@@ -55,8 +55,12 @@ END
   echo "Name=gpu File=$cluster/gpu[0-7]" >"$cluster/gres.conf"
 }
 
+nodes_respond() {
+  timeout 5 sinfo >/dev/null 2>&1
+}
+
 nodes_are_idle() {
-  [ "$(sinfo --noheader --format %T)" = idle ]
+  [ "$(timeout 5 sinfo --noheader --format %T)" = idle ]
 }
 
 start_cluster() {
@@ -80,8 +84,10 @@ start_cluster() {
 
 stop_cluster() {
   [ ${#cluster_pids[@]} -eq 0 ] && return 0
-  scancel --user="$(id -un)" 2>/dev/null || true
-  wait_until 15 nodes_are_idle || true
+  if nodes_respond; then
+    scancel --user="$(id -un)" || true
+    wait_until 15 nodes_are_idle || true
+  fi
   kill "${cluster_pids[@]}" 2>/dev/null || true
   wait "${cluster_pids[@]}" 2>/dev/null || true
   cluster_pids=()

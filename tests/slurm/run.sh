@@ -13,6 +13,7 @@ export ROOT=$root PROGRAM=$build/src/app/stream-cqsa
 require_packages slurm-wlm munge python3
 
 work=$(mktemp -d /tmp/slurm-test.XXXXXX)
+chmod 755 "$work"  # munged insists on a socket that all can reach
 passed=0
 
 tear_down() {
@@ -181,7 +182,7 @@ test_scaling_study() {
 
 start_cluster "$work/cluster" 64
 export OPTIONS="--causal --backend cpu --threads 1 --chunks 31"
-export RESOURCES="--device-memory 4MiB --host-memory 64MiB"
+export RESOURCES="--device-memory 16MiB --host-memory 64MiB"
 submit_stand_ins
 make_problem small 1,8192,2,64
 make_problem long 1,32768,4,64
