@@ -45,6 +45,7 @@ MpiDefault=pmix
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
+MinJobAge=86400
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 GresTypes=gpu
 NodeName=n1 NodeHostname=localhost Port=26818 CPUs=$1 RealMemory=1000000 Gres=gpu:8
@@ -65,6 +66,8 @@ nodes_are_idle() {
 
 start_cluster() {
   cluster=$1
+  # The nodes have one /dev/shm, in which Open MPI's shared memory of both would meet.
+  export OMPI_MCA_btl=self,tcp OMPI_MCA_btl_tcp_if_include=lo
   mkdir -p "$cluster/state" "$cluster"/n{1,2}/{spool,tmp}
   chmod 755 "$cluster"
   write_slurm_conf "$2"

@@ -23,8 +23,8 @@ tear_down() {
     rm -rf "$work"
     return
   fi
-  # What the failed jobs and the daemons said last; a job's folder has its log.
-  tail -n 20 "$work"/*/*.log "$work"/cluster/*.log "$work"/cluster/n?/*.log 2>/dev/null || true
+  echo "The last lines of each log in $work:"
+  tail -n 6 "$work"/*/*.log "$work"/cluster/n?/*.log | cut -c 1-160 || true
 }
 trap tear_down EXIT
 
@@ -84,67 +84,70 @@ use_problem() {
   export INPUT="--query $work/$1/q.npy --key $work/$1/k.npy --value $work/$1/v.npy"
 }
 
-checkpoint_begun() {
-  [ -n "$(find "$work/$1/checkpoint" -type f -size +0 2>/dev/null | head -n 1)" ]
+# Of a run that has got somewhere: states of 256 KiB at least, not just a first record.
+checkpoint_filled() {
+  [ "$(du --summarize --block-size=1K "$work/$1/checkpoint" | cut -f 1)" -ge 256 ]
 }
 
 await_checkpoint() {
-  wait_until 60 checkpoint_begun "$1" || fail "$1 wrote no checkpoint"
+  wait_until 60 checkpoint_filled "$1" || fail "job $1 wrote no checkpoint"
 }
+
 two_workers_a_node=(--ntasks-per-node=3 --cpus-per-task=1)
 
 test_undisturbed() {
-  local launcher job
+  local launcher single multi
   use_problem small
   for launcher in mpirun srun; do
-    job=$(LAUNCH=$launcher submit "single-$launcher" single_node.sbatch)
-    expect_end "$job" COMPLETED
+    export LAUNCH=$launcher
+    single=$(submit "single-$launcher" single_node.sbatch)
+    multi=$(submit "multi-$launcher" multi_node.sbatch "${two_workers_a_node[@]}")
+    expect_end "$single" COMPLETED
     same_bytes "single-$launcher" small
     ok "single_node.sbatch, $launcher"
-    job=$(LAUNCH=$launcher submit "multi-$launcher" multi_node.sbatch "${two_workers_a_node[@]}")
-    expect_end "$job" COMPLETED
+    expect_end "$multi" COMPLETED
     same_bytes "multi-$launcher" small
-    ok "multi_node.sbatch, $launcher: master and 4 workers on 2 nodes"
+    ok "multi_node.sbatch, $launcher: a master and 4 workers on 2 nodes"
   done
 }
 
-# Asked to stop, as before the time limit: puts itself back and finishes.
-test_stopped() {
-  local launcher=$1 file=$2 job name=stopped-$1-${2%.sbatch}
-  shift 2
-  job=$(LAUNCH=$launcher submit "$name" "$file" "$@")
+# disturb NAME LAUNCHER FILE COMMAND: submits, and in mid-run gives COMMAND the job; sets job.
+disturb() {
+  local name=$1 file=$3 command=$4
+  local -a places=()
+  [ "$file" != multi_node.sbatch ] || places=("${two_workers_a_node[@]}")
+  job=$(LAUNCH=$2 submit "$name" "$file" "${places[@]}")
   await_checkpoint "$name"
-  scancel --batch --signal=USR1 "$job"
-  expect_end "$job" COMPLETED
-  expect_restarts "$job" 1
-  same_bytes "$name" long
-  ok "$file, $launcher: stopped in mid-run, back in the queue by itself, finished"
+  $command "$job"
 }
 
-# Ended without warning and put back by Slurm, as after the failure of a node.
-test_requeued() {
-  local job
-  job=$(LAUNCH=srun submit requeued multi_node.sbatch "${two_workers_a_node[@]}")
-  await_checkpoint requeued
-  scontrol requeue "$job"
-  expect_end "$job" COMPLETED
-  expect_restarts "$job" 1
-  same_bytes requeued long
-  ok "multi_node.sbatch, srun: put back by Slurm in mid-run, finished"
+expect_resumed() {
+  expect_end "$2" COMPLETED
+  expect_restarts "$2" 1
+  same_bytes "$1" long
 }
 
-test_cancelled() {
-  local job
-  job=$(LAUNCH=mpirun submit cancelled single_node.sbatch)
-  await_checkpoint cancelled
-  scancel "$job"
-  expect_end "$job" CANCELLED
-  expect_restarts "$job" 0
+# While one job waits to start again the next is disturbed.
+test_disturbed() {
+  local stop="scancel --batch --signal=USR1" job single multi requeued cancelled
+  use_problem long
+  disturb stopped-single mpirun single_node.sbatch "$stop"; single=$job
+  disturb stopped-multi srun multi_node.sbatch "$stop"; multi=$job
+  disturb requeued mpirun multi_node.sbatch "scontrol requeue"; requeued=$job
+  disturb cancelled srun single_node.sbatch scancel; cancelled=$job
+  expect_resumed stopped-single "$single"
+  ok "single_node.sbatch, mpirun: asked to stop in mid-run, back in the queue by itself, finished"
+  expect_resumed stopped-multi "$multi"
+  ok "multi_node.sbatch, srun: asked to stop in mid-run, back in the queue by itself, finished"
+  expect_resumed requeued "$requeued"
+  ok "multi_node.sbatch, mpirun: ended by Slurm as if a node had failed, finished"
+  expect_end "$cancelled" CANCELLED
+  expect_restarts "$cancelled" 0
   [ ! -e "$work/cancelled/o.npy" ] || fail "a cancelled job left an output"
-  job=$(LAUNCH=mpirun submit cancelled single_node.sbatch)
+  job=$(LAUNCH=srun submit cancelled single_node.sbatch)
   expect_end "$job" COMPLETED
   same_bytes cancelled long
-  ok "single_node.sbatch, mpirun: cancelled in mid-run, not put back; submitted again, finished"
+  ok "single_node.sbatch, srun: cancelled in mid-run, stayed so; submitted again, finished"
 }
 
 # Jobs whose program is a stand-in, that take their time beside the others.
@@ -170,29 +173,28 @@ test_stand_ins() {
   ok "signalled by Slurm before the time limit, back in the queue by itself, finished"
 }
 
-# The whole study, tiny, as a job array: a line a run, the same bits for every count.
+# The whole study, tiny, as a job array: a line a run, and one checksum a problem.
 test_scaling_study() {
-  local -a tiny=(--backend cpu --counts "1 2 4" --shrink 512 --chunks 7 --memory "--device-memory 2MiB --host-memory 64MiB")
-  local last job
-  last=$(($(bash "$root/jobs/scaling_study.sh" "${tiny[@]}" --list | wc -l) - 1))
-  job=$(STUDY_OPTIONS="--backend cpu --counts 1,2,4 --shrink 512 --chunks 7 --device-memory 2MiB --host-memory 64MiB" \
-    RESULTS=$work/study/results.jsonl submit study scaling_study.sbatch \
-    --array="0-$last" --ntasks-per-node=5 --cpus-per-task=1)
+  local runs results=$work/study/results.jsonl
+  local -a tiny=(--backend cpu --counts 1,2 --shrink 512 --chunks 7 --device-memory 32MiB
+    --host-memory 128MiB --kill-after 0)
+  runs=$(bash "$root/jobs/scaling_study.sh" "${tiny[@]}" --list | wc -l)
+  STUDY_OPTIONS="${tiny[*]}" RESULTS=$results LAUNCH=mpirun submit study scaling_study.sbatch \
+    --array="0-$((runs - 1))" --ntasks-per-node=3 --cpus-per-task=1 --open-mode=append --wait >/dev/null ||
+    fail "a run of the study failed"
+  python3 "$root/tests/slurm/check_study.py" "$results" "$runs" || fail "the study's lines are wrong"
+  ok "scaling_study.sbatch: $runs runs, a line each, the same bits for every count"
 }
 
 start_cluster "$work/cluster" 64
-export OPTIONS="--causal --backend cpu --threads 1 --chunks 31"
 export RESOURCES="--device-memory 16MiB --host-memory 64MiB"
+export OPTIONS="--causal --backend cpu --threads 1 --chunks 31"
 submit_stand_ins
 make_problem small 1,8192,2,64
-make_problem long 1,32768,4,64
+make_problem long 1,32768,2,64
+OPTIONS+=" --checkpoint-interval 1"
 test_undisturbed
-use_problem long
-test_stopped mpirun single_node.sbatch
-test_stopped srun multi_node.sbatch "${two_workers_a_node[@]}"
-test_stopped mpirun multi_node.sbatch "${two_workers_a_node[@]}"
-test_requeued
-test_cancelled
+test_disturbed
 test_scaling_study
 test_stand_ins
 echo "$passed passed, 0 failed"
