@@ -26,7 +26,7 @@ places_of() {
 
 # launcher_of RANKS: sets the array `launcher`.
 launcher_of() {
-  local places= more
+  local places='' more
   if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then
     places=$(places_of "$1") || exit 1
   fi
@@ -65,7 +65,8 @@ start() {
 
 # signal_rank SIGNAL RANK: to that rank of the last start, if it runs on this node; false if not.
 # Not to the launcher: told to end, mpirun kills its ranks a second later and srun kills them at
-# once, and neither would then return the program's exit status.
+# once, and neither would then return the program's exit status. A wrapper between launcher and
+# program has to exec the program, or it gets the signal too.
 signal_rank() {
   local pids
   pids=$(grep -lzxs "STREAM_CQSA_LAUNCH=$STREAM_CQSA_LAUNCH" /proc/[0-9]*/environ |

@@ -124,7 +124,7 @@ disturbed_run() {
   while true; do
     status=0
     wait $launch_pid || status=$?
-    statuses+=($status)
+    statuses+=("$status")
     [ $status -ne 0 ] || return 0
     [ ${#statuses[@]} -lt 4 ] || fail "the run does not resume: exit statuses ${statuses[*]}"
     start "$@"
@@ -139,7 +139,7 @@ one_run() {
   read -r -a more <<<"$options"
   command=("$program" run --input synthetic:1 --shape "1,$2,$3,$4" --dtype "$5" --backend "$backend"
     --chunks "${chunks:-$7}" --heads-per-group "$8" --device-memory "$device_memory"
-    --host-memory "$host_memory" --output "$work/o.npy" --report "$work/report.json" --overwrite
+    --host-memory "$host_memory" --output "$work/o.safetensors" --report "$work/report.json" --overwrite
     --no-verify --quiet "${more[@]}")
   [ "$6" != causal ] || command+=(--causal)
   line=(--label "$(label_of "$@")" --ranks $ranks --report "$work/report.json" --append "$results")

@@ -179,7 +179,7 @@ test_scaling_study() {
   local -a tiny=(--backend cpu --counts 1,2 --shrink 512 --chunks 7 --device-memory 32MiB
     --host-memory 128MiB --kill-after 0)
   runs=$(bash "$root/jobs/scaling_study.sh" "${tiny[@]}" --list | wc -l)
-  STUDY_OPTIONS="${tiny[*]}" RESULTS=$results LAUNCH=mpirun submit study scaling_study.sbatch \
+  STUDY_OPTIONS="${tiny[*]}" RESULTS=$results LAUNCH=srun submit study scaling_study.sbatch \
     --array="0-$((runs - 1))" --ntasks-per-node=3 --cpus-per-task=1 --open-mode=append --wait >/dev/null ||
     fail "a run of the study failed"
   python3 "$root/tests/slurm/check_study.py" "$results" "$runs" || fail "the study's lines are wrong"
