@@ -150,6 +150,10 @@ class Backend {
   /// completed count and the first failure of each lane are all that need be kept.
   virtual void wait(Ticket ticket) = 0;
 
+  /// Says that the results of everything submitted, and yet to be, are not wanted: it should end
+  /// soon, and wait() may throw for it. Does not block. For good, but for prepare().
+  virtual void cancel() noexcept {}
+
   /// Blocks until everything submitted has ended, well or not: then no lane touches host memory.
   virtual void quiesce() noexcept = 0;
 

@@ -38,15 +38,21 @@ Progress::~Progress() {
 
 void Progress::show(bool last) const {
   // The backend counts while a kernel runs, masked scores of partial tiles included.
-  const auto scores = static_cast<double>(
-      std::min(std::max(telemetry_.scores_done(), backend_.scores_computed()), total_scores_));
+  const auto scores = static_cast<double>(std::min(
+      std::max(telemetry_.scores_done(), telemetry_.restored_scores() + backend_.scores_computed()),
+      total_scores_));
   const double done = total_scores_ > 0 ? scores / static_cast<double>(total_scores_) : 1.0;
+  // Time is judged by what this run does itself.
+  const auto restored = static_cast<double>(telemetry_.restored_scores());
+  const double own = scores - restored;
   const double elapsed = now_seconds() - begin_;
   const std::string left =
-      done > 0 ? format_duration(elapsed / done - elapsed) + " left" : "time left unknown";
+      own > 0
+          ? format_duration(elapsed / own * (static_cast<double>(total_scores_) - scores)) + " left"
+          : "time left unknown";
   const std::string line = fmt::format(
       "{:5.1f}%  {} of {} subproblems  {}  {}", done * 100, telemetry_.subproblems_done(),
-      subproblems_, format_flops(scores * flops_per_score_ / std::max(elapsed, 1e-9)),
+      subproblems_, format_flops(own * flops_per_score_ / std::max(elapsed, 1e-9)),
       last ? format_duration(elapsed) + " elapsed" : left);
   if (terminal_) {
     constexpr int width = 24;

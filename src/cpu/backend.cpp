@@ -66,6 +66,7 @@ class CpuBackend final : public Backend {
     device_ = plan.device;
     lse_ = plan.request.lse;
     non_finite_ = {};
+    cancelled_ = false;
     telemetry_ = &telemetry;
     const std::int64_t needed = KernelScratch::bytes(problem_);
     // A plan made for fewer threads runs on those, one made for more on all there are.
@@ -113,6 +114,7 @@ class CpuBackend final : public Backend {
   }
 
   void wait(Ticket ticket) override { lanes_.wait(ticket); }
+  void cancel() noexcept override { cancelled_ = true; }
   void quiesce() noexcept override { lanes_.quiesce(); }
   std::uint64_t scores_computed() const override { return scores_computed_; }
   NonFinite output_non_finite() override { return non_finite_; }
@@ -123,8 +125,9 @@ class CpuBackend final : public Backend {
                 std::span<const Ticket> after, Work work) {
     return lanes_.submit(
         lane,
-        [call, subproblem, work = std::move(work)] {
+        [this, call, subproblem, work = std::move(work)] {
           try {
+            throw_if_cancelled();
             work();
           } catch (const std::exception& error) {
             throw Error(
@@ -132,6 +135,10 @@ class CpuBackend final : public Backend {
           }
         },
         after);
+  }
+
+  void throw_if_cancelled() const {
+    if (cancelled_) throw Error("cancelled");
   }
 
   std::byte* query_slot(std::int64_t slot) const {
@@ -167,7 +174,8 @@ class CpuBackend final : public Backend {
   Telemetry* telemetry_ = nullptr;
   HostBuffer arena_;
   NonFinite non_finite_;  ///< the compute lane's own while it works
-  int workers_ = 0;       ///< threads that the plan has workspace for
+  std::atomic<bool> cancelled_{false};
+  int workers_ = 0;  ///< threads that the plan has workspace for
   std::atomic<std::uint64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
@@ -328,11 +336,12 @@ void CpuBackend::run_work(const WorkList& work) {
     const KernelScratch scratch(memory + worker * KernelScratch::bytes(problem_), problem_);
     while (true) {
       const std::size_t at = next++;
-      if (at >= order.size()) return;
-      compute_tile(problem_, tiles[order[at].second], scratch);
+      if (at >= order.size() || cancelled_) return;
+      compute_tile(problem_, tiles[order[at].second], scratch, &cancelled_);
       scores_computed_ += static_cast<std::uint64_t>(-order[at].first);
     }
   });
+  throw_if_cancelled();
 }
 
 }  // namespace

@@ -23,12 +23,20 @@ class Abort {
   /// Call from a catch block: keeps the current exception if it is the first.
   void fail() {
     const std::scoped_lock lock(mutex_);
-    if (!failure_) failure_ = std::current_exception();
+    if (!failure_) {
+      failure_ = std::current_exception();
+      for (auto& act : acts_) act();
+    }
     for (auto& wake : wakers_) wake();
   }
   bool failed() const {
     const std::scoped_lock lock(mutex_);
     return failure_ != nullptr;
+  }
+  /// Has `act` called at the first failure, as soon as that is kept. It must not block.
+  void on_failure(std::function<void()> act) {
+    const std::scoped_lock lock(mutex_);
+    acts_.push_back(std::move(act));
   }
   void rethrow_if_failed() const {
     const std::scoped_lock lock(mutex_);
@@ -39,6 +47,7 @@ class Abort {
   friend class Monitor;
   mutable std::mutex mutex_;
   std::exception_ptr failure_;
+  std::vector<std::function<void()>> acts_;
   std::list<std::function<void()>> wakers_;
 };
 
@@ -67,6 +76,13 @@ class Monitor {
   void wait(Lock& lock, Predicate ready) {
     condition_.wait(lock, [&] { return aborted_ || ready(); });
     if (aborted_) throw Aborted{};
+  }
+  /// Waits no longer than that; tells whether `ready`.
+  template <typename Duration, typename Predicate>
+  bool wait_for(Lock& lock, Duration duration, Predicate ready) {
+    const bool is_ready = condition_.wait_for(lock, duration, [&] { return aborted_ || ready(); });
+    if (aborted_) throw Aborted{};
+    return is_ready;
   }
   void notify() { condition_.notify_all(); }
 

@@ -23,8 +23,8 @@ thread_local StageTimer* innermost = nullptr;
 
 std::string_view name_of(Stage stage) {
   static constexpr std::array<std::string_view, stage_count> names = {
-      "read",  "copy in", "compute",  "copy out", "merge",
-      "spill", "write",   "checksum", "verify",   "sync"};
+      "read",  "copy in",  "compute", "copy out", "merge",     "spill",
+      "write", "checksum", "verify",  "sync",     "checkpoint"};
   return names[static_cast<std::size_t>(stage)];
 }
 

@@ -36,9 +36,12 @@ class FileSink final : public TensorSink {
   /// Takes the file's full size at once; what is never written stays zero. Throws Error.
   FileSink(TensorDesc desc, std::unique_ptr<PartialFile> file, const std::string& header);
   void write(const Block& block, std::span<const std::byte> from) override;
+  void read(const Block& block, std::span<std::byte> into) override;
+  void sync() override { file_->sync(); }
   void commit() override;
 
  private:
+  void read_vectors(std::int64_t first, std::span<std::byte> into);
   void write_vectors(std::int64_t first, std::span<const std::byte> from);
   void write_by_token(const Block& block, std::span<const std::byte> from);
   void overlay_heads(const Block& block, std::span<const std::byte> from);

@@ -105,7 +105,7 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
-                                          bool overwrite, const FileOpener& open) {
+                                          bool overwrite, const FileOpener& open, bool keep) {
   const Format format = format_of(path);
   TensorDesc named = desc;
   named.name = printable(format == Format::npy ? path.string()
@@ -122,7 +122,7 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
   check_output(path, overwrite);
   std::unique_ptr<PartialFile> file;
   try {
-    file = std::make_unique<PartialFile>(path, open);
+    file = std::make_unique<PartialFile>(path, open, keep);
   } catch (const Error& error) {
     throw InputError(error.what());
   }
