@@ -150,12 +150,12 @@ class Backend {
   /// completed count and the first failure of each lane are all that need be kept.
   virtual void wait(Ticket ticket) = 0;
 
+  /// Says that the results of everything submitted, and yet to be, are not wanted: it should end
+  /// soon, and wait() may throw for it. Does not block. For good, but for prepare().
+  virtual void cancel() noexcept {}
+
   /// Blocks until everything submitted has ended, well or not: then no lane touches host memory.
   virtual void quiesce() noexcept = 0;
-
-  /// Nobody wants what is under way any more: work that has not begun, or can be left half done,
-  /// may end at once. Only wait() and quiesce() are called after this.
-  virtual void cancel() noexcept {}
 
   /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
   /// arithmetic really done. One score costs 4 * head_dim floating-point operations.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/checkpoint.hpp"
 #include "stream_cqsa/plan.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 #include "stream_cqsa/telemetry.hpp"
@@ -34,6 +35,7 @@ struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
   int read_threads = 2;
   int merge_threads = 2;
+  CheckpointOptions checkpoint;
 };
 
 /// What a run leaves beside its outputs.
@@ -46,13 +48,18 @@ struct RunResult {
   std::int64_t device_in_use = 0;     ///< Backend::memory_in_use() at the end
   std::int64_t host_bytes = 0;        ///< of the host arena, allocated
   std::int64_t scratch_bytes = 0;     ///< largest size of the accumulator file
-  double seconds = 0;                 ///< wall clock from the first read to the last write
+  CheckpointTotals checkpoint;
+  double seconds = 0;  ///< wall clock from the first read to the last write
 };
 
 /// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in
 /// full and not committed: that is the caller's. Output bits depend on the plan and the kind of
 /// device alone.
-/// Throws InputError when the inputs are not the plan's, Error when anything fails on the way.
+///
+/// With a checkpoint the plan must keep its accumulators on the host, and the sinks must be those
+/// of the earlier runs, if there were any: what these merged and finished is not computed again.
+/// Throws InputError when the inputs or the checkpoint are not the plan's, Stopped when it was
+/// asked to stop and did so after a checkpoint, Error when anything fails on the way.
 RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
               const RunOptions& options, Telemetry& telemetry);
 

@@ -12,6 +12,13 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// The run ended early, and the same command continues it. Exit status 75 (EX_TEMPFAIL).
+class Resumable : public Error {
+ public:
+  using Error::Error;
+};
+inline constexpr int stopped_status = 75;
+
 /// Wrong usage or bad input, found before anything is written. Exit status 2.
 class InputError : public Error {
  public:

@@ -30,6 +30,7 @@ class File {
 enum class FileMode {
   read,
   create,  ///< read and write; truncates what is there
+  update,  ///< read and write; keeps what is there, or creates it
 };
 
 /// How files are opened: plain system calls, or MPI I/O (src/mpi/file.hpp).
@@ -50,9 +51,11 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 /// the extension is unknown, the dtype is not one the format has (.npy has no bfloat16), the file
 /// cannot be created, `path`.partial is being written by another sink (of any process) or is not a
 /// regular file, or `path` exists and not `overwrite`.
+/// With `keep`, `path`.partial is taken over as another run left it, and stays if not committed.
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
-                                          bool overwrite, const FileOpener& open = open_posix_file);
+                                          bool overwrite, const FileOpener& open = open_posix_file,
+                                          bool keep = false);
 
 /// Creates `path` (.safetensors) for several tensors, each under its desc.name in the file: a sink
 /// for each, in this order. As create_tensor, but the file gets its name by the last of their
@@ -61,7 +64,8 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
 std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
                                                         std::vector<TensorDesc> descs,
                                                         bool overwrite,
-                                                        const FileOpener& open = open_posix_file);
+                                                        const FileOpener& open = open_posix_file,
+                                                        bool keep = false);
 
 /// A tensor in the caller's memory, packed in the order of desc.layout: resident, for embedding and
 /// for tests. `data` holds the storage type: fp32 for a desc of dtype f64. Throws InputError unless
@@ -69,7 +73,7 @@ std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::p
 std::unique_ptr<TensorSource> make_memory_source(TensorDesc desc, std::span<const std::byte> data);
 
 /// A tensor written into the caller's memory, packed in the order of desc.layout, as desc.dtype.
-/// commit() does nothing. Throws InputError unless `data` is exactly desc.bytes() large.
+/// commit() and sync() do nothing. Throws InputError unless `data` is exactly desc.bytes() large.
 std::unique_ptr<TensorSink> make_memory_sink(TensorDesc desc, std::span<std::byte> data);
 
 }  // namespace stream_cqsa

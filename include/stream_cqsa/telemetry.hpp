@@ -12,19 +12,20 @@
 namespace stream_cqsa {
 
 enum class Stage {
-  read,      ///< files to host cache
-  copy_in,   ///< host to device slots
-  compute,   ///< kernels
-  copy_out,  ///< state slots to host
-  transfer,  ///< partials between ranks
-  merge,     ///< partials into accumulators, and finishing rows
-  spill,     ///< accumulators to and from the scratch file
-  write,     ///< finished rows to the output
-  checksum,  ///< fingerprints of what is read and written
-  verify,    ///< sampled rows against fp64, after the last write
-  sync,      ///< outputs to storage and to their names
+  read,        ///< files to host cache
+  copy_in,     ///< host to device slots
+  compute,     ///< kernels
+  copy_out,    ///< state slots to host
+  transfer,    ///< partials between ranks
+  merge,       ///< partials into accumulators, and finishing rows
+  spill,       ///< accumulators to and from the scratch file
+  write,       ///< finished rows to the output
+  checksum,    ///< fingerprints of what is read and written
+  verify,      ///< sampled rows against fp64, after the last write
+  sync,        ///< outputs to storage and to their names
+  checkpoint,  ///< finished rows, states and journal to storage, and reading them when continued
 };
-inline constexpr int stage_count = 11;
+inline constexpr int stage_count = 12;
 std::string_view name_of(Stage stage);
 
 /// Seconds of std::chrono::steady_clock.
@@ -65,6 +66,12 @@ class Telemetry {
   /// Live scores of subproblems whose kernel has finished, over all heads.
   void add_scores(std::uint64_t scores) { scores_done_ += scores; }
   std::uint64_t scores_done() const { return scores_done_; }
+  /// Those that an earlier run merged; they are counted as done too.
+  void add_restored_scores(std::uint64_t scores) {
+    restored_scores_ += scores;
+    scores_done_ += scores;
+  }
+  std::uint64_t restored_scores() const { return restored_scores_; }
   void add_subproblem() { ++subproblems_done_; }
   std::int64_t subproblems_done() const { return subproblems_done_; }
 
@@ -75,6 +82,7 @@ class Telemetry {
   bool first_event_ = true;
   double start_;
   std::atomic<std::uint64_t> scores_done_{0};
+  std::atomic<std::uint64_t> restored_scores_{0};
   std::atomic<std::int64_t> subproblems_done_{0};
 };
 

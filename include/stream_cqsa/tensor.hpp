@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -104,7 +105,7 @@ class TensorSource {
 };
 
 /// A tensor being written. It appears under its final name only by commit(); a sink destroyed
-/// without commit() leaves nothing behind.
+/// without commit() leaves nothing behind, unless it was made to be continued by another run.
 class TensorSink {
  public:
   virtual ~TensorSink() = default;
@@ -114,6 +115,17 @@ class TensorSink {
   /// Writes a block given packed as [token][head][dim] in desc().dtype. Blocks may come in any
   /// order, one call at a time. Throws Error when the storage fails.
   virtual void write(const Block& block, std::span<const std::byte> from) = 0;
+
+  /// Reads back a block, as given to write(), now or by an earlier run. Not beside write().
+  virtual void read(const Block&, std::span<std::byte>) {
+    throw std::logic_error("this sink cannot be read");
+  }
+
+  /// Says that a block is complete as an earlier run wrote it: these are its bytes.
+  virtual void restore(const Block&, std::span<const std::byte>) {}
+
+  /// Makes durable what was written. May be called beside write().
+  virtual void sync() {}
 
   /// Flushes to storage and moves the tensor to its final name.
   virtual void commit() = 0;

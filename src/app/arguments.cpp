@@ -97,13 +97,32 @@ OptionGroup output_group(OutputOptions& options) {
   return group;
 }
 
+OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times) {
+  OptionGroup group("Checkpoint");
+  group.add_options()(
+      "checkpoint", po::value(&directory)->value_name("DIR"),
+      "keep what is merged in this directory, made where it is not there: the same command then "
+      "continues a run that was stopped or killed. SIGUSR1 makes a checkpoint; SIGTERM and SIGINT "
+      "make one and end the run with the exit status 75. What is in DIR is removed when the run is "
+      "done")("checkpoint-interval",
+              po::value<double>()->value_name("SECONDS")->notifier(
+                  [&times](double seconds) { times.interval = seconds; }),
+              "from one checkpoint to the next (default: 60)")(
+      "max-hours", po::value<double>()->value_name("H")->notifier([&times](double hours) {
+        times.max_hours = hours;
+      }),
+      "stop as by SIGTERM when 99% of this time has passed since the start");
+  return group;
+}
+
 OptionGroup job_group(JobOptions& options) {
   OptionGroup all;
   all.add(input_group(options.input))
       .add(synthetic_group(options.input))
       .add(attention_group(options.attention))
       .add(resource_group(options.resources))
-      .add(output_group(options.output));
+      .add(output_group(options.output))
+      .add(checkpoint_group(options.resources.checkpoint, options.checkpoint));
   return all;
 }
 

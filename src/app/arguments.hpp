@@ -40,6 +40,13 @@ struct ResourceOptions {
   int threads = 0;                              ///< 0: one per core
   int cuda_device = 0;                          ///< of this rank
   std::string plan;                             ///< file written by plan --json
+  std::string checkpoint;  ///< directory; accumulators then stay on the host
+};
+
+/// When checkpoints are made, and when the run stops for one.
+struct CheckpointTimes {
+  std::optional<double> interval;   ///< seconds
+  std::optional<double> max_hours;  ///< from the start
 };
 
 struct OutputOptions {
@@ -53,6 +60,7 @@ struct JobOptions {
   AttentionOptions attention;
   ResourceOptions resources;
   OutputOptions output;
+  CheckpointTimes checkpoint;
 };
 
 OptionGroup input_group(InputOptions& options);
@@ -60,6 +68,7 @@ OptionGroup synthetic_group(InputOptions& options);
 OptionGroup attention_group(AttentionOptions& options);
 OptionGroup resource_group(ResourceOptions& options);
 OptionGroup output_group(OutputOptions& options);
+OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times);
 /// The groups of a job, in one.
 OptionGroup job_group(JobOptions& options);
 

@@ -31,6 +31,10 @@ AuditedSink::AuditedSink(TensorSink& inner, std::span<const RowIndex> rows, Tele
 
 void AuditedSink::write(const Block& block, std::span<const std::byte> from) {
   inner_.write(block, from);
+  watch(block, from);
+}
+
+void AuditedSink::watch(const Block& block, std::span<const std::byte> from) {
   const StageTimer timer(telemetry_, Stage::checksum, static_cast<std::int64_t>(from.size()), -1);
   const std::int64_t vector_bytes = desc_.dim * size_of(desc_.dtype);
   fingerprint_.add(desc_, desc_.dtype, block,

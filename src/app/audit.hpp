@@ -42,12 +42,18 @@ class AuditedSink : public TensorSink {
 
   void write(const Block& block, std::span<const std::byte> from) override;
   void commit() override { inner_.commit(); }
+  void read(const Block& block, std::span<std::byte> into) override { inner_.read(block, into); }
+  void sync() override { inner_.sync(); }
+  /// Counts as if it had been written now.
+  void restore(const Block& block, std::span<const std::byte> from) override { watch(block, from); }
 
   const Fingerprint& fingerprint() const { return fingerprint_; }
   /// A chosen row as it was written, [dim]; empty if it was not.
   std::vector<double> row(const RowIndex& index) const;
 
  private:
+  void watch(const Block& block, std::span<const std::byte> from);
+
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, token, head
   TensorSink& inner_;
   Telemetry& telemetry_;

@@ -9,7 +9,7 @@
 
 #include "app/arguments.hpp"
 #include "app/commands.hpp"
-#include "io/partial_file.hpp"
+#include "app/signals.hpp"
 #include "mpi/environment.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -59,24 +59,6 @@ int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
                   first.empty() ? "no command given" : "unknown command '" + first + "'"));
 }
 
-extern "C" void end_by_signal(int number) {
-  stream_cqsa::remove_doomed_files();
-  std::raise(number);  // whose handler was reset to the default when this one began
-}
-
-// Ends by a signal leave no unfinished output behind. What is ignored, as by nohup, stays ignored.
-void clean_up_on_signals() {
-  struct sigaction action {};
-  action.sa_handler = end_by_signal;
-  action.sa_flags = SA_RESETHAND | SA_NODEFER;
-  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
-    struct sigaction before {};
-    if (sigaction(number, nullptr, &before) == 0 && before.sa_handler == SIG_DFL) {
-      sigaction(number, &action, nullptr);
-    }
-  }
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -84,12 +66,15 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
   try {
     const MpiEnvironment mpi(argc, argv);
-    clean_up_on_signals();
+    stream_cqsa::clean_up_on_signals();
     try {
       return dispatch({argv + 1, argv + argc}, mpi);
     } catch (const stream_cqsa::InputError& error) {
       if (mpi.rank() == 0) fmt::print(stderr, "stream-cqsa: {}\n", error.what());
       return 2;
+    } catch (const stream_cqsa::Resumable& stopped) {
+      fmt::print(stderr, "stream-cqsa: {}\n", stopped.what());
+      return stream_cqsa::stopped_status;
     }
   } catch (const std::exception& error) {
     fmt::print(stderr, "stream-cqsa: {}\n", error.what());

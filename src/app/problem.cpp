@@ -261,7 +261,8 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
              request.device.kind == "cuda" ? cuda_free_memory(resources.cuda_device) / 10 * 9
                                            : available / 4);
   request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
-  request.scratch = !resources.scratch.empty();
+  request.host_accumulators = !resources.checkpoint.empty();
+  request.scratch = !resources.scratch.empty() || request.host_accumulators;
   request.chunks = resources.chunks;
   request.heads_per_group = resources.heads_per_group;
   return resources.plan.empty() ? make_plan(request) : read_plan_file(resources, request);

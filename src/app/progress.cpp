@@ -20,10 +20,15 @@ namespace {
 Progressed run_progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
                         std::uint64_t total_scores, double elapsed) {
   // The backend counts while a kernel runs, masked scores of partial tiles included.
-  const auto scores = static_cast<double>(
-      std::min(std::max(telemetry.scores_done(), backend.scores_computed()), total_scores));
-  const double flops = scores * 4.0 * static_cast<double>(plan.problem().head_dim);
-  return {total_scores > 0 ? scores / static_cast<double>(total_scores) : 1.0,
+  const std::uint64_t restored = telemetry.restored_scores();
+  const std::uint64_t scores = std::min(
+      std::max(telemetry.scores_done(), restored + backend.scores_computed()), total_scores);
+  const double flops =
+      static_cast<double>(scores - restored) * 4.0 * static_cast<double>(plan.problem().head_dim);
+  const auto share = [&](std::uint64_t part) {
+    return total_scores > 0 ? static_cast<double>(part) / static_cast<double>(total_scores) : 1.0;
+  };
+  return {share(scores), share(restored),
           fmt::format("{} of {}  {}", telemetry.subproblems_done(),
                       counted(plan.subproblem_count(), "subproblem"),
                       format_flops(flops / std::max(elapsed, 1e-9)))};
@@ -56,9 +61,10 @@ Progress::~Progress() {
 
 void Progress::show(bool last) const {
   const double elapsed = now_seconds() - begin_;
-  const auto [done, text] = measure_(elapsed);
-  const std::string left =
-      done > 0 ? format_duration(elapsed / done - elapsed) + " left" : "time left unknown";
+  const auto [done, before, text] = measure_(elapsed);
+  const std::string left = done > before
+                               ? format_duration(elapsed / (done - before) * (1 - done)) + " left"
+                               : "time left unknown";
   const std::string line = fmt::format("{:5.1f}%  {}  {}", done * 100, text,
                                        last ? format_duration(elapsed) + " elapsed" : left);
   if (terminal_) {

@@ -16,8 +16,9 @@ namespace stream_cqsa {
 
 /// How far some work is.
 struct Progressed {
-  double share = 0;  ///< 0 to 1
-  std::string text;  ///< such as "3 of 7 subproblems"
+  double share = 0;   ///< 0 to 1
+  double before = 0;  ///< of that, what an earlier run did
+  std::string text;   ///< such as "3 of 7 subproblems"
 };
 
 /// Shows the progress of work from construction to destruction.

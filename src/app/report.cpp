@@ -39,6 +39,41 @@ std::string device_memory_text(const RunRecord& record) {
   return text;
 }
 
+// Of this run alone, without what earlier ones left in the checkpoint.
+std::uint64_t own_scores(const RunRecord& record) {
+  return sum(record.certificate.merged_scores) - record.result.checkpoint.resumed.scores;
+}
+
+double resumed_share(const RunRecord& record) {
+  const std::uint64_t kept = sum(record.certificate.kept_scores);
+  const auto resumed = static_cast<double>(record.result.checkpoint.resumed.scores);
+  return kept > 0 ? resumed / static_cast<double>(kept) : 0;
+}
+
+std::string checkpoint_text(const RunRecord& record) {
+  const CheckpointTotals& totals = record.result.checkpoint;
+  return fmt::format("checkpoint {} written, {} in {}; {:.1f}% of the scores from earlier runs\n",
+                     totals.written, format_bytes(totals.bytes), format_duration(totals.seconds),
+                     100 * resumed_share(record));
+}
+
+json checkpoint_json(const RunRecord& record) {
+  if (record.checkpoint.empty()) return nullptr;
+  const CheckpointTotals& totals = record.result.checkpoint;
+  const Resumed& resumed = totals.resumed;
+  return {{"directory", record.checkpoint},
+          {"written", totals.written},
+          {"records", totals.records},
+          {"bytes", totals.bytes},
+          {"seconds", totals.seconds},
+          {"resumed_from", resumed_share(record)},
+          {"resumed_pieces", resumed.pieces},
+          {"dropped_records", resumed.dropped_records},
+          {"dropped_bytes", resumed.dropped_bytes},
+          {"damaged_header", resumed.damaged_header},
+          {"recomputed_pieces", resumed.recomputed}};
+}
+
 std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", value); }
 
 std::string stage_table(const RunRecord& record) {
@@ -51,7 +86,7 @@ std::string stage_table(const RunRecord& record) {
     if (operations == 0) continue;
     std::string rate;
     if (stage == Stage::compute) {
-      rate = format_flops(flops_of(record.plan, sum(record.certificate.merged_scores)) / busy);
+      rate = format_flops(flops_of(record.plan, own_scores(record)) / busy);
     } else if (bytes > 0 && busy > 0) {
       rate = fmt::format("{:.2f} GB/s", static_cast<double>(bytes) / busy * 1e-9);
     }
@@ -106,7 +141,7 @@ std::string describe(const RunRecord& record) {
   std::string text = stage_table(record);
   text += fmt::format("wall       {:>12}   {:.2f} s from the first read to the last write: {}\n",
                       format_duration(record.total_seconds), record.result.seconds,
-                      format_flops(flops_of(plan, kept) / record.result.seconds));
+                      format_flops(flops_of(plan, own_scores(record)) / record.result.seconds));
   text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
@@ -114,6 +149,7 @@ std::string describe(const RunRecord& record) {
   text += fmt::format("output     {} NaN, {} infinite; checksum {}\n",
                       certificate.output.non_finite.nan, certificate.output.non_finite.infinite,
                       hexadecimal(certificate.output.checksum));
+  if (!record.checkpoint.empty()) text += checkpoint_text(record);
   return text + "rows       " + describe(certificate.verification) + "\n";
 }
 
@@ -147,7 +183,7 @@ json to_json(const RunRecord& record) {
       {"seconds", result.seconds},
       {"total_seconds", record.total_seconds},
       {"flop", flops},
-      {"flop_per_second", flops / result.seconds},
+      {"flop_per_second", flops_of(plan, own_scores(record)) / result.seconds},
       {"compute_share_of_wall", compute / result.seconds},
       {"scores_computed", result.scores_computed},
       {"stages", stages_json(record.telemetry)},
@@ -163,6 +199,7 @@ json to_json(const RunRecord& record) {
           {"allocated", result.host_bytes}}},
         {"scratch", {{"planned", plan.scratch_bytes}, {"used", result.scratch_bytes}}},
         {"peak_resident", peak_resident_bytes()}}},
+      {"checkpoint", checkpoint_json(record)},
       {"certificate", certificate_json(record)},
       {"plan", json::parse(plan_text.str())},
   };

@@ -37,6 +37,7 @@ struct RunRecord {
   double total_seconds;  ///< wall clock of all stages, verification and sync included
   const Certificate& certificate;
   std::vector<std::string> command;  ///< as given, without the program's name
+  std::string checkpoint;            ///< directory, or empty
 };
 
 /// The table of where the time went, memory beside the budgets, and the certificate.

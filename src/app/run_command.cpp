@@ -1,15 +1,20 @@
 #include <fmt/format.h>
+#include <sys/stat.h>
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <numeric>
 #include <optional>
 
 #include "app/audit.hpp"
+#include "app/checkpoint_directory.hpp"
 #include "app/commands.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/report.hpp"
+#include "app/signals.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
 #include "mpi/file.hpp"
@@ -22,6 +27,8 @@ namespace {
 
 constexpr std::int64_t verified_rows = 8;
 constexpr std::uint64_t verified_seed = 1;
+constexpr double default_interval = 60;      // seconds
+constexpr double share_of_max_hours = 0.99;  // what is left is for the checkpoint
 
 struct RunArguments : JobOptions {
   std::string report, trace;
@@ -55,34 +62,60 @@ void require_room(const std::filesystem::path& directory, std::int64_t bytes,
                                format_bytes(free)));
 }
 
+// Of a file, where it is there already.
+std::int64_t allocated_bytes(const std::filesystem::path& path) {
+  struct stat status {};
+  constexpr std::int64_t block = 512;
+  return ::stat(path.c_str(), &status) == 0 ? status.st_blocks * block : 0;
+}
+
+std::int64_t unfinished_bytes(const std::string& output) {
+  return output.empty() ? 0 : allocated_bytes(output + ".partial");
+}
+
+// Every open piece in two versions: the durable one, and the next.
+void check_room(const Plan& plan, const CheckpointDirectory& directory) {
+  const HostArena& host = plan.host;
+  const std::int64_t states =
+      2 * std::max(plan.scratch_bytes, host.accumulators * host.accumulator_bytes);
+  require_room(directory.path(), states - allocated_bytes(directory.path() / "states"),
+               "--checkpoint " + directory.path().string());
+}
+
 void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& arguments) {
   namespace fs = std::filesystem;
   const std::string& scratch = arguments.resources.scratch;
-  if (!scratch.empty()) require_room(scratch, plan.scratch_bytes, "--scratch " + scratch);
+  if (!scratch.empty()) {
+    const bool used = arguments.resources.checkpoint.empty();  // else the states are there
+    require_room(scratch, used ? plan.scratch_bytes : 0, "--scratch " + scratch);
+  }
   // O and lse most often lie on one disk: each directory must have room for both.
   const Problem& problem = open.problem;
   const std::int64_t lse_bytes =
       arguments.output.lse.empty()
           ? 0
           : lse_desc(problem.batch, problem.query_heads, problem.query_length).bytes();
+  const std::int64_t unfinished =
+      unfinished_bytes(arguments.output.output) + unfinished_bytes(arguments.output.lse);
   const fs::path parent = fs::path(arguments.output.output).parent_path();
-  require_room(parent.empty() ? fs::path(".") : parent, output_desc(open).bytes() + lse_bytes,
-               arguments.output.output);
+  require_room(parent.empty() ? fs::path(".") : parent,
+               output_desc(open).bytes() + lse_bytes - unfinished, arguments.output.output);
 }
 
 struct Sinks {
   std::unique_ptr<TensorSink> output, lse;
 };
 
-Sinks create_sinks(const OpenProblem& open, const OutputOptions& options) {
+// With `keep`, unfinished ones of an earlier run are continued, and stay if this run ends early.
+Sinks create_sinks(const OpenProblem& open, const OutputOptions& options, bool keep) {
   const Problem& problem = open.problem;
   Sinks sinks;
   sinks.output =
-      create_tensor(options.output, "o", output_desc(open), options.overwrite, open_mpi_file);
+      create_tensor(options.output, "o", output_desc(open), options.overwrite, open_mpi_file, keep);
   if (!options.lse.empty()) {
     sinks.lse = create_tensor(options.lse, "lse",
                               lse_desc(problem.batch, problem.query_heads, problem.query_length),
-                              options.overwrite, open_mpi_file);
+                              options.overwrite, open_mpi_file, keep);
   }
   return sinks;
 }
@@ -108,13 +141,14 @@ struct Audit {
 
 // The run itself, with its progress.
 RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& backend,
-                      Audit& audit, Telemetry& telemetry, std::uint64_t kept_scores) {
+                      Audit& audit, Telemetry& telemetry, const CheckpointOptions& checkpoint) {
+  RunOptions options = run_options(arguments.resources, plan);
+  options.checkpoint = checkpoint;
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet)
-    progress = std::make_unique<Progress>(telemetry, backend, plan, kept_scores);
+    progress = std::make_unique<Progress>(telemetry, backend, plan, total(expected_scores(plan)));
   return run(plan, {audit.query, audit.key, audit.value},
-             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend,
-             run_options(arguments.resources, plan), telemetry);
+             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend, options, telemetry);
 }
 
 Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
@@ -142,16 +176,114 @@ void publish(Sinks& sinks, Telemetry& telemetry) {
   sinks.output->commit();
 }
 
+// --- with a checkpoint ---
+
+std::optional<CheckpointDirectory> open_checkpoint(const RunArguments& arguments) {
+  const auto& [interval, max_hours] = arguments.checkpoint;
+  if (interval && !(*interval > 0)) throw InputError("--checkpoint-interval must be positive");
+  if (max_hours && !(*max_hours > 0)) throw InputError("--max-hours must be positive");
+  const std::string& path = arguments.resources.checkpoint;
+  if (path.empty()) {
+    if (!interval && !max_hours) return std::nullopt;
+    throw InputError("--checkpoint-interval and --max-hours need --checkpoint DIR");
+  }
+  if (max_hours) stop_request().deadline = now_seconds() + share_of_max_hours * 3600 * *max_hours;
+  std::optional<CheckpointDirectory> directory(path);
+  checkpoint_on_signals();
+  return directory;
+}
+
+// A run was killed when its outputs were certified: they only lack their names.
+int end_publishing(CheckpointDirectory& directory, const OutputOptions& options) {
+  directory.require_same({{"--output", options.output}, {"--lse", options.lse}});
+  for (const std::string& output : {options.lse, options.output}) {
+    if (!output.empty()) PartialFile::publish(output);
+  }
+  directory.clear();
+  fmt::print(stderr, "stream-cqsa: the run had ended; {} is complete, and no report was made\n",
+             options.output);
+  return 0;
+}
+
+void tell(const Resumed& resumed, const Plan& plan, const std::string& directory, bool quiet) {
+  if (resumed.is_damaged()) {
+    fmt::print(stderr,
+               "stream-cqsa: the checkpoint in {} is damaged: {} journal records ({} bytes) "
+               "dropped, {} pieces computed again from an older version or from nothing\n",
+               directory, resumed.dropped_records, resumed.dropped_bytes, resumed.recomputed);
+  }
+  if (quiet) return;
+  const auto all = static_cast<double>(total(expected_scores(plan)));
+  fmt::print(stderr, "stream-cqsa: continuing from the checkpoint in {}: {:.1f}% of the scores\n",
+             directory, all > 0 ? 100 * static_cast<double>(resumed.scores) / all : 100.0);
+}
+
+struct Durable {
+  Plan plan;
+  CheckpointOptions options;
+};
+
+// The plan, and the directory claimed for the run.
+Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
+                        const RunArguments& arguments, const Backend& backend) {
+  auto identity = identity_of(open, arguments, backend.traits(open.problem).kind);
+  directory.require_same(identity);
+  Durable durable{durable_plan(directory, open, arguments, backend), {}};
+  add_plan(durable.plan, identity);
+  durable.options.directory = directory.path();
+  durable.options.identity = directory.claim(identity, durable.plan);
+  durable.options.interval = arguments.checkpoint.interval.value_or(default_interval);
+  durable.options.stop = &stop_request();
+  check_room(durable.plan, directory);
+  return durable;
+}
+
+// What can be continued says so; other failures stay what they are.
+[[noreturn]] void rethrow(const std::optional<CheckpointDirectory>& directory) {
+  try {
+    throw;
+  } catch (const InputError&) {
+    throw;
+  } catch (const Stopped& stopped) {
+    throw Resumable(
+        fmt::format("stopped after a checkpoint in {}: {:.0f}% of the scores are merged; the same "
+                    "command continues",
+                    directory->path().string(), std::floor(100 * stopped.merged())));
+  } catch (const Error& error) {
+    if (!directory || !directory->has_progress()) throw;
+    throw Resumable(fmt::format("{}; the same command continues from the checkpoint in {}",
+                                error.what(), directory->path().string()));
+  }
+}
+
+// A result that is wrong must not be continued.
+void discard(CheckpointDirectory& directory, const OutputOptions& options) {
+  for (const std::string& output : {options.lse, options.output}) {
+    if (!output.empty()) std::filesystem::remove(output + ".partial");
+  }
+  directory.clear();
+}
+
 int execute(const RunArguments& arguments, const Arguments& command) {
+  auto directory = open_checkpoint(arguments);
   OpenProblem open = open_problem(arguments.input, arguments.attention);
+  if (directory && directory->is_publishing()) return end_publishing(*directory, arguments.output);
   check_output_paths(
       arguments.input, arguments.resources,
       {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
       arguments.output.overwrite);
   const auto backend = make_backend(arguments.resources, open.problem);
-  const Plan plan = plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend);
+  Durable durable =
+      directory
+          ? prepare_durable(*directory, open, arguments, *backend)
+          : Durable{plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend),
+                    {}};
+  const Plan& plan = durable.plan;
+  durable.options.resumed = [&](const Resumed& resumed) {
+    tell(resumed, plan, arguments.resources.checkpoint, arguments.quiet);
+  };
   check_room(plan, open, arguments);
-  Sinks sinks = create_sinks(open, arguments.output);
+  Sinks sinks = create_sinks(open, arguments.output, directory.has_value());
   TextFile report(arguments.report), trace(arguments.trace);
 
   const auto rows =
@@ -159,19 +291,34 @@ int execute(const RunArguments& arguments, const Arguments& command) {
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
   Audit audit(open, sinks, rows, *telemetry);
   const double begin = now_seconds();
-  const RunResult result =
-      run_audited(arguments, plan, *backend, audit, *telemetry, total(expected_scores(plan)));
-  const Certificate certificate = certify(open, audit, rows, result, plan, *telemetry);
-  // The result before its description: a report that cannot be written must not cost the output.
-  if (certificate.ok()) publish(sinks, *telemetry);
+  RunResult result;
+  Certificate certificate;
+  try {
+    result = run_audited(arguments, plan, *backend, audit, *telemetry, durable.options);
+    if (directory && stop_request().stop) throw Stopped(1.0);
+    certificate = certify(open, audit, rows, result, plan, *telemetry);
+    // The result before its description: a report that cannot be written must not cost the output.
+    if (certificate.ok() && directory) directory->begin_publishing();
+    if (certificate.ok()) publish(sinks, *telemetry);
+  } catch (const Error&) {
+    rethrow(directory);
+  }
+  if (directory && certificate.ok()) directory->clear();
 
-  const RunRecord record{plan, result, *telemetry, now_seconds() - begin, certificate, command};
+  const RunRecord record{plan,
+                         result,
+                         *telemetry,
+                         now_seconds() - begin,
+                         certificate,
+                         command,
+                         arguments.resources.checkpoint};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();
   telemetry.reset();  // ends the trace
   trace.commit();
   if (certificate.ok()) return 0;
+  if (directory) discard(*directory, arguments.output);
   throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
                           describe(certificate.verification), arguments.output.output));
 }

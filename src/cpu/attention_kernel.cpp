@@ -58,8 +58,9 @@ struct KeyBlock {
 
 class TileComputation {
  public:
-  TileComputation(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch)
-      : problem_(problem), tile_(tile), scratch_(scratch) {}
+  TileComputation(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch,
+                  const std::atomic<bool>* cancelled)
+      : problem_(problem), tile_(tile), scratch_(scratch), cancelled_(cancelled) {}
 
   void run() {
     load_query();
@@ -92,6 +93,7 @@ class TileComputation {
   void add_chunk(const KernelKeys& chunk) {
     const std::int64_t end = key_end(problem_, tile_.tokens, chunk.keys, chunk.partial);
     for (std::int64_t key = chunk.keys.begin; key < end; key += KernelShape::key_block) {
+      if (cancelled_ && cancelled_->load(std::memory_order_relaxed)) return;
       const Range keys{key, std::min(key + KernelShape::key_block, end)};
       const KeyBlock block = load_block(chunk, keys);
       const bool hidden = chunk.partial && problem_.visible_keys(tile_.tokens.begin) < keys.end;
@@ -204,6 +206,7 @@ class TileComputation {
   const Problem& problem_;
   const KernelTile& tile_;
   const KernelScratch& scratch_;
+  const std::atomic<bool>* cancelled_;
 };
 
 constexpr std::int64_t scratch_alignment = 64;
@@ -255,8 +258,9 @@ std::int64_t score_count(const Problem& problem, const KernelTile& tile) {
   return count;
 }
 
-void compute_tile(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch) {
-  TileComputation(problem, tile, scratch).run();
+void compute_tile(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch,
+                  const std::atomic<bool>* cancelled) {
+  TileComputation(problem, tile, scratch, cancelled).run();
 }
 
 }  // namespace stream_cqsa

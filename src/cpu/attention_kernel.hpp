@@ -1,6 +1,7 @@
 // The CPU's attention kernel: one tile of query rows against the key chunks of its work.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -71,7 +72,9 @@ struct KernelTile {
 /// Scores that the tile computes, masked ones within its blocks included.
 std::int64_t score_count(const Problem& problem, const KernelTile& tile);
 
-/// Computes the tile's softmax states into tile.states.
-void compute_tile(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch);
+/// Computes the tile's softmax states into tile.states. Ends early, within some milliseconds, with
+/// no result, once `cancelled` is set.
+void compute_tile(const Problem& problem, const KernelTile& tile, const KernelScratch& scratch,
+                  const std::atomic<bool>* cancelled = nullptr);
 
 }  // namespace stream_cqsa

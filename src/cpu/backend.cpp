@@ -67,6 +67,7 @@ class CpuBackend final : public Backend {
     problem_ = plan.problem();
     lse_ = plan.request.lse;
     non_finite_ = {};
+    cancelled_ = false;
     telemetry_ = &telemetry;
     const std::int64_t needed = KernelScratch::bytes(problem_);
     // A plan made for fewer threads runs on those, one made for more on all there are.
@@ -115,6 +116,7 @@ class CpuBackend final : public Backend {
   }
 
   void wait(Ticket ticket) override { lanes_.wait(ticket); }
+  void cancel() noexcept override { cancelled_ = true; }
   void quiesce() noexcept override { lanes_.quiesce(); }
   std::uint64_t scores_computed() const override { return scores_computed_; }
   NonFinite output_non_finite() override { return non_finite_; }
@@ -125,8 +127,9 @@ class CpuBackend final : public Backend {
                 std::span<const Ticket> after, Work work) {
     return lanes_.submit(
         lane,
-        [call, subproblem, work = std::move(work)] {
+        [this, call, subproblem, work = std::move(work)] {
           try {
+            throw_if_cancelled();
             work();
           } catch (const std::exception& error) {
             throw Error(
@@ -134,6 +137,10 @@ class CpuBackend final : public Backend {
           }
         },
         after);
+  }
+
+  void throw_if_cancelled() const {
+    if (cancelled_) throw Error("cancelled");
   }
 
   void run_copy_in(const CopyIn& copy) const;
@@ -152,7 +159,8 @@ class CpuBackend final : public Backend {
   HostBuffer arena_;
   DeviceSlots slots_;
   NonFinite non_finite_;  ///< the compute lane's own while it works
-  int workers_ = 0;       ///< threads that the plan has workspace for
+  std::atomic<bool> cancelled_{false};
+  int workers_ = 0;  ///< threads that the plan has workspace for
   std::atomic<std::uint64_t> scores_computed_{0};
   ThreadPool pool_;
   Lanes lanes_;  // last: destroyed first, while what its work uses is still there
@@ -306,11 +314,12 @@ void CpuBackend::run_work(const WorkList& work) {
                                 problem_);
     while (true) {
       const std::size_t at = next++;
-      if (at >= order.size()) return;
-      compute_tile(problem_, tiles[order[at].second], scratch);
+      if (at >= order.size() || cancelled_) return;
+      compute_tile(problem_, tiles[order[at].second], scratch, &cancelled_);
       scores_computed_ += static_cast<std::uint64_t>(-order[at].first);
     }
   });
+  throw_if_cancelled();
 }
 
 }  // namespace

@@ -16,10 +16,6 @@ std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
   return numbers;
 }
 
-std::int64_t rows_bytes(const Plan& plan, const Block& block) {
-  return block.vectors() * plan.problem().head_dim * size_of(plan.problem().output_dtype);
-}
-
 // A merge thread holds one accumulator at a time; with a single partial a piece, none. With
 // accumulators on the device nothing is left to merge: one sees the end of the partials.
 int merge_threads(const Plan& plan, const RunOptions& options) {
@@ -39,18 +35,22 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       memory_(memory),
       merge_threads_(merge_threads(plan, options)),
       telemetry_(telemetry),
+      checkpoint_options_(options.checkpoint),
       pieces_(plan),
       monitor_(abort),
       uses_(plan),
       merged_(static_cast<std::size_t>(pieces_.count()), 0),
-      open_(plan, plan.placement != AccumulatorPlacement::memory),
+      open_(plan, plan.placement != AccumulatorPlacement::memory ||
+                      !options.checkpoint.directory.empty()),
       merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
       pieces_left_(pieces_.count()),
-      store_(plan, memory + plan.host.accumulator_offset(), options.scratch, telemetry, abort),
+      store_(plan, memory + plan.host.accumulator_offset(), options, telemetry, abort),
       state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
       output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
       ready_(abort, static_cast<std::size_t>(plan.host.state_buffers) + 1),
-      finished_(abort, static_cast<std::size_t>(plan.host.output_buffers) + 1) {}
+      finished_(abort, static_cast<std::size_t>(plan.host.output_buffers) + 1) {
+  if (!checkpoint_options_.directory.empty()) resume();
+}
 
 void Assembler::start(Crew& crew) {
   producers_ = merge_threads_ + 1;
@@ -65,6 +65,7 @@ void Assembler::start(Crew& crew) {
     });
   }
   crew.start([this] { write_pieces(); });
+  if (checkpoint_) crew.start([this] { keep_checkpoint(); });
 }
 
 void Assembler::end_of_partials() { ready_.close(); }
@@ -192,7 +193,7 @@ void Assembler::merge_chain(Partial partial) {
     if (on_merged_) on_merged_(partial.subproblem);
 
     auto lock = monitor_.lock();
-    count_merged(partial.key, partial.scores);
+    count_merged(partial.key, scores_of_heads(partial.key, partial.scores));
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     merged(partial.key) = static_cast<std::int32_t>(++position);
@@ -233,16 +234,18 @@ void Assembler::end_piece(const PieceKey& key, bool begun) {
 void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
                           std::size_t position) {
   const bool last = position + 1 == quorums.size();
+  const std::int64_t scores = scores_of_heads(partial.key, partial.scores);
   if (quorums.size() == 1) {  // nothing to merge with: finished where it lies
-    finish(partial.key, partial.states);
+    finish(partial.key, partial.states, {1, scores});
     state_buffers_.give(partial.buffer);
     return;
   }
-  const auto [states, fresh] = store_.open(partial.key, partial.subproblem);
+  const auto [states, before] = store_.open(partial.key, partial.subproblem);
+  const AccumulatorStore::Progress progress{before.merged + 1, before.scores + scores};
   {
     const std::int64_t bytes = softmax_state_bytes(states.rows, states.dim);
     const StageTimer timer(telemetry_, Stage::merge, bytes, partial.subproblem);
-    if (fresh) {
+    if (before.merged == 0) {
       std::memcpy(states.acc, partial.states.acc, static_cast<std::size_t>(bytes));
     } else {
       merge(states, partial.states);
@@ -250,26 +253,23 @@ void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t
   }
   state_buffers_.give(partial.buffer);
   if (last) {
-    finish(partial.key, states);
+    finish(partial.key, states, progress);
     store_.remove(partial.key);
   } else {
-    store_.close(partial.key, subproblem_of(partial.key, quorums[position + 1]));
+    store_.close(partial.key, progress, subproblem_of(partial.key, quorums[position + 1]));
   }
 }
 
-// Under the lock.
+std::int64_t Assembler::scores_of_heads(const PieceKey& key, std::int64_t scores) const {
+  return scores * block_of(plan_, key).heads.size();
+}
+
+// Under the lock. `scores` of all heads.
 void Assembler::count_merged(const PieceKey& key, std::int64_t scores) {
-  const std::int64_t heads = block_of(key).heads.size();
-  merged_scores_[static_cast<std::size_t>(key.chunk)] +=
-      static_cast<std::uint64_t>(scores) * static_cast<std::uint64_t>(heads);
+  merged_scores_[static_cast<std::size_t>(key.chunk)] += static_cast<std::uint64_t>(scores);
 }
 
 // --- finishing and writing ---
-
-Block Assembler::block_of(const PieceKey& key) const {
-  const HeadGroup& group = plan_.groups[static_cast<std::size_t>(key.group)];
-  return {key.batch, piece_range(plan_, key), group.query_heads(plan_.problem())};
-}
 
 std::byte* Assembler::output_at(std::int32_t buffer) const {
   return memory_ + plan_.host.output_offset() + buffer * plan_.host.output_buffer_bytes;
@@ -282,21 +282,22 @@ float* Assembler::lse_at(std::int32_t buffer, const PieceKey& key) const {
 void Assembler::deliver_finished(const FinishedRows& rows) {
   if (outputs_.lse) {
     const StageTimer timer(telemetry_, Stage::merge, 0, -1);
-    const Block block = block_of(rows.key);
+    const Block block = block_of(plan_, rows.key);
     const FinishedStates states = finished_at(plan_, rows.key, output_at(rows.buffer));
     const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
     log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
   }
   {
     const auto lock = monitor_.lock();
-    count_merged(rows.key, rows.scores);
+    count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
   }
-  finished_.push({rows.key, rows.buffer});
+  finished_.push({rows.key, rows.buffer, 0, 0, {}});
 }
 
-void Assembler::finish(const PieceKey& key, const SoftmaxStates& states) {
+void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
+                       const AccumulatorStore::Progress& progress) {
   const std::int32_t buffer = output_buffers_.take();
-  const Block block = block_of(key);
+  const Block block = block_of(plan_, key);
   const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
   NonFinite non_finite;
   {
@@ -308,7 +309,7 @@ void Assembler::finish(const PieceKey& key, const SoftmaxStates& states) {
     const auto lock = monitor_.lock();
     non_finite_ += non_finite;
   }
-  finished_.push({key, buffer});
+  finished_.push({key, buffer, progress.merged, progress.scores, non_finite});
 }
 
 void Assembler::finish_keyless() {
@@ -321,7 +322,9 @@ void Assembler::finish_keyless() {
       for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
         for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {
           const PieceKey key{batch, static_cast<std::int64_t>(group), chunk, piece};
-          finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim});
+          if (!was_finished(key)) {
+            finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim}, {});
+          }
           end_piece(key, false);
         }
       }
@@ -332,17 +335,25 @@ void Assembler::finish_keyless() {
 void Assembler::write_pieces() {
   while (const auto finished = finished_.pop()) {
     write_piece(*finished);
+    if (checkpoint_) {
+      const JournalRecord record = record_of(*finished);
+      const auto lock = monitor_.lock();
+      written_.push_back(record);
+    }
     output_buffers_.give(finished->buffer);
     --pieces_left_;
   }
   if (pieces_left_ != 0) {
     throw std::logic_error(fmt::format("{} output pieces never became complete", pieces_left_));
   }
+  const auto lock = monitor_.lock();
+  all_written_ = true;
+  monitor_.notify();
 }
 
 void Assembler::write_piece(const Finished& finished) {
-  const Block block = block_of(finished.key);
-  const auto bytes = static_cast<std::size_t>(rows_bytes(plan_, block));
+  const Block block = block_of(plan_, finished.key);
+  const auto bytes = static_cast<std::size_t>(output_bytes(plan_, finished.key));
   const StageTimer timer(telemetry_, Stage::write, static_cast<std::int64_t>(bytes), -1);
   outputs_.output.write(block, {output_at(finished.buffer), bytes});
   if (outputs_.lse) {

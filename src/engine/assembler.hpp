@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <optional>
 #include <set>
 #include <vector>
 
 #include "engine/accumulator_store.hpp"
+#include "engine/checkpoint.hpp"
 #include "engine/monitor.hpp"
 #include "engine/open_pieces.hpp"
 #include "engine/partial.hpp"
@@ -27,17 +30,27 @@ namespace stream_cqsa {
 /// With accumulators in memory a piece of a later head group is begun only where enough are left
 /// for the groups before it; until then its partials wait like early ones. Whoever delivers out of
 /// order must leave state buffers for those that are next, see turn_of().
+///
+/// With a checkpoint (RunOptions) it goes on from what that holds, and adds to it what is merged
+/// and finished: at every interval, when asked to, when all is written, and when asked to stop,
+/// which then ends the group of threads with Stopped.
 class Assembler : public PartialReceiver {
  public:
-  /// `memory` is the plan's whole host arena; the part for cache blocks is not used here.
+  /// `memory` is the plan's whole host arena; the part for cache blocks is not used here. Reads the
+  /// checkpoint and all that it names, where there is one, and throws as Checkpoint does.
   Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory, const RunOptions& options,
             Telemetry& telemetry, Abort& abort);
 
-  /// Starts the merge threads and the writer. They end when every piece is written.
+  /// Starts the merge threads, the writer, and who keeps the checkpoint. They end when every piece
+  /// is written.
   void start(Crew& crew);
 
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
+
+  /// Makes durable what is merged, while merging goes on, and what is finished and written. Any
+  /// thread may call it.
+  void checkpoint();
 
   bool try_buffer(Buffer& buffer) override;
   Buffer wait_buffer() override;
@@ -71,6 +84,10 @@ class Assembler : public PartialReceiver {
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
   NonFinite non_finite() const { return non_finite_; }
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
+  const CheckpointTotals& checkpoint_totals() const { return checkpoint_totals_; }
+
+  /// Whether pieces were found in the checkpoint. Valid from construction on.
+  bool is_resumed() const { return checkpoint_totals_.resumed.pieces > 0; }
 
  private:
   /// A piece that a merge thread has, or whose partials came early.
@@ -81,6 +98,9 @@ class Assembler : public PartialReceiver {
   struct Finished {
     PieceKey key;
     std::int32_t buffer = 0;
+    std::int64_t merged = 0;  ///< of the chunk's quorums: all
+    std::int64_t scores = 0;  ///< of all heads, merged into it
+    NonFinite non_finite;
   };
 
   bool has(const PieceKey& key, std::int64_t quorum) const;
@@ -92,18 +112,28 @@ class Assembler : public PartialReceiver {
   void merge_chain(Partial partial);
   void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
                  std::size_t position);
-  void finish(const PieceKey& key, const SoftmaxStates& states);
+  void finish(const PieceKey& key, const SoftmaxStates& states,
+              const AccumulatorStore::Progress& progress);
   void write_pieces();
   void write_piece(const Finished& finished);
   void end_producer();
+
+  void resume();
+  bool was_finished(const PieceKey& key) const {
+    return !finished_before_.empty() &&
+           finished_before_[static_cast<std::size_t>(pieces_.number(key))];
+  }
+  void keep_checkpoint();
+  JournalRecord record_of(const Finished& finished) const;
+
   std::int64_t subproblem_of(const PieceKey& key, std::int64_t quorum) const;
   std::int32_t& merged(const PieceKey& key) {
     return merged_[static_cast<std::size_t>(pieces_.number(key))];
   }
-  Block block_of(const PieceKey& key) const;
   std::byte* output_at(std::int32_t buffer) const;
   /// The lse, where one is written, takes the place of m.
   float* lse_at(std::int32_t buffer, const PieceKey& key) const;
+  std::int64_t scores_of_heads(const PieceKey& key, std::int64_t scores) const;
   void count_merged(const PieceKey& key, std::int64_t scores);
 
   const Plan& plan_;
@@ -111,23 +141,31 @@ class Assembler : public PartialReceiver {
   std::byte* memory_;
   int merge_threads_;
   Telemetry& telemetry_;
+  const CheckpointOptions checkpoint_options_;
 
   const PieceTable pieces_;
 
-  // Guards uses_, merged_, entries_, open_, waiting_, non_finite_, merged_scores_, producers_.
+  // Guards uses_, merged_, entries_, open_, waiting_, non_finite_, merged_scores_, producers_,
+  // written_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
-  std::vector<std::int32_t> merged_;  ///< by piece: of the chunk's quorums, in order
+  std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
+  std::vector<bool> finished_before_;  ///< by piece: by an earlier run; empty without checkpoint
   std::map<PieceKey, Entry> entries_;
   OpenPieces open_;
   std::set<PieceKey> waiting_;  ///< whose first partial has come and waits for an accumulator
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
-  int producers_ = 0;  ///< threads that may still push into finished_
+  int producers_ = 0;                   ///< threads that may still push into finished_
+  std::vector<JournalRecord> written_;  ///< finished since the last checkpoint
+  bool all_written_ = false;
 
   std::function<void(std::int64_t)> on_merged_;
   AccumulatorStore store_;
+  std::mutex checkpoint_mutex_;  // guards checkpoint_, checkpoint_totals_
+  std::optional<Checkpoint> checkpoint_;
+  CheckpointTotals checkpoint_totals_;
   Pool<std::int32_t> state_buffers_;
   Pool<std::int32_t> output_buffers_;
   BoundedQueue<Partial> ready_;

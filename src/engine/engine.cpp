@@ -44,6 +44,39 @@ void check_tensors(const Plan& plan, const Inputs& inputs, const Outputs& output
   }
 }
 
+void check_checkpoint(const Plan& plan, const CheckpointOptions& options) {
+  if (options.directory.empty() || plan.placement != AccumulatorPlacement::device) return;
+  throw InputError("the plan keeps accumulators on the device, where no checkpoint can be made");
+}
+
+/// The subproblems of a plan in order: those, and of them the query chunks, that a continued run
+/// still lacks.
+class Remaining {
+ public:
+  Remaining(const Plan& plan, const Assembler& assembler) : plan_(plan), assembler_(assembler) {}
+
+  std::optional<Assignment> next() {
+    while (next_ < plan_.subproblem_count()) {
+      Assignment assignment{next_++, {}};
+      if (!assembler_.is_resumed()) return assignment;
+      const auto [batch, group, quorum] = plan_.key(assignment.id);
+      bool any = false;
+      for (const Chunk& chunk : plan_.work(assignment.id).chunks) {
+        const bool lacks = assembler_.lacks(batch, group, chunk.index, quorum);
+        assignment.wanted.push_back(lacks);
+        any = any || lacks;
+      }
+      if (any) return assignment;
+    }
+    return std::nullopt;
+  }
+
+ private:
+  const Plan& plan_;
+  const Assembler& assembler_;
+  std::int64_t next_ = 0;
+};
+
 /// Nothing may be freed while a lane still copies to or from it.
 struct Quiesce {
   Backend& backend;
@@ -55,6 +88,7 @@ struct Quiesce {
 RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
               const RunOptions& options, Telemetry& telemetry) {
   check_tensors(plan, inputs, outputs);
+  check_checkpoint(plan, options.checkpoint);
   backend.prepare(plan, telemetry);
   const HostBuffer memory(plan.host.bytes());
   const auto pinned =
@@ -62,7 +96,11 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   const double begin = now_seconds();
 
   Abort abort;
+  abort.on_failure([&] { backend.cancel(); });
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
+  const Resumed& resumed = assembler.checkpoint_totals().resumed;
+  if (options.checkpoint.resumed && (resumed.pieces > 0 || resumed.is_damaged()))
+    options.checkpoint.resumed(resumed);
   Pipeline pipeline(plan, inputs, memory.data() + plan.host.cache_offset(), backend, assembler,
                     telemetry, abort);
   {
@@ -70,10 +108,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
     Crew crew(abort);
     assembler.start(crew);
     pipeline.start(
-        crew,
-        [next = std::int64_t{0}, count = plan.subproblem_count()]() mutable {
-          return next < count ? std::optional(Assignment{next++, {}}) : std::nullopt;
-        },
+        crew, [remaining = Remaining(plan, assembler)]() mutable { return remaining.next(); },
         options.read_threads, [&] { assembler.end_of_partials(); });
     crew.join();
   }
@@ -89,6 +124,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   result.device_in_use = backend.memory_in_use();
   result.host_bytes = memory.bytes();
   result.scratch_bytes = assembler.scratch_bytes();
+  result.checkpoint = assembler.checkpoint_totals();
   return result;
 }
 

@@ -17,22 +17,22 @@ namespace stream_cqsa {
 /// Thrown out of a wait when another thread has failed. Never the cause of a failure.
 struct Aborted {};
 
-/// Ends a group of threads early where nothing has failed.
-struct Stopped {};
-
 /// Keeps the first failure of a group of threads and wakes every Monitor that is attached.
 class Abort {
  public:
   /// Call from a catch block: keeps the current exception if it is the first.
   void fail() {
     const std::scoped_lock lock(mutex_);
-    if (!failure_) failure_ = std::current_exception();
+    if (!failure_) {
+      failure_ = std::current_exception();
+      for (auto& act : acts_) act();
+    }
     for (auto& wake : wakers_) wake();
   }
-  /// Ends the group, unless it has failed already.
+  /// Ends the group early, where nothing need have failed.
   void stop() {
     try {
-      throw Stopped{};
+      throw Aborted{};
     } catch (...) {
       fail();
     }
@@ -40,6 +40,11 @@ class Abort {
   bool failed() const {
     const std::scoped_lock lock(mutex_);
     return failure_ != nullptr;
+  }
+  /// Has `act` called at the first failure, as soon as that is kept. It must not block.
+  void on_failure(std::function<void()> act) {
+    const std::scoped_lock lock(mutex_);
+    acts_.push_back(std::move(act));
   }
   void rethrow_if_failed() const {
     const std::scoped_lock lock(mutex_);
@@ -50,6 +55,7 @@ class Abort {
   friend class Monitor;
   mutable std::mutex mutex_;
   std::exception_ptr failure_;
+  std::vector<std::function<void()>> acts_;
   std::list<std::function<void()>> wakers_;
 };
 
@@ -78,6 +84,13 @@ class Monitor {
   void wait(Lock& lock, Predicate ready) {
     condition_.wait(lock, [&] { return aborted_ || ready(); });
     if (aborted_) throw Aborted{};
+  }
+  /// Waits no longer than that; tells whether `ready`.
+  template <typename Duration, typename Predicate>
+  bool wait_for(Lock& lock, Duration duration, Predicate ready) {
+    const bool is_ready = condition_.wait_for(lock, duration, [&] { return aborted_ || ready(); });
+    if (aborted_) throw Aborted{};
+    return is_ready;
   }
   void notify() { condition_.notify_all(); }
 

@@ -24,7 +24,7 @@ thread_local StageTimer* innermost = nullptr;
 std::string_view name_of(Stage stage) {
   static constexpr std::array<std::string_view, stage_count> names = {
       "read",  "copy in", "compute",  "copy out", "transfer", "merge",
-      "spill", "write",   "checksum", "verify",   "sync"};
+      "spill", "write",   "checksum", "verify",   "sync",     "checkpoint"};
   return names[static_cast<std::size_t>(stage)];
 }
 

@@ -36,6 +36,8 @@ class SharedFile {
   SharedFile(std::unique_ptr<PartialFile> file, const std::string& header, std::int64_t data_bytes,
              std::size_t parts);
   File& file() { return file_->file(); }
+  /// Makes what was written durable.
+  void sync() { file_->sync(); }
 
   /// To be called once for each part, when it is complete. The last one commits the file.
   void commit_part();
@@ -53,9 +55,12 @@ class FileSink final : public TensorSink {
   /// desc.bytes() bytes of `file` from `offset` on.
   FileSink(TensorDesc desc, std::shared_ptr<SharedFile> file, std::uint64_t offset);
   void write(const Block& block, std::span<const std::byte> from) override;
+  void read(const Block& block, std::span<std::byte> into) override;
+  void sync() override { file_->sync(); }
   void commit() override;
 
  private:
+  void read_vectors(std::int64_t first, std::span<std::byte> into);
   void write_vectors(std::int64_t first, std::span<const std::byte> from);
   void write_by_token(const Block& block, std::span<const std::byte> from);
   void overlay_heads(const Block& block, std::span<const std::byte> from);

@@ -60,21 +60,34 @@ class MemorySink final : public TensorSink {
   }
 
   void write(const Block& block, std::span<const std::byte> from) override {
-    check_block(desc_, block, from.size(), size_of(desc_.dtype));
-    const std::int64_t vector_bytes = desc_.dim * size_of(desc_.dtype);
-    const std::byte* in = from.data();
-    for (std::int64_t token = block.tokens.begin; token < block.tokens.end; ++token) {
-      for (std::int64_t head = block.heads.begin; head < block.heads.end; ++head) {
-        const std::int64_t vector = vector_index(desc_, block.batch, token, head);
-        std::memcpy(data_ + vector * vector_bytes, in, static_cast<std::size_t>(vector_bytes));
-        in += vector_bytes;
-      }
-    }
+    for_each_vector(block, from.size(), [&](std::byte* vector, std::size_t at, std::size_t bytes) {
+      std::memcpy(vector, from.data() + at, bytes);
+    });
+  }
+
+  void read(const Block& block, std::span<std::byte> into) override {
+    for_each_vector(block, into.size(), [&](std::byte* vector, std::size_t at, std::size_t bytes) {
+      std::memcpy(into.data() + at, vector, bytes);
+    });
   }
 
   void commit() override {}
 
  private:
+  // Calls visit(a vector, where it is in the packed block, its bytes).
+  template <typename Visit>
+  void for_each_vector(const Block& block, std::size_t block_bytes, const Visit& visit) {
+    check_block(desc_, block, block_bytes, size_of(desc_.dtype));
+    const auto bytes = static_cast<std::size_t>(desc_.dim * size_of(desc_.dtype));
+    std::size_t at = 0;
+    for (std::int64_t token = block.tokens.begin; token < block.tokens.end; ++token) {
+      for (std::int64_t head = block.heads.begin; head < block.heads.end; ++head, at += bytes) {
+        const auto vector = static_cast<std::size_t>(vector_index(desc_, block.batch, token, head));
+        visit(data_ + vector * bytes, at, bytes);
+      }
+    }
+  }
+
   std::byte* data_;
 };
 

@@ -82,10 +82,10 @@ void check_output(const std::filesystem::path& path, bool overwrite) {
 }
 
 std::unique_ptr<PartialFile> create_file(const std::filesystem::path& path, bool overwrite,
-                                         const FileOpener& open) {
+                                         const FileOpener& open, bool keep) {
   check_output(path, overwrite);
   try {
-    return std::make_unique<PartialFile>(path, open);
+    return std::make_unique<PartialFile>(path, open, keep);
   } catch (const Error& error) {
     throw InputError(error.what());
   }
@@ -115,11 +115,11 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
-                                          bool overwrite, const FileOpener& open) {
+                                          bool overwrite, const FileOpener& open, bool keep) {
   TensorDesc named = desc;
   if (format_of(path) == Format::safetensors) {
     named.name = tensor;
-    return std::move(create_tensors(path, {named}, overwrite, open).front());
+    return std::move(create_tensors(path, {named}, overwrite, open, keep).front());
   }
   named.name = printable(path.string());
   check_desc(named);
@@ -129,14 +129,15 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
   } catch (const InputError& error) {
     throw InputError(fmt::format("{}: {}", named.name, error.what()));
   }
-  auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open), header,
+  auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open, keep), header,
                                            named.bytes(), std::size_t{1});
   return std::make_unique<FileSink>(std::move(named), std::move(file), header.size());
 }
 
 std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
                                                         std::vector<TensorDesc> descs,
-                                                        bool overwrite, const FileOpener& open) {
+                                                        bool overwrite, const FileOpener& open,
+                                                        bool keep) {
   if (format_of(path) == Format::npy) {
     throw InputError(fmt::format("{}: a .npy file holds one tensor; name a .safetensors file",
                                  printable(path.string())));
@@ -160,7 +161,7 @@ std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::p
     }
   }
   const std::string header = format_safetensors_header(entries);
-  const auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open), header,
+  const auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open, keep), header,
                                                  data_bytes, descs.size());
   std::vector<std::unique_ptr<TensorSink>> sinks;
   std::uint64_t offset = header.size();

@@ -37,6 +37,14 @@ void sync_directory(const std::filesystem::path& directory) {
 
 std::filesystem::path partial_name(std::filesystem::path path) { return path += ".partial"; }
 
+void rename_partial(const std::filesystem::path& path) {
+  std::error_code error;
+  std::filesystem::rename(partial_name(path), path, error);
+  if (!error) return;
+  throw Error(fmt::format("{} cannot be renamed to {}: {}", printable(partial_name(path).string()),
+                          printable(path.string()), error.message()));
+}
+
 /// Not through a symbolic link: a stale one could name an input.
 Descriptor open_regular(const std::filesystem::path& path) {
   constexpr mode_t permissions = 0666;
@@ -94,17 +102,6 @@ bool names(const std::filesystem::path& path, int descriptor) {
          named.st_dev == opened.st_dev && named.st_ino == opened.st_ino;
 }
 
-/// The file at `path`, created or as a killed run left it, locked while the descriptor lives.
-Descriptor open_locked(const std::filesystem::path& path) {
-  for (;;) {
-    Descriptor opened = open_regular(path);
-    if (!has_own_locks(opened.number())) return opened;
-    lock(opened.number(), path);
-    // Between open and lock, the run that held the lock may have renamed or removed the file.
-    if (names(path, opened.number())) return opened;
-  }
-}
-
 /// A handler may only take names from here: each belongs to whoever exchanged it for null.
 std::array<std::atomic<char*>, 16> doomed_names{};
 static_assert(std::atomic<char*>::is_always_lock_free);
@@ -121,6 +118,16 @@ std::atomic<char*>* register_name(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+Descriptor open_locked(const std::filesystem::path& path) {
+  for (;;) {
+    Descriptor opened = open_regular(path);
+    if (!has_own_locks(opened.number())) return opened;
+    lock(opened.number(), path);
+    // Between open and lock, the run that held the lock may have renamed or removed the file.
+    if (names(path, opened.number())) return opened;
+  }
+}
 
 DoomedName::DoomedName(const std::filesystem::path& path) : place_(register_name(path)) {}
 
@@ -146,21 +153,23 @@ Descriptor::~Descriptor() {
   if (number_ >= 0) ::close(number_);
 }
 
-PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open)
+PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open, bool keep)
     : path_(std::move(path)),
       partial_(partial_name(path_)),
+      keep_(keep),
       lock_(open_locked(partial_)),
       doomed_(partial_) {
+  if (keep_) doomed_.forget();
   try {
-    file_ = open(partial_, FileMode::create);
+    file_ = open(partial_, keep_ ? FileMode::update : FileMode::create);
   } catch (...) {
-    remove_partial();
+    if (!keep_) remove_partial();
     throw;
   }
 }
 
 PartialFile::~PartialFile() {
-  if (!partial_.empty()) remove_partial();
+  if (!partial_.empty() && !keep_) remove_partial();
 }
 
 /// While the lock is held: after it, the name may be another run's. So it may once it is free, and
@@ -172,19 +181,27 @@ void PartialFile::remove_partial() {
   std::filesystem::remove(partial_, ignored);
 }
 
+void PartialFile::sync() {
+  if (::fsync(lock_.number()) == 0) return;
+  const int reason = errno;
+  throw Error(fmt::format("{} cannot be flushed to storage: {}", printable(partial_.string()),
+                          reason_of(reason)));
+}
+
 void PartialFile::commit() {
   file_->sync();
   file_.reset();
   doomed_.forget();
-  std::error_code error;
-  std::filesystem::rename(partial_, path_, error);
-  if (error) {
-    throw Error(fmt::format("{} cannot be renamed to {}: {}", printable(partial_.string()),
-                            printable(path_.string()), error.message()));
-  }
+  rename_partial(path_);
   partial_.clear();
   lock_ = Descriptor(-1);
   sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
+}
+
+void PartialFile::publish(const std::filesystem::path& path) {
+  const bool done = !std::filesystem::exists(partial_name(path)) && std::filesystem::exists(path);
+  if (!done) rename_partial(path);
+  sync_directory(path.has_parent_path() ? path.parent_path() : ".");
 }
 
 }  // namespace stream_cqsa

@@ -23,6 +23,11 @@ class Descriptor {
   int number_;
 };
 
+/// The file at `path`, created or as a killed run left it, locked while the descriptor lives.
+/// Throws InputError when it is locked by another, is not a regular file (a symbolic link is not
+/// followed) or cannot be created.
+Descriptor open_locked(const std::filesystem::path& path);
+
 /// The name of a file that must not outlive the process, while this object lives.
 class DoomedName {
  public:
@@ -42,28 +47,37 @@ class DoomedName {
 /// process.
 void remove_doomed_files() noexcept;
 
-/// `path`.partial until commit(); removed if destroyed before. Of several at one path, in one
-/// process or in many, only the first that lives can be made: it holds a lock on the file.
-/// remove_doomed_files() removes it too.
+/// `path`.partial until commit(); removed if destroyed before, unless it is to be kept. Of several
+/// at one path, in one process or in many, only the first that lives can be made: it holds a lock
+/// on the file. remove_doomed_files() removes it too, unless it is to be kept.
 class PartialFile {
  public:
   /// Throws InputError when `path`.partial is being written by another, is not a regular file (a
   /// symbolic link is not followed) or cannot be created, and what `open` throws.
-  PartialFile(std::filesystem::path path, const FileOpener& open);
+  /// With `keep`, what another left there is taken over instead of emptied.
+  PartialFile(std::filesystem::path path, const FileOpener& open, bool keep = false);
   PartialFile(const PartialFile&) = delete;
   PartialFile& operator=(const PartialFile&) = delete;
   ~PartialFile();
 
   File& file() { return *file_; }
 
+  /// Makes what was written durable. May be called beside the use of file(). Throws Error.
+  void sync();
+
   /// Makes the contents durable, then the name. file() is closed after that. Throws Error.
   void commit();
+
+  /// Gives the file that a run left at `path`.partial its name, durably, unless it has it already.
+  /// Throws Error when it has neither name.
+  static void publish(const std::filesystem::path& path);
 
  private:
   void remove_partial();
 
   std::filesystem::path path_;
   std::filesystem::path partial_;
+  bool keep_;
   Descriptor lock_;
   DoomedName doomed_;
   std::unique_ptr<File> file_;

@@ -20,7 +20,9 @@ constexpr std::size_t largest_request = std::size_t{1} << 30;
 class PosixFile final : public File {
  public:
   PosixFile(const std::filesystem::path& path, FileMode mode) : path_(printable(path.string())) {
-    const int flags = mode == FileMode::read ? O_RDONLY : O_RDWR | O_CREAT | O_TRUNC;
+    const int flags = mode == FileMode::read     ? O_RDONLY
+                      : mode == FileMode::create ? O_RDWR | O_CREAT | O_TRUNC
+                                                 : O_RDWR | O_CREAT;
     constexpr mode_t permissions = 0666;
     do {
       descriptor_ = ::open(path.c_str(), flags | O_CLOEXEC, permissions);

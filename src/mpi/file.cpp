@@ -36,7 +36,7 @@ class MpiFile final : public File {
     check(MPI_File_open(MPI_COMM_SELF, path.c_str(), flags, MPI_INFO_NULL, &handle_),
           read ? "cannot be opened" : "cannot be created");
     try {
-      if (!read) resize(0);
+      if (mode == FileMode::create) resize(0);
     } catch (...) {
       MPI_File_close(&handle_);
       throw;

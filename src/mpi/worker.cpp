@@ -29,6 +29,7 @@ class Computing {
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
                   abort_),
         crew_(abort_) {
+    abort_.on_failure([this] { backend_.cancel(); });
     pipeline_.start(
         crew_, [this] { return assignments_.pop(); }, options.read_threads,
         [this] { finished_ = true; });
@@ -48,10 +49,7 @@ class Computing {
   /// No more assignments; those under way are given up.
   void end() {
     assignments_.close();
-    if (!finished_) {
-      abort_.stop();
-      backend_.cancel();
-    }
+    if (!finished_) abort_.stop();
     crew_.join();
   }
 

@@ -57,6 +57,7 @@ class DelayedBackend : public Backend {
     pause();
     inner_->wait(ticket);
   }
+  void cancel() noexcept override { inner_->cancel(); }
   void quiesce() noexcept override { inner_->quiesce(); }
   std::uint64_t scores_computed() const override { return inner_->scores_computed(); }
   NonFinite output_non_finite() override { return inner_->output_non_finite(); }

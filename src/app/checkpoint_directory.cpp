@@ -1,0 +1,241 @@
+#include "app/checkpoint_directory.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <fstream>
+#include <set>
+#include <span>
+#include <sstream>
+
+#include "app/text_file.hpp"
+#include "engine/checksum.hpp"
+#include "stream_cqsa/bytes.hpp"
+#include "stream_cqsa/error.hpp"
+#include "version.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+namespace fs = std::filesystem;
+using Identity = CheckpointDirectory::Identity;
+
+constexpr std::array names = {"journal",   "states",     "checkpoint.json",
+                              "plan.json", "publishing", "lock"};
+constexpr std::int64_t sampled_tokens = 64;
+
+std::uint64_t number_of(const std::string& text) {
+  return checksum(std::as_bytes(std::span(text)), 0);
+}
+
+std::string hexadecimal(std::uint64_t number) { return fmt::format("{:016x}", number); }
+
+fs::path created(const fs::path& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  if (!fs::is_directory(path)) {
+    throw InputError(fmt::format("--checkpoint {}: is not a directory and cannot be made one{}",
+                                 path.string(), error ? ": " + error.message() : ""));
+  }
+  for (const auto& entry : fs::directory_iterator(path)) {
+    fs::path name = entry.path().filename();
+    if (name.extension() == ".partial") name.replace_extension();
+    if (std::find(names.begin(), names.end(), name.string()) != names.end()) continue;
+    throw InputError(
+        fmt::format("--checkpoint {}: holds {}, which is no part of a checkpoint; give a directory "
+                    "of its own",
+                    path.string(), entry.path().filename().string()));
+  }
+  return path;
+}
+
+// What was written by write_identity(); null when that is missing or damaged.
+Identity read_identity(const fs::path& path) {
+  std::ifstream file(path);
+  const Identity json = Identity::parse(file, nullptr, false);
+  if (!json.is_object() || !json.contains("identity") || !json.contains("checksum")) return {};
+  const Identity identity = json["identity"];
+  return json["checksum"] == hexadecimal(number_of(identity.dump())) ? identity : Identity();
+}
+
+void write_text(const fs::path& path, const std::string& text) {
+  TextFile file(path.string());
+  *file.stream() << text;
+  file.commit();
+}
+
+std::string checkpoint_plan_text(const Plan& plan) {
+  std::ostringstream text;
+  write_json(plan, false, text);
+  return text.str();
+}
+
+// Differs for different plans.
+std::string plan_number(const Plan& plan) {
+  return hexadecimal(number_of(checkpoint_plan_text(plan)));
+}
+
+// Of rows from the first to the last: not all of a large file, and no time at all.
+std::string sample(TensorSource& source) {
+  const TensorDesc& desc = source.desc();
+  std::vector<std::byte> row(
+      static_cast<std::size_t>(desc.heads * desc.dim * size_of(storage_type(desc.dtype))));
+  std::uint64_t sum = 0;
+  const std::int64_t last = desc.batch * desc.tokens - 1;
+  const std::int64_t rows = std::min(sampled_tokens, last + 1);
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t at = i + 1 < rows ? last / (rows - 1) * i : last;
+    const std::int64_t token = at % desc.tokens;
+    source.read({at / desc.tokens, {token, token + 1}, {0, desc.heads}}, row);
+    sum = checksum(row, sum);
+  }
+  return hexadecimal(sum);
+}
+
+Identity input_identity(TensorSource& source, const std::string& path) {
+  const TensorDesc& desc = source.desc();
+  std::error_code none;  // a synthetic input has no file
+  const auto changed = fs::last_write_time(path, none);
+  return {{"shape", desc.shape()},
+          {"dtype", name_of(desc.dtype)},
+          {"layout", name_of(desc.layout)},
+          {"bytes", desc.bytes()},
+          {"modified", none ? 0 : changed.time_since_epoch().count()},
+          {"sample", sample(source)}};
+}
+
+void check_number(const char* option, std::int64_t given, std::int64_t of_plan) {
+  if (given == 0 || given == of_plan) return;
+  throw InputError(
+      fmt::format("{} {}: the checkpoint's plan has {}; give that, or leave the option out", option,
+                  given, of_plan));
+}
+
+void check_options(const ResourceOptions& resources, const Plan& plan) {
+  const auto bytes = [](const char* option, const std::string& text) {
+    return text.empty() ? 0 : parse_bytes(text, option);
+  };
+  const PlanRequest& request = plan.request;
+  check_number("--device-memory", bytes("--device-memory", resources.device_memory),
+               request.device_budget);
+  check_number("--host-memory", bytes("--host-memory", resources.host_memory), request.host_budget);
+  check_number("--chunks", resources.chunks, request.chunks.value_or(0));
+  check_number("--heads-per-group", resources.heads_per_group, request.heads_per_group.value_or(0));
+}
+
+}  // namespace
+
+CheckpointDirectory::CheckpointDirectory(const fs::path& path)
+    : path_(created(path)),
+      lock_(open_locked(path / "lock")),
+      stored_(read_identity(path / "checkpoint.json")) {}
+
+fs::path CheckpointDirectory::plan_file() const {
+  const fs::path path = path_ / "plan.json";
+  std::ifstream file(path);
+  if (!file) return {};
+  try {
+    const Plan plan = read_plan(file, path.string());
+    const bool same = stored_.is_null() || stored_.value("plan", "") == plan_number(plan);
+    return same ? path : fs::path();
+  } catch (const InputError&) {
+    return {};  // damaged: it is made again from the options
+  }
+}
+
+void CheckpointDirectory::require_same(const Identity& identity) const {
+  if (stored_.is_null()) return;
+  for (const auto& [name, value] : identity.items()) {
+    const Identity before = stored_.value(name, Identity());
+    if (before == value) continue;
+    throw InputError(fmt::format(
+        "--checkpoint {}: belongs to another run: {} was {} and is {}; use another directory, or "
+        "remove this one",
+        path_.string(), name, before.dump(), value.dump()));
+  }
+}
+
+std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& plan) {
+  require_same(identity);
+  const std::string text = identity.dump();
+  if (plan_file().empty()) write_text(path_ / "plan.json", checkpoint_plan_text(plan));
+  if (stored_.is_null()) {
+    const Identity json = {{"identity", identity}, {"checksum", hexadecimal(number_of(text))}};
+    write_text(path_ / "checkpoint.json", json.dump(1) + "\n");
+    stored_ = identity;
+  }
+  return number_of(text);
+}
+
+ResourceOptions CheckpointDirectory::with_budgets(ResourceOptions resources) const {
+  const auto fill = [&](const char* option, std::string& budget) {
+    const Identity stored = stored_.value(option, Identity());
+    if (budget.empty() && stored.is_number_integer()) budget = stored.dump();
+  };
+  if (!resources.plan.empty() || stored_.is_null()) return resources;
+  fill("--device-memory", resources.device_memory);
+  fill("--host-memory", resources.host_memory);
+  return resources;
+}
+
+bool CheckpointDirectory::has_progress() const {
+  std::error_code none;
+  constexpr std::uintmax_t header = 32;
+  const std::uintmax_t bytes = fs::file_size(path_ / "journal", none);
+  return !none && bytes > header;
+}
+
+void CheckpointDirectory::begin_publishing() { write_text(path_ / "publishing", ""); }
+
+void CheckpointDirectory::clear() {
+  // The journal first and the mark last: whatever is left if this is cut short, is no lie.
+  for (const char* name : names) fs::remove(path_ / name);
+}
+
+void add_plan(const Plan& plan, Identity& identity) {
+  identity["--device-memory"] = plan.request.device_budget;
+  identity["--host-memory"] = plan.request.host_budget;
+  identity["plan"] = plan_number(plan);
+}
+
+Identity identity_of(OpenProblem& open, const JobOptions& options, const std::string& device_kind) {
+  const InputOptions& input = options.input;
+  const auto path = [&](const std::string& own) { return input.input.empty() ? own : input.input; };
+  const Problem& problem = open.problem;
+  return {{"version", version_number},
+          {"commit", version_commit},
+          {"device", device_kind},
+          {"--causal", problem.mask == Mask::causal},
+          {"--scale", problem.scale},
+          {"--output-dtype", name_of(problem.output_dtype)},
+          {"--output", options.output.output},
+          {"--lse", options.output.lse},
+          {"query", input_identity(*open.query, path(input.query))},
+          {"key", input_identity(*open.key, path(input.key))},
+          {"value", input_identity(*open.value, path(input.value))}};
+}
+
+Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
+                  const JobOptions& options, const Backend& backend) {
+  const bool lse = !options.output.lse.empty();
+  const fs::path file = directory.plan_file();
+  if (file.empty()) {
+    return plan_for(open, directory.with_budgets(options.resources), lse, backend);
+  }
+  ResourceOptions resources = options.resources;
+  resources.plan = file.string();
+  resources.device_memory.clear();
+  resources.host_memory.clear();
+  resources.chunks = resources.heads_per_group = 0;
+  Plan plan = plan_for(open, resources, lse, backend);
+  check_options(options.resources, plan);
+  if (!options.resources.plan.empty() &&
+      plan_number(plan_for(open, options.resources, lse, backend)) != plan_number(plan)) {
+    throw InputError(fmt::format("--plan {}: is not the plan of the checkpoint in {}",
+                                 options.resources.plan, directory.path().string()));
+  }
+  return plan;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,60 @@
+#include "app/signals.hpp"
+
+#include <unistd.h>
+
+#include <csignal>
+#include <initializer_list>
+#include <string_view>
+
+#include "io/partial_file.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+constinit StopRequest request;
+
+extern "C" void end_by_signal(int number) {
+  remove_doomed_files();
+  std::raise(number);  // whose handler was reset to the default when this one began
+}
+
+extern "C" void ask_for_checkpoint(int) { ++request.checkpoints; }
+
+extern "C" void ask_to_stop(int) {
+  request.stop = true;
+  if (request.watched) return;
+  // Nothing has been computed yet, or all is durable: there is nothing to wait for.
+  remove_doomed_files();
+  constexpr std::string_view text = "stream-cqsa: stopped; the same command continues\n";
+  [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text.data(), text.size());
+  ::_exit(stopped_status);
+}
+
+// Signals that were ignored stay so.
+void handle(std::initializer_list<int> numbers, void (*handler)(int), int flags) {
+  struct sigaction action {};
+  action.sa_handler = handler;
+  action.sa_flags = flags;
+  for (const int number : numbers) {
+    struct sigaction before {};
+    if (sigaction(number, nullptr, &before) == 0 && before.sa_handler != SIG_IGN) {
+      sigaction(number, &action, nullptr);
+    }
+  }
+}
+
+}  // namespace
+
+StopRequest& stop_request() { return request; }
+
+void clean_up_on_signals() {
+  handle({SIGINT, SIGTERM, SIGHUP}, end_by_signal, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+}
+
+void checkpoint_on_signals() {
+  handle({SIGUSR1}, ask_for_checkpoint, SA_RESTART);
+  handle({SIGINT, SIGTERM}, ask_to_stop, SA_RESTART);
+}
+
+}  // namespace stream_cqsa

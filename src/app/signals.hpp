@@ -1,0 +1,19 @@
+// What signals do to the program.
+#pragma once
+
+#include "stream_cqsa/checkpoint.hpp"
+
+namespace stream_cqsa {
+
+/// The process's request to whoever runs: set by signals, looked at by the engine.
+StopRequest& stop_request();
+
+/// From now on SIGINT, SIGTERM and SIGHUP remove unfinished files before they end the process. What
+/// is ignored, as by nohup, stays ignored.
+void clean_up_on_signals();
+
+/// From now on SIGUSR1 asks for a checkpoint, and SIGINT and SIGTERM for one and the end: by
+/// stop_request() while that is watched, else by ending at once with the exit status 75.
+void checkpoint_on_signals();
+
+}  // namespace stream_cqsa

@@ -1,0 +1,130 @@
+// How the assembler goes on from a checkpoint, and keeps one.
+#include <chrono>
+#include <numeric>
+#include <utility>
+
+#include "engine/assembler.hpp"
+#include "engine/checksum.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// How soon an answer to a signal begins.
+constexpr std::chrono::milliseconds watch_period(20);
+
+/// Says that a request is watched while this lives.
+class Watch {
+ public:
+  explicit Watch(StopRequest* request) : request_(request) {
+    if (request_) request_->watched = true;
+  }
+  Watch(const Watch&) = delete;
+  Watch& operator=(const Watch&) = delete;
+  ~Watch() {
+    if (request_) request_->watched = false;
+  }
+
+  bool stop() const { return request_ && request_->stop_now(); }
+  /// Whether a checkpoint was asked for since the last call.
+  bool asked() {
+    const std::int64_t seen = request_ ? request_->checkpoints.load() : 0;
+    return std::exchange(seen_, seen) != seen;
+  }
+
+ private:
+  StopRequest* request_;
+  std::int64_t seen_ = 0;
+};
+
+}  // namespace
+
+void Assembler::resume() {
+  const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);
+  checkpoint_.emplace(plan_, outputs_, checkpoint_options_, store_.file(), memory_);
+  finished_before_.assign(merged_.size(), false);
+  std::vector<JournalRecord> states;
+  for (const auto& [key, record] : checkpoint_->durable()) {
+    merged(key) = static_cast<std::int32_t>(record.merged);
+    count_merged(key, record.scores);
+    if (record.kind == JournalRecord::Kind::state) {
+      states.push_back(record);
+      continue;
+    }
+    finished_before_[static_cast<std::size_t>(pieces_.number(key))] = true;
+    non_finite_ += record.non_finite;
+    --pieces_left_;
+  }
+  store_.restore(states);
+  checkpoint_totals_.resumed = checkpoint_->resumed();
+  telemetry_.add_restored_scores(checkpoint_totals_.resumed.scores);
+}
+
+void Assembler::keep_checkpoint() {
+  Watch watch(checkpoint_options_.stop);
+  double due = now_seconds() + checkpoint_options_.interval;
+  for (;;) {
+    {
+      auto lock = monitor_.lock();
+      if (monitor_.wait_for(lock, watch_period, [&] { return all_written_; })) break;
+    }
+    const bool stop = watch.stop();
+    if (!watch.asked() && !stop && now_seconds() < due) continue;
+    checkpoint();
+    due = now_seconds() + checkpoint_options_.interval;
+    if (stop) {
+      const std::scoped_lock lock(checkpoint_mutex_);
+      const auto expected = expected_scores(plan_);
+      const std::uint64_t all = std::accumulate(expected.begin(), expected.end(), std::uint64_t{0});
+      throw Stopped(all > 0 ? static_cast<double>(checkpoint_->scores()) / static_cast<double>(all)
+                            : 1.0);
+    }
+  }
+  checkpoint();
+}
+
+void Assembler::checkpoint() {
+  const std::scoped_lock one_at_a_time(checkpoint_mutex_);
+  const double begin = now_seconds();
+  const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);
+  std::vector<JournalRecord> states = store_.record_changes();
+  std::vector<JournalRecord> finished;
+  {
+    const auto lock = monitor_.lock();
+    finished = std::exchange(written_, {});
+  }
+  if (states.empty() && finished.empty()) return;
+  checkpoint_totals_.records += static_cast<std::int64_t>(states.size() + finished.size());
+  for (const JournalRecord& record : states) {
+    checkpoint_totals_.bytes +=
+        softmax_state_bytes(piece_rows(plan_, record.key), plan_.problem().head_dim);
+  }
+  const std::int64_t journal_before = checkpoint_->journal_bytes();
+  store_.release(checkpoint_->commit(std::move(states), finished));
+  ++checkpoint_totals_.written;
+  checkpoint_totals_.bytes += checkpoint_->journal_bytes() - journal_before;
+  checkpoint_totals_.seconds += now_seconds() - begin;
+}
+
+JournalRecord Assembler::record_of(const Finished& finished) const {
+  const PieceKey& key = finished.key;
+  const std::int64_t merged = finished.merged;
+  const std::uint64_t seed = data_seed(key, merged);
+  const std::span<const std::byte> rows(output_at(finished.buffer),
+                                        static_cast<std::size_t>(output_bytes(plan_, key)));
+  JournalRecord record{JournalRecord::Kind::finished,
+                       key,
+                       merged,
+                       finished.scores,
+                       -1,
+                       checksum(rows, seed),
+                       0,
+                       finished.non_finite};
+  if (outputs_.lse) {
+    const std::span<const float> lse(lse_at(finished.buffer, key),
+                                     static_cast<std::size_t>(piece_rows(plan_, key)));
+    record.lse = checksum(std::as_bytes(lse), seed);
+  }
+  return record;
+}
+
+}  // namespace stream_cqsa
