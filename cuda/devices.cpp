@@ -15,6 +15,13 @@ cudaError_t count_devices(int& count) {
   return status;
 }
 
+std::string id_of(const cudaDeviceProp& properties) {
+  std::string id;
+  for (const char byte : properties.uuid.bytes)
+    id += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return id;
+}
+
 }  // namespace
 
 std::vector<CudaDevice> cuda_devices() {
@@ -24,7 +31,7 @@ std::vector<CudaDevice> cuda_devices() {
   for (int number = 0; number < count; ++number) {
     cudaDeviceProp properties{};
     STREAM_CQSA_CUDA_CHECK(cudaGetDeviceProperties(&properties, number));
-    devices.push_back({properties.name, properties.major, properties.minor,
+    devices.push_back({properties.name, id_of(properties), properties.major, properties.minor,
                        properties.multiProcessorCount,
                        static_cast<std::int64_t>(properties.totalGlobalMem)});
   }

@@ -12,6 +12,7 @@ namespace stream_cqsa {
 
 struct CudaDevice {
   std::string name;
+  std::string id;            ///< of its own in the world
   int major = 0, minor = 0;  ///< compute capability
   int multiprocessors = 0;
   std::int64_t memory = 0;  ///< bytes

@@ -63,6 +63,9 @@ struct RunResult {
 RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
               const RunOptions& options, Telemetry& telemetry);
 
+/// Throws InputError unless shapes, types and layouts are those that the plan was made for.
+void check_inputs(const Plan& plan, const Inputs& inputs);
+
 /// The scores the mask keeps for each query chunk, over all batch entries and query heads: what
 /// RunResult::merged_scores must equal.
 std::vector<std::uint64_t> expected_scores(const Plan& plan);

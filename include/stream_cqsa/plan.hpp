@@ -196,6 +196,10 @@ std::string describe(const Plan& plan);
 /// Written piece by piece, so that a long list is never held.
 void write_json(const Plan& plan, bool subproblems, std::ostream& out);
 
+/// Traits as text, and back: for another process. The latter throws InputError for anything else.
+std::string to_json_text(const DeviceTraits& traits);
+DeviceTraits device_traits_from_json(const std::string& text);
+
 /// Reads what write_json wrote: makes the plan again from the problem, options and budgets in it.
 /// Throws InputError, naming `name` and what differs (or the line and column that are no JSON),
 /// unless everything else in it is what that gives; a list of subproblems is skipped, as it follows

@@ -40,7 +40,9 @@ struct ResourceOptions {
   int threads = 0;                              ///< 0: one per core
   int cuda_device = 0;                          ///< of this rank
   std::string plan;                             ///< file written by plan --json
-  std::string checkpoint;  ///< directory; accumulators then stay on the host
+  int ranks_on_host = 1;                        ///< of this run, which share its memory
+  int workers_on_host = 1;                      ///< which share its cores
+  std::string checkpoint;                       ///< directory; accumulators then stay on the host
 };
 
 /// When checkpoints are made, and when the run stops for one.

@@ -128,7 +128,8 @@ json bench_stream(const StreamOptions& options, std::FILE* out) {
   open.key = make_memory_source(open.key->desc(), key.memory());
   open.value = make_memory_source(open.value->desc(), value.memory());
 
-  const Plan plan = plan_for(open, options.resources, false, *backend);
+  const Plan plan = plan_for(open, options.resources, false,
+                             capacity_of(options.resources, open.problem, *backend));
   double scores = 0;
   for (const std::uint64_t of_chunk : expected_scores(plan))
     scores += static_cast<double>(of_chunk);

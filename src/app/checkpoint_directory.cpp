@@ -120,8 +120,9 @@ void check_options(const ResourceOptions& resources, const Plan& plan) {
   check_number("--device-memory", bytes("--device-memory", resources.device_memory),
                request.device_budget);
   check_number("--host-memory", bytes("--host-memory", resources.host_memory), request.host_budget);
-  check_number("--chunks", resources.chunks, request.chunks.value_or(0));
-  check_number("--heads-per-group", resources.heads_per_group, request.heads_per_group.value_or(0));
+  check_number("--chunks", resources.chunks.value_or(0), plan.division.chunk_count());
+  check_number("--heads-per-group", resources.heads_per_group.value_or(0),
+               request.heads_per_group.value_or(0));
 }
 
 }  // namespace
@@ -217,21 +218,21 @@ Identity identity_of(OpenProblem& open, const JobOptions& options, const std::st
 }
 
 Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
-                  const JobOptions& options, const Backend& backend) {
+                  const JobOptions& options, const Capacity& capacity) {
   const bool lse = !options.output.lse.empty();
   const fs::path file = directory.plan_file();
   if (file.empty()) {
-    return plan_for(open, directory.with_budgets(options.resources), lse, backend);
+    return plan_for(open, directory.with_budgets(options.resources), lse, capacity);
   }
   ResourceOptions resources = options.resources;
   resources.plan = file.string();
   resources.device_memory.clear();
   resources.host_memory.clear();
-  resources.chunks = resources.heads_per_group = 0;
-  Plan plan = plan_for(open, resources, lse, backend);
+  resources.chunks = resources.heads_per_group = std::nullopt;
+  Plan plan = plan_for(open, resources, lse, capacity);
   check_options(options.resources, plan);
   if (!options.resources.plan.empty() &&
-      plan_number(plan_for(open, options.resources, lse, backend)) != plan_number(plan)) {
+      plan_number(plan_for(open, options.resources, lse, capacity)) != plan_number(plan)) {
     throw InputError(fmt::format("--plan {}: is not the plan of the checkpoint in {}",
                                  options.resources.plan, directory.path().string()));
   }

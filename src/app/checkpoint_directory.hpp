@@ -67,6 +67,6 @@ void add_plan(const Plan& plan, CheckpointDirectory::Identity& identity);
 /// The plan of a run with a checkpoint: that of the directory if there is one. Throws InputError
 /// when an option disagrees with it.
 Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
-                  const JobOptions& options, const Backend& backend);
+                  const JobOptions& options, const Capacity& capacity);
 
 }  // namespace stream_cqsa

@@ -1,6 +1,7 @@
 // stream-cqsa: exact attention over sequences of any length, under any memory budget.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <csignal>
 #include <cstdio>
@@ -45,10 +46,9 @@ std::string usage() {
 
 int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
   const std::string first = arguments.empty() ? "" : arguments.front();
-  if (mpi.size() > 1) {
-    throw stream_cqsa::InputError(fmt::format(
-        "started on {} ranks and works on one; use mpirun --bind-to none -n 1", mpi.size()));
-  }
+  // A run is shared by all ranks; anything else is the first one's alone.
+  const bool helped = std::ranges::find(arguments, "--help") != arguments.end();
+  if (mpi.rank() > 0 && (first != "run" || helped)) return 0;
   if (first == "--version") return stream_cqsa::print_version();
   if (first == "--help" || first == "-h") return fmt::print("{}", usage()), 0;
   for (const Command& command : commands) {

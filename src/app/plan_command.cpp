@@ -41,7 +41,8 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   const OpenProblem open = open_problem(options.input, options.attention);
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
-  const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(), *backend);
+  const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(),
+                             capacity_of(options.resources, open.problem, *backend));
   TextFile drawing(options.svg);
   if (drawing.stream()) write_svg(plan, *drawing.stream());
   drawing.commit();

@@ -235,19 +235,50 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Pr
   const bool cuda =
       name == "cuda" || (name == "auto" && cuda_computes({resources.cuda_device}, problem));
   if (cuda) return make_cuda_backend({resources.cuda_device});
-  return make_cpu_backend({resources.threads});
+  const int cores = this_machine().cores / resources.workers_on_host;
+  return make_cpu_backend({resources.threads > 0 ? resources.threads : std::max(1, cores)});
 }
 
+std::int64_t host_budget_of(const ResourceOptions& resources) {
+  if (!resources.host_memory.empty()) return parse_bytes(resources.host_memory, "--host-memory");
+  return this_machine().available_memory / 2 / resources.ranks_on_host;
+}
+
+Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
+                     const Backend& backend) {
+  Capacity capacity;
+  capacity.device = backend.traits(problem);
+  capacity.host_budget = host_budget_of(resources);
+  if (!resources.device_memory.empty()) {
+    capacity.device_budget = parse_bytes(resources.device_memory, "--device-memory");
+  } else if (capacity.device.kind == "cuda") {
+    capacity.device_budget = cuda_free_memory(resources.cuda_device) / 10 * 9;
+  } else {
+    capacity.device_budget = this_machine().available_memory / 4 / resources.ranks_on_host;
+  }
+  return capacity;
+}
+
+namespace {
+
+// The same division with accumulators where many ranks' partials can be merged.
+Plan with_host_accumulators(const Plan& plan) {
+  if (plan.placement != AccumulatorPlacement::device) return plan;
+  PlanRequest request = plan.request;
+  request.host_accumulators = true;
+  request.chunks = plan.division.chunk_count();
+  request.heads_per_group = plan.groups.front().count;
+  return make_plan(request);
+}
+
+}  // namespace
+
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
-              const Backend& backend) {
+              const Capacity& capacity) {
   check_resources(resources, open.problem);
-  const std::int64_t available = this_machine().available_memory;
-  const auto budget = [&](const char* option, const std::string& text, std::int64_t otherwise) {
-    return text.empty() ? otherwise : parse_bytes(text, option);
-  };
   PlanRequest request;
   request.problem = open.problem;
-  request.device = backend.traits(open.problem);
+  request.device = capacity.device;
   request.query.layout = open.query->desc().layout;
   request.key.layout = open.key->desc().layout;
   request.value.layout = open.value->desc().layout;
@@ -256,23 +287,23 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.value.resident = is_resident(*open.value);
   request.output_layout = open.query->desc().layout;
   request.lse = lse;
-  request.device_budget =
-      budget("--device-memory", resources.device_memory,
-             request.device.kind == "cuda" ? cuda_free_memory(resources.cuda_device) / 10 * 9
-                                           : available / 4);
-  request.host_budget = budget("--host-memory", resources.host_memory, available / 2);
-  request.host_accumulators = !resources.checkpoint.empty();
-  request.scratch = !resources.scratch.empty() || request.host_accumulators;
+  request.device_budget = capacity.device_budget;
+  request.host_budget = capacity.host_budget;
+  request.workers = std::max<std::int64_t>(capacity.workers, 1);
+  request.host_accumulators = capacity.workers > 0 || !resources.checkpoint.empty();
+  request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
   request.chunks = resources.chunks;
   request.heads_per_group = resources.heads_per_group;
-  return resources.plan.empty() ? make_plan(request) : read_plan_file(resources, request);
+  if (resources.plan.empty()) return make_plan(request);
+  const Plan plan = read_plan_file(resources, request);
+  return request.host_accumulators ? with_host_accumulators(plan) : plan;
 }
 
 RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {
   RunOptions options;
   options.scratch = resources.scratch;
+  const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
   if (plan.request.device.kind == "cuda") {
-    const int cores = this_machine().cores;
     options.read_threads = std::clamp(cores / 4, 2, 8);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
   }

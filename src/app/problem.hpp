@@ -36,11 +36,28 @@ DType dtype_option(const std::string& option, const std::string& name);
 /// backend that is named cannot.
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem);
 
-/// The plan for a problem within the given resources, or the one of --plan. Throws InputError where
+/// What a plan may use.
+struct Capacity {
+  DeviceTraits device;
+  std::int64_t device_budget = 0;  ///< bytes
+  std::int64_t host_budget = 0;    ///< bytes
+  std::int64_t workers = 0;        ///< ranks that compute while this one merges; 0: it does both
+};
+
+/// The host budget of --host-memory, or this rank's share of half of the available memory.
+std::int64_t host_budget_of(const ResourceOptions& resources);
+
+/// What this rank may use by itself.
+Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
+                     const Backend& backend);
+
+/// The plan for a problem within the given capacity, or the one of --plan. For several
+/// ranks the accumulators are on the host: another plan of the same division where that of --plan
+/// has them on the device. Throws InputError where
 /// a resource cannot be used (--scratch is no directory), nothing fits, or the plan of --plan is of
 /// something else.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
-              const Backend& backend);
+              const Capacity& capacity);
 
 /// How the plan is run on this machine: beside a GPU all cores read and merge.
 RunOptions run_options(const ResourceOptions& resources, const Plan& plan);

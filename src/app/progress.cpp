@@ -17,12 +17,13 @@ namespace stream_cqsa {
 namespace {
 
 // Of a run of so many live scores, over all heads.
-Progressed run_progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+Progressed run_progress(const Telemetry& telemetry, const Backend* backend, const Plan& plan,
                         std::uint64_t total_scores, double elapsed) {
   // The backend counts while a kernel runs, masked scores of partial tiles included.
   const std::uint64_t restored = telemetry.restored_scores();
   const std::uint64_t scores = std::min(
-      std::max(telemetry.scores_done(), restored + backend.scores_computed()), total_scores);
+      std::max(telemetry.scores_done(), restored + (backend ? backend->scores_computed() : 0)),
+      total_scores);
   const double flops =
       static_cast<double>(scores - restored) * 4.0 * static_cast<double>(plan.problem().head_dim);
   const auto share = [&](std::uint64_t part) {
@@ -43,9 +44,9 @@ Progress::Progress(Measure measure)
         while (!ended_.wait_for(lock, period, [this] { return end_; })) show(false);
       }) {}
 
-Progress::Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+Progress::Progress(const Telemetry& telemetry, const Backend* backend, const Plan& plan,
                    std::uint64_t total_scores)
-    : Progress([&telemetry, &backend, &plan, total_scores](double elapsed) {
+    : Progress([&telemetry, backend, &plan, total_scores](double elapsed) {
         return run_progress(telemetry, backend, plan, total_scores, elapsed);
       }) {}
 

@@ -27,9 +27,9 @@ class Progress {
   /// `measure` gets the seconds since the beginning; it is called from another thread.
   using Measure = std::function<Progressed(double elapsed)>;
   explicit Progress(Measure measure);
-  /// Of a run.
+  /// Of a run, on this rank's backend or, with none, on others'.
   /// total_scores: live scores of the whole run, over all batch entries and query heads.
-  Progress(const Telemetry& telemetry, const Backend& backend, const Plan& plan,
+  Progress(const Telemetry& telemetry, const Backend* backend, const Plan& plan,
            std::uint64_t total_scores);
   ~Progress();
   Progress(const Progress&) = delete;

@@ -10,6 +10,7 @@
 
 #include "app/machine.hpp"
 #include "app/text.hpp"
+#include "core/counted.hpp"
 #include "mpi/environment.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "version.hpp"
@@ -76,10 +77,68 @@ json checkpoint_json(const RunRecord& record) {
 
 std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", value); }
 
+// Of this rank and those that worked for it.
+AllTotals totals_of(const RunRecord& record) {
+  AllTotals totals = record.telemetry.totals();
+  if (!record.ranks) return totals;
+  for (const json& worker : record.ranks->workers) {
+    const AllTotals own = read_stages(worker["stages"]);
+    for (std::size_t i = 0; i < totals.size(); ++i) {
+      totals[i].busy_seconds += own[i].busy_seconds;
+      totals[i].operations += own[i].operations;
+      totals[i].bytes += own[i].bytes;
+    }
+  }
+  return totals;
+}
+
+std::string ranks_text(const RanksResult& ranks) {
+  std::string text;
+  for (std::size_t i = 0; i < ranks.workers.size(); ++i) {
+    const json& worker = ranks.workers[i];
+    const AllTotals stages = read_stages(worker["stages"]);
+    const auto bytes = [&](Stage stage) {
+      return format_bytes(stages[static_cast<std::size_t>(stage)].bytes);
+    };
+    const double computing = stages[static_cast<std::size_t>(Stage::compute)].busy_seconds;
+    text +=
+        fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n", i + 1,
+                    worker["device"].get<std::string>(), worker["host"].get<std::string>(),
+                    counted(ranks.master.subproblems[i], "subproblem"), format_duration(computing),
+                    bytes(Stage::read), bytes(Stage::copy_in),
+                    ranks.master.failures[i].empty() ? "" : "; gave up");
+  }
+  return text;
+}
+
+json master_json(const RunRecord& record) {
+  if (!record.ranks) return nullptr;
+  const MasterResult& master = record.ranks->master;
+  const AllTotals totals = record.telemetry.totals();
+  return {{"wall_seconds", record.result.seconds},
+          {"busy_seconds_merge", totals[static_cast<std::size_t>(Stage::merge)].busy_seconds},
+          {"busy_seconds_other", master.dispatch_seconds},
+          {"repeated_subproblems", master.repeated},
+          {"stages", stages_json(totals)}};
+}
+
+json workers_json(const RunRecord& record) {
+  if (!record.ranks) return nullptr;
+  json workers = record.ranks->workers;
+  for (std::size_t i = 0; i < workers.size(); ++i) {
+    const AllTotals stages = read_stages(workers[i]["stages"]);
+    workers[i]["subproblems"] = record.ranks->master.subproblems[i];
+    workers[i]["bytes_read"] = stages[static_cast<std::size_t>(Stage::read)].bytes;
+    workers[i]["bytes_copied_in"] = stages[static_cast<std::size_t>(Stage::copy_in)].bytes;
+    workers[i]["compute_seconds"] = stages[static_cast<std::size_t>(Stage::compute)].busy_seconds;
+  }
+  return workers;
+}
+
 std::string stage_table(const RunRecord& record) {
   std::string text = fmt::format("{:<10} {:>12} {:>7} {:>12} {:>12} {:>11}\n", "stage", "busy",
                                  "of wall", "operations", "bytes", "rate");
-  const auto totals = record.telemetry.totals();
+  const AllTotals totals = totals_of(record);
   for (std::size_t i = 0; i < totals.size(); ++i) {
     const auto& [busy, operations, bytes] = totals[i];
     const auto stage = static_cast<Stage>(i);
@@ -120,9 +179,10 @@ json certificate_json(const RunRecord& record) {
           {"output", fingerprint_json(certificate.output, queries)}};
 }
 
-json stages_json(const Telemetry& telemetry) {
+}  // namespace
+
+json stages_json(const AllTotals& totals) {
   json stages = json::object();
-  const auto totals = telemetry.totals();
   for (std::size_t i = 0; i < totals.size(); ++i) {
     stages[std::string(name_of(static_cast<Stage>(i)))] = {{"busy_seconds", totals[i].busy_seconds},
                                                            {"operations", totals[i].operations},
@@ -131,7 +191,15 @@ json stages_json(const Telemetry& telemetry) {
   return stages;
 }
 
-}  // namespace
+AllTotals read_stages(const json& stages) {
+  AllTotals totals;
+  for (std::size_t i = 0; i < totals.size(); ++i) {
+    const json& stage = stages.at(std::string(name_of(static_cast<Stage>(i))));
+    totals[i] = {stage.at("busy_seconds").get<double>(), stage.at("operations").get<std::int64_t>(),
+                 stage.at("bytes").get<std::int64_t>()};
+  }
+  return totals;
+}
 
 std::string describe(const RunRecord& record) {
   const Plan& plan = record.plan;
@@ -145,6 +213,7 @@ std::string describe(const RunRecord& record) {
   text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
+  if (record.ranks) text += ranks_text(*record.ranks);
   text += fmt::format("scores     {} merged of {} that the mask keeps\n", merged, kept);
   text += fmt::format("output     {} NaN, {} infinite; checksum {}\n",
                       certificate.output.non_finite.nan, certificate.output.non_finite.infinite,
@@ -173,8 +242,7 @@ json to_json(const RunRecord& record) {
   const RunResult& result = record.result;
   std::ostringstream plan_text;
   write_json(plan, false, plan_text);
-  const double compute =
-      record.telemetry.totals()[static_cast<std::size_t>(Stage::compute)].busy_seconds;
+  const double compute = totals_of(record)[static_cast<std::size_t>(Stage::compute)].busy_seconds;
   const double flops = flops_of(plan, sum(record.certificate.kept_scores));
   return {
       {"versions", versions_json()},
@@ -184,9 +252,14 @@ json to_json(const RunRecord& record) {
       {"total_seconds", record.total_seconds},
       {"flop", flops},
       {"flop_per_second", flops_of(plan, own_scores(record)) / result.seconds},
-      {"compute_share_of_wall", compute / result.seconds},
+      {"compute_share_of_wall",
+       compute / result.seconds /
+           static_cast<double>(record.ranks ? record.ranks->workers.size() : 1)},
       {"scores_computed", result.scores_computed},
-      {"stages", stages_json(record.telemetry)},
+      {"stages", stages_json(totals_of(record))},
+      {"ranks", record.ranks ? record.ranks->workers.size() + 1 : 1},
+      {"master", master_json(record)},
+      {"workers", workers_json(record)},
       {"memory",
        {{"device",
          {{"budget", plan.request.device_budget},

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "app/verification.hpp"
+#include "mpi/master.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/fingerprint.hpp"
 #include "stream_cqsa/plan.hpp"
@@ -29,10 +30,17 @@ struct Certificate {
   }
 };
 
+/// What the ranks of a run did.
+struct RanksResult {
+  MasterResult master;
+  std::vector<nlohmann::json> workers;  ///< what each has to report
+};
+
 /// A finished run and what it was given.
 struct RunRecord {
   const Plan& plan;
   const RunResult& result;
+  const RanksResult* ranks;  ///< of several, or null
   const Telemetry& telemetry;
   double total_seconds;  ///< wall clock of all stages, verification and sync included
   const Certificate& certificate;
@@ -44,6 +52,11 @@ struct RunRecord {
 std::string describe(const RunRecord& record);
 
 nlohmann::json to_json(const RunRecord& record);
+
+/// Busy time, operations and bytes by stage.
+using AllTotals = std::array<StageTotals, stage_count>;
+nlohmann::json stages_json(const AllTotals& totals);
+AllTotals read_stages(const nlohmann::json& stages);
 
 /// Version, commit, build flags, MPI library and machine.
 nlohmann::json versions_json();

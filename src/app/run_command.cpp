@@ -13,6 +13,7 @@
 #include "app/commands.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
+#include "app/ranks.hpp"
 #include "app/report.hpp"
 #include "app/signals.hpp"
 #include "app/text.hpp"
@@ -139,16 +140,38 @@ struct Audit {
   }
 };
 
+// Who computes: this rank, or others for it.
+struct Computing {
+  std::unique_ptr<Backend> backend;  ///< this rank's, or none
+  Ranks* ranks = nullptr;            ///< the others, or none
+  Capacity capacity;
+
+  Computing(const RunArguments& arguments, const OpenProblem& open, Ranks* others) : ranks(others) {
+    if (ranks) {
+      capacity = ranks->capacity(arguments.resources);
+    } else {
+      backend = make_backend(arguments.resources, open.problem);
+      capacity = capacity_of(arguments.resources, open.problem, *backend);
+    }
+  }
+};
+
 // The run itself, with its progress.
-RunResult run_audited(const RunArguments& arguments, const Plan& plan, Backend& backend,
-                      Audit& audit, Telemetry& telemetry, const CheckpointOptions& checkpoint) {
+RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computing& computing,
+                        Audit& audit, Telemetry& telemetry, const CheckpointOptions& checkpoint) {
   RunOptions options = run_options(arguments.resources, plan);
   options.checkpoint = checkpoint;
   std::unique_ptr<Progress> progress;
-  if (!arguments.quiet)
-    progress = std::make_unique<Progress>(telemetry, backend, plan, total(expected_scores(plan)));
-  return run(plan, {audit.query, audit.key, audit.value},
-             {audit.output, audit.lse ? &*audit.lse : nullptr}, backend, options, telemetry);
+  if (!arguments.quiet) {
+    progress = std::make_unique<Progress>(telemetry, computing.backend.get(), plan,
+                                          total(expected_scores(plan)));
+  }
+  const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
+  if (computing.ranks) return computing.ranks->run(plan, outputs, options, telemetry);
+  RanksResult alone;
+  alone.master.run = run(plan, {audit.query, audit.key, audit.value}, outputs, *computing.backend,
+                         options, telemetry);
+  return alone;
 }
 
 Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
@@ -225,10 +248,10 @@ struct Durable {
 
 // The plan, and the directory claimed for the run.
 Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
-                        const RunArguments& arguments, const Backend& backend) {
-  auto identity = identity_of(open, arguments, backend.traits(open.problem).kind);
+                        const RunArguments& arguments, const Capacity& capacity) {
+  auto identity = identity_of(open, arguments, capacity.device.kind);
   directory.require_same(identity);
-  Durable durable{durable_plan(directory, open, arguments, backend), {}};
+  Durable durable{durable_plan(directory, open, arguments, capacity), {}};
   add_plan(durable.plan, identity);
   durable.options.directory = directory.path();
   durable.options.identity = directory.claim(identity, durable.plan);
@@ -264,7 +287,7 @@ void discard(CheckpointDirectory& directory, const OutputOptions& options) {
   directory.clear();
 }
 
-int execute(const RunArguments& arguments, const Arguments& command) {
+int execute(const RunArguments& arguments, const Arguments& command, Ranks* ranks) {
   auto directory = open_checkpoint(arguments);
   OpenProblem open = open_problem(arguments.input, arguments.attention);
   if (directory && directory->is_publishing()) return end_publishing(*directory, arguments.output);
@@ -272,12 +295,11 @@ int execute(const RunArguments& arguments, const Arguments& command) {
       arguments.input, arguments.resources,
       {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
       arguments.output.overwrite);
-  const auto backend = make_backend(arguments.resources, open.problem);
-  Durable durable =
-      directory
-          ? prepare_durable(*directory, open, arguments, *backend)
-          : Durable{plan_for(open, arguments.resources, !arguments.output.lse.empty(), *backend),
-                    {}};
+  Computing computing(arguments, open, ranks);
+  Durable durable = directory ? prepare_durable(*directory, open, arguments, computing.capacity)
+                              : Durable{plan_for(open, arguments.resources,
+                                                 !arguments.output.lse.empty(), computing.capacity),
+                                        {}};
   const Plan& plan = durable.plan;
   durable.options.resumed = [&](const Resumed& resumed) {
     tell(resumed, plan, arguments.resources.checkpoint, arguments.quiet);
@@ -291,12 +313,12 @@ int execute(const RunArguments& arguments, const Arguments& command) {
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
   Audit audit(open, sinks, rows, *telemetry);
   const double begin = now_seconds();
-  RunResult result;
+  RanksResult result;
   Certificate certificate;
   try {
-    result = run_audited(arguments, plan, *backend, audit, *telemetry, durable.options);
+    result = run_audited(arguments, plan, computing, audit, *telemetry, durable.options);
     if (directory && stop_request().stop) throw Stopped(1.0);
-    certificate = certify(open, audit, rows, result, plan, *telemetry);
+    certificate = certify(open, audit, rows, result.master.run, plan, *telemetry);
     // The result before its description: a report that cannot be written must not cost the output.
     if (certificate.ok() && directory) directory->begin_publishing();
     if (certificate.ok()) publish(sinks, *telemetry);
@@ -306,7 +328,8 @@ int execute(const RunArguments& arguments, const Arguments& command) {
   if (directory && certificate.ok()) directory->clear();
 
   const RunRecord record{plan,
-                         result,
+                         result.master.run,
+                         ranks ? &result : nullptr,
                          *telemetry,
                          now_seconds() - begin,
                          certificate,
@@ -325,13 +348,16 @@ int execute(const RunArguments& arguments, const Arguments& command) {
 
 }  // namespace
 
-int run_command(const Arguments& arguments, const MpiEnvironment&) {
+int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   RunArguments run;
   if (!parse_run(arguments, run)) return 0;
   if (run.output.output.empty()) throw InputError("no output; give --output FILE");
   Arguments command = arguments;
   command.insert(command.begin(), "run");
-  return execute(run, command);
+  if (mpi.size() == 1) return execute(run, command, nullptr);
+  Communicator communicator;
+  Ranks ranks(communicator, run.resources);
+  return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);
 }
 
 }  // namespace stream_cqsa

@@ -110,7 +110,7 @@ Verification verify_visibly(const VerifyArguments& options, OpenProblem& open,
   if (!options.quiet) {
     progress.emplace([&](double) -> Progressed {
       const double share = total > 0 ? static_cast<double>(seen) / static_cast<double>(total) : 1.0;
-      return {share, counted(static_cast<std::int64_t>(rows.size()), "row") + " against fp64"};
+      return {share, 0, counted(static_cast<std::int64_t>(rows.size()), "row") + " against fp64"};
     });
   }
   return verify_rows(open, rows, row_of, lse_of, [&seen](std::int64_t keys) { seen += keys; });

@@ -42,21 +42,23 @@ OrderedJson optional_json(const std::optional<std::int64_t>& value) {
   return value ? OrderedJson(*value) : OrderedJson(nullptr);
 }
 
+OrderedJson traits_json(const DeviceTraits& device) {
+  return {{"kind", device.kind},
+          {"name", device.name},
+          {"tile", device.tile},
+          {"slot_alignment", device.slot_alignment},
+          {"workspace_bytes", device.workspace_bytes},
+          {"query_item_bytes", device.query_item_bytes},
+          {"key_item_bytes", device.key_item_bytes},
+          {"overlap_worth", device.overlap_worth},
+          {"overlap_flop", device.overlap_flop},
+          {"dispatch_flop", device.dispatch_flop},
+          {"merges", device.merges}};
+}
+
 // What a plan follows from, besides the problem and the budgets.
 OrderedJson request_json(const PlanRequest& request) {
-  const DeviceTraits& device = request.device;
-  return {{"device",
-           {{"kind", device.kind},
-            {"name", device.name},
-            {"tile", device.tile},
-            {"slot_alignment", device.slot_alignment},
-            {"workspace_bytes", device.workspace_bytes},
-            {"query_item_bytes", device.query_item_bytes},
-            {"key_item_bytes", device.key_item_bytes},
-            {"overlap_worth", device.overlap_worth},
-            {"overlap_flop", device.overlap_flop},
-            {"dispatch_flop", device.dispatch_flop},
-            {"merges", device.merges}}},
+  return {{"device", traits_json(request.device)},
           {"query", input_json(request.query)},
           {"key", input_json(request.key)},
           {"value", input_json(request.value)},
@@ -210,6 +212,8 @@ void write_json(const Plan& plan, bool subproblems, std::ostream& out) {
   }
   out << "\n}\n";
 }
+
+std::string to_json_text(const DeviceTraits& traits) { return traits_json(traits).dump(); }
 
 std::string mismatch(const PlanRequest& planned, const PlanRequest& given) {
   Differences found;

@@ -93,23 +93,26 @@ InputTraits read_input(const Json& json) {
   return {named(json, "layout", parse_layout), boolean(json, "resident")};
 }
 
+DeviceTraits read_traits(const Json& device) {
+  return {text(device, "kind"),
+          text(device, "name"),
+          integer(device, "tile"),
+          integer(device, "slot_alignment"),
+          integer(device, "workspace_bytes"),
+          integer(device, "query_item_bytes"),
+          integer(device, "key_item_bytes"),
+          integer(device, "overlap_worth"),
+          integer(device, "overlap_flop"),
+          integer(device, "dispatch_flop"),
+          boolean(device, "merges")};
+}
+
 PlanRequest read_request(const Json& plan) {
   const Json& json = member(plan, "request");
-  const Json& device = member(json, "device");
   const Json& memory = member(plan, "memory");
   PlanRequest request;
   request.problem = read_problem(member(plan, "problem"));
-  request.device = {text(device, "kind"),
-                    text(device, "name"),
-                    integer(device, "tile"),
-                    integer(device, "slot_alignment"),
-                    integer(device, "workspace_bytes"),
-                    integer(device, "query_item_bytes"),
-                    integer(device, "key_item_bytes"),
-                    integer(device, "overlap_worth"),
-                    integer(device, "overlap_flop"),
-                    integer(device, "dispatch_flop"),
-                    boolean(device, "merges")};
+  request.device = read_traits(member(json, "device"));
   request.query = read_input(member(json, "query"));
   request.key = read_input(member(json, "key"));
   request.value = read_input(member(json, "value"));
@@ -171,6 +174,11 @@ void require_equal(const Json& json, const Plan& plan) {
 }
 
 }  // namespace
+
+DeviceTraits device_traits_from_json(const std::string& text) {
+  std::istringstream in(text);
+  return read_traits(parse_without_subproblems(in));
+}
 
 Plan read_plan(std::istream& in, const std::string& name) {
   try {

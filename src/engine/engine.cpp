@@ -25,15 +25,9 @@ void check_tensor(const TensorDesc& desc, const Problem& problem, std::int64_t t
       name_of(layout)));
 }
 
-void check_tensors(const Plan& plan, const Inputs& inputs, const Outputs& outputs) {
+void check_outputs(const Plan& plan, const Outputs& outputs) {
   const Problem& problem = plan.problem();
   const PlanRequest& request = plan.request;
-  check_tensor(inputs.query.desc(), problem, problem.query_length, problem.query_heads,
-               problem.dtype, request.query.layout);
-  check_tensor(inputs.key.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
-               request.key.layout);
-  check_tensor(inputs.value.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
-               request.value.layout);
   check_tensor(outputs.output.desc(), problem, problem.query_length, problem.query_heads,
                problem.output_dtype, request.output_layout);
   if (request.lse != (outputs.lse != nullptr)) {
@@ -85,9 +79,21 @@ struct Quiesce {
 
 }  // namespace
 
+void check_inputs(const Plan& plan, const Inputs& inputs) {
+  const Problem& problem = plan.problem();
+  const PlanRequest& request = plan.request;
+  check_tensor(inputs.query.desc(), problem, problem.query_length, problem.query_heads,
+               problem.dtype, request.query.layout);
+  check_tensor(inputs.key.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
+               request.key.layout);
+  check_tensor(inputs.value.desc(), problem, problem.key_length, problem.kv_heads, problem.dtype,
+               request.value.layout);
+}
+
 RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
               const RunOptions& options, Telemetry& telemetry) {
-  check_tensors(plan, inputs, outputs);
+  check_inputs(plan, inputs);
+  check_outputs(plan, outputs);
   check_checkpoint(plan, options.checkpoint);
   backend.prepare(plan, telemetry);
   const HostBuffer memory(plan.host.bytes());

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <list>
 #include <memory>
+#include <optional>
 
 #include "engine/buffer.hpp"
 #include "engine/monitor.hpp"
@@ -66,18 +67,21 @@ class Computing {
 /// The communication thread's work.
 class Worker {
  public:
-  Worker(const Plan& plan, Backend& backend, Communicator& communicator)
-      : plan_(plan), backend_(backend), communicator_(communicator) {
+  Worker(Backend& backend, Communicator& communicator)
+      : backend_(backend), communicator_(communicator) {
     listen();
   }
 
   /// Begins to compute; a failure is told to the master.
-  void start(const Inputs& inputs, const RunOptions& options, Telemetry& telemetry) {
+  void start(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
+             const RunOptions& options, Telemetry& telemetry) {
     try {
-      backend_.prepare(plan_, telemetry);
-      memory_ = std::make_unique<HostBuffer>(plan_.host.bytes());
+      check_inputs(plan, inputs);
+      plan_ = worker_plan(plan, backend_.traits(plan.problem()), budgets.device, budgets.host);
+      backend_.prepare(*plan_, telemetry);
+      memory_ = std::make_unique<HostBuffer>(plan_->host.bytes());
       pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
-      computing_ = std::make_unique<Computing>(plan_, inputs, backend_, options, telemetry,
+      computing_ = std::make_unique<Computing>(*plan_, inputs, backend_, options, telemetry,
                                                communicator_, memory_->data());
     } catch (const std::exception& error) {
       give_up(error.what());
@@ -147,10 +151,10 @@ class Worker {
     sending.request = communicator_.send(0, to_master_tag, sending.message.bytes());
   }
 
-  const Plan& plan_;
   Backend& backend_;
   Communicator& communicator_;
   std::string failure_;
+  std::optional<Plan> plan_;  ///< with this rank's arenas
   std::unique_ptr<HostBuffer> memory_;
   std::shared_ptr<void> pinned_;
   std::unique_ptr<Computing> computing_;
@@ -163,11 +167,11 @@ class Worker {
 
 }  // namespace
 
-WorkerResult run_worker(const Plan& plan, const Inputs& inputs, Backend& backend,
-                        const RunOptions& options, Telemetry& telemetry,
+WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
+                        Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator) {
-  Worker worker(plan, backend, communicator);
-  worker.start(inputs, options, telemetry);
+  Worker worker(backend, communicator);
+  worker.start(plan, budgets, inputs, options, telemetry);
   worker.work();
   return worker.result();
 }

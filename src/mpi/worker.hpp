@@ -8,6 +8,11 @@
 
 namespace stream_cqsa {
 
+struct WorkerBudgets {
+  std::int64_t device = 0;  ///< bytes
+  std::int64_t host = 0;    ///< bytes
+};
+
 struct WorkerResult {
   std::string failure;  ///< why the worker gave up, or empty
   std::uint64_t scores_computed = 0;
@@ -16,12 +21,12 @@ struct WorkerResult {
   std::int64_t host_bytes = 0;
 };
 
-/// Computes subproblems of `plan` (see worker_plan()) until the master says stop, with the backend,
-/// which is prepared here. Failures are told to the master and returned, once all partials that
-/// were offered have been sent. Only the calling thread sends and receives; reader threads read
-/// through MPI I/O. Throws Error when messages themselves fail.
-WorkerResult run_worker(const Plan& plan, const Inputs& inputs, Backend& backend,
-                        const RunOptions& options, Telemetry& telemetry,
+/// Computes subproblems of `plan`, with the arenas of worker_plan() for the budgets given, until
+/// the master says stop, with the backend, which is prepared here. Failures are told to the master
+/// and returned, once all partials that were offered have been sent. Only the calling thread sends
+/// and receives; reader threads read through MPI I/O. Throws Error when messages themselves fail.
+WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
+                        Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator);
 
 }  // namespace stream_cqsa

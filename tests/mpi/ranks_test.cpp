@@ -80,12 +80,10 @@ Outcome run_on_ranks(const Case& own, const MakeBackend& make_backend, MasterRes
     return outcome;
   }
   const auto backend = make_backend();
-  const Plan part = worker_plan(plan, plan.request.device, plan.request.device_budget,
-                                plan.request.host_budget);
   const auto query = block_source(own.input.query), key = block_source(own.input.key),
              value = block_source(own.input.value);
-  worker =
-      run_worker(part, {*query, *key, *value}, *backend, options, telemetry, world());
+  worker = run_worker(plan, {plan.request.device_budget, plan.request.host_budget},
+                      {*query, *key, *value}, *backend, options, telemetry, world());
   return outcome;
 }
 
@@ -109,8 +107,7 @@ BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_ranks_and_timing) {
     MasterResult master;
     WorkerResult worker;
     const Outcome outcome = run_on_ranks(
-        own,
-        [&] { return std::make_unique<DelayedBackend>(make_cpu_backend({1}), seed); }, master,
+        own, [&] { return std::make_unique<DelayedBackend>(make_cpu_backend({1}), seed); }, master,
         worker);
     BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
       if (world().rank() == 0) check_same_bytes(own, outcome);
