@@ -160,12 +160,12 @@ void CheckpointDirectory::require_same(const Identity& identity) const {
 std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& plan) {
   require_same(identity);
   const std::string text = identity.dump();
-  if (plan_file().empty()) write_text(path_ / "plan.json", checkpoint_plan_text(plan));
   if (stored_.is_null()) {
     const Identity json = {{"identity", identity}, {"checksum", hexadecimal(number_of(text))}};
     write_text(path_ / "checkpoint.json", json.dump(1) + "\n");
     stored_ = identity;
   }
+  if (plan_file().empty()) write_text(path_ / "plan.json", checkpoint_plan_text(plan));
   return number_of(text);
 }
 

@@ -287,6 +287,37 @@ void discard(CheckpointDirectory& directory, const OutputOptions& options) {
   directory.clear();
 }
 
+// What a run gives beside its outputs.
+struct Computed {
+  RanksResult result;  ///< of this rank alone where there are no others
+  Certificate certificate;
+};
+
+// Computes, certifies and, if the certificate is good, publishes.
+Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
+                 const Durable& durable, Computing& computing,
+                 std::optional<CheckpointDirectory>& directory, Telemetry& telemetry) {
+  const auto rows =
+      sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
+  Audit audit(open, sinks, rows, telemetry);
+  Computed computed;
+  try {
+    computed.result =
+        run_audited(arguments, durable.plan, computing, audit, telemetry, durable.options);
+    if (directory && stop_request().stop) throw Stopped(1.0);
+    computed.certificate =
+        certify(open, audit, rows, computed.result.master.run, durable.plan, telemetry);
+    if (!computed.certificate.ok()) return computed;
+    // The result before its description: a report that cannot be written must not cost the output.
+    if (directory) directory->begin_publishing();
+    publish(sinks, telemetry);
+  } catch (const Error&) {
+    rethrow(directory);
+  }
+  if (directory) directory->clear();
+  return computed;
+}
+
 int execute(const RunArguments& arguments, const Arguments& command, Ranks* ranks) {
   auto directory = open_checkpoint(arguments);
   OpenProblem open = open_problem(arguments.input, arguments.attention);
@@ -296,38 +327,22 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
       {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
       arguments.output.overwrite);
   Computing computing(arguments, open, ranks);
-  Durable durable = directory ? prepare_durable(*directory, open, arguments, computing.capacity)
-                              : Durable{plan_for(open, arguments.resources,
-                                                 !arguments.output.lse.empty(), computing.capacity),
-                                        {}};
-  const Plan& plan = durable.plan;
+  const bool lse = !arguments.output.lse.empty();
+  Durable durable = directory
+                        ? prepare_durable(*directory, open, arguments, computing.capacity)
+                        : Durable{plan_for(open, arguments.resources, lse, computing.capacity), {}};
   durable.options.resumed = [&](const Resumed& resumed) {
-    tell(resumed, plan, arguments.resources.checkpoint, arguments.quiet);
+    tell(resumed, durable.plan, arguments.resources.checkpoint, arguments.quiet);
   };
-  check_room(plan, open, arguments);
+  check_room(durable.plan, open, arguments);
   Sinks sinks = create_sinks(open, arguments.output, directory.has_value());
   TextFile report(arguments.report), trace(arguments.trace);
-
-  const auto rows =
-      sample_rows(open.problem, arguments.no_verify ? 0 : verified_rows, verified_seed);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
-  Audit audit(open, sinks, rows, *telemetry);
   const double begin = now_seconds();
-  RanksResult result;
-  Certificate certificate;
-  try {
-    result = run_audited(arguments, plan, computing, audit, *telemetry, durable.options);
-    if (directory && stop_request().stop) throw Stopped(1.0);
-    certificate = certify(open, audit, rows, result.master.run, plan, *telemetry);
-    // The result before its description: a report that cannot be written must not cost the output.
-    if (certificate.ok() && directory) directory->begin_publishing();
-    if (certificate.ok()) publish(sinks, *telemetry);
-  } catch (const Error&) {
-    rethrow(directory);
-  }
-  if (directory && certificate.ok()) directory->clear();
+  const auto [result, certificate] =
+      compute(open, sinks, arguments, durable, computing, directory, *telemetry);
 
-  const RunRecord record{plan,
+  const RunRecord record{durable.plan,
                          result.master.run,
                          ranks ? &result : nullptr,
                          *telemetry,

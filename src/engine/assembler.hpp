@@ -49,7 +49,7 @@ class Assembler : public PartialReceiver {
   void end_of_partials();
 
   /// Makes durable what is merged, while merging goes on, and what is finished and written. Any
-  /// thread may call it.
+  /// thread may call it. Does nothing without a checkpoint.
   void checkpoint();
 
   bool try_buffer(Buffer& buffer) override;

@@ -83,6 +83,7 @@ void Assembler::keep_checkpoint() {
 }
 
 void Assembler::checkpoint() {
+  if (!checkpoint_) return;
   const std::scoped_lock one_at_a_time(checkpoint_mutex_);
   const double begin = now_seconds();
   const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);

@@ -152,23 +152,40 @@ void FileSink::read_vectors(std::int64_t first, std::span<std::byte> into) {
   file_->file().read_at(offset_ + static_cast<std::uint64_t>(first) * vector_bytes_, into);
 }
 
-/// Runs of vectors, as long as the layout allows, through the buffer.
 void FileSink::read(const Block& block, std::span<std::byte> into) {
   check_block(desc_, block, into.size(), size_of(desc_.dtype));
+  if (into.empty()) return;
   const bool bshd = desc_.layout == Layout::bshd;
   if (bshd ? block.heads.size() == desc_.heads : block.heads.size() == 1) {
     read_vectors(vector_index(desc_, block.batch, block.tokens.begin, block.heads.begin), into);
-    return;
+  } else if (bshd) {
+    read_heads(block, into);
+  } else {
+    read_by_head(block, into);
   }
+}
+
+/// bshd, some heads: whole token rows are read, as one long read costs less than many short ones.
+void FileSink::read_heads(const Block& block, std::span<std::byte> into) {
+  const std::size_t row_bytes = to_size(desc_.heads) * vector_bytes_;
   const std::size_t part_bytes = to_size(block.heads.size()) * vector_bytes_;
-  if (bshd) {
-    for (std::int64_t token = block.tokens.begin; token < block.tokens.end; ++token) {
-      read_vectors(vector_index(desc_, block.batch, token, block.heads.begin),
-                   into.first(part_bytes));
+  const auto rows_at_once = static_cast<std::int64_t>(buffer_.size() / row_bytes);
+  for (std::int64_t token = block.tokens.begin; token < block.tokens.end;) {
+    const std::int64_t rows = std::min(rows_at_once, block.tokens.end - token);
+    const auto piece = std::span(buffer_).first(to_size(rows) * row_bytes);
+    read_vectors(vector_index(desc_, block.batch, token, 0), piece);
+    const std::byte* from = piece.data() + to_size(block.heads.begin) * vector_bytes_;
+    for (std::int64_t row = 0; row < rows; ++row, from += row_bytes) {
+      std::memcpy(into.data(), from, part_bytes);
       into = into.subspan(part_bytes);
     }
-    return;
+    token += rows;
   }
+}
+
+/// bhsd: runs of tokens of each head are dealt out to the rows.
+void FileSink::read_by_head(const Block& block, std::span<std::byte> into) {
+  const std::size_t row_bytes = to_size(block.heads.size()) * vector_bytes_;
   const auto tokens_at_once = static_cast<std::int64_t>(buffer_.size() / vector_bytes_);
   for (std::int64_t head = block.heads.begin; head < block.heads.end; ++head) {
     std::byte* column = into.data() + to_size(head - block.heads.begin) * vector_bytes_;
@@ -176,7 +193,7 @@ void FileSink::read(const Block& block, std::span<std::byte> into) {
       const std::int64_t tokens = std::min(tokens_at_once, block.tokens.end - token);
       const auto piece = std::span(buffer_).first(to_size(tokens) * vector_bytes_);
       read_vectors(vector_index(desc_, block.batch, token, head), piece);
-      for (std::size_t at = 0; at < piece.size(); at += vector_bytes_, column += part_bytes) {
+      for (std::size_t at = 0; at < piece.size(); at += vector_bytes_, column += row_bytes) {
         std::memcpy(column, piece.data() + at, vector_bytes_);
       }
       token += tokens;

@@ -61,6 +61,8 @@ class FileSink final : public TensorSink {
 
  private:
   void read_vectors(std::int64_t first, std::span<std::byte> into);
+  void read_heads(const Block& block, std::span<std::byte> into);
+  void read_by_head(const Block& block, std::span<std::byte> into);
   void write_vectors(std::int64_t first, std::span<const std::byte> from);
   void write_by_token(const Block& block, std::span<const std::byte> from);
   void overlay_heads(const Block& block, std::span<const std::byte> from);

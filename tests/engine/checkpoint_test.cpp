@@ -47,6 +47,20 @@ std::unique_ptr<Backend> delayed_backend(std::mt19937_64& random) {
   return std::make_unique<DelayedBackend>(make_test_backend(2), random());
 }
 
+// Stops the run at one of its launches, if it comes to that; tells whether it was stopped.
+bool run_or_hold(DurableRuns& runs, const Plan& plan, const std::filesystem::path& directory,
+                 std::mt19937_64& random) {
+  StopRequest stop;
+  const std::int64_t launch = static_cast<std::int64_t>(random() % 1000) % plan.subproblem_count();
+  HoldingBackend backend(make_test_backend(2), stop, launch);
+  try {
+    runs.run(backend, options_in(directory, &stop, random));
+  } catch (const Stopped&) {
+    return true;
+  }
+  return false;
+}
+
 // Stops the run, perhaps, some time after it began; tells whether it was stopped.
 bool run_or_stop(DurableRuns& runs, const std::filesystem::path& directory,
                  std::mt19937_64& random) {
@@ -86,7 +100,10 @@ BOOST_AUTO_TEST_CASE(stopped_anywhere_and_continued_gives_the_same_bytes) {
     const TestDirectory directory;
     DurableRuns runs(tried.plan, tried.input);
     for (int i = 0; i < 2; ++i) {
-      if (run_or_stop(runs, directory.path(), random)) ++stops;
+      if (i == 0 ? run_or_hold(runs, tried.plan, directory.path(), random)
+                 : run_or_stop(runs, directory.path(), random)) {
+        ++stops;
+      }
     }
     const RunResult result =
         runs.run(*delayed_backend(random), options_in(directory.path(), nullptr, random));
@@ -119,7 +136,7 @@ BOOST_AUTO_TEST_CASE(what_is_durable_is_not_computed_again) {
     const Case tried = random_case(random);
     const TestDirectory directory;
     DurableRuns runs(tried.plan, tried.input);
-    if (!run_or_stop(runs, directory.path(), random)) continue;
+    if (!run_or_hold(runs, tried.plan, directory.path(), random)) continue;
     const RunResult rest =
         runs.run(*make_test_backend(2), options_in(directory.path(), nullptr, random));
     for (const std::uint64_t scores : expected_scores(tried.plan)) whole += scores;

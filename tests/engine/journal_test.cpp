@@ -4,11 +4,9 @@
 #include <boost/test/unit_test.hpp>
 #include <random>
 #include <set>
-#include <thread>
 
 #include "engine/checksum.hpp"
 #include "stream_cqsa/error.hpp"
-#include "support/delayed_backend.hpp"
 #include "support/durable_run.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
@@ -65,26 +63,6 @@ Plan seven_chunks() {
   return make_plan(request);
 }
 
-// Asks to stop at the sixth subproblem, when the others are merged, and holds it until that is
-// done.
-class HoldingBackend : public DelayedBackend {
- public:
-  explicit HoldingBackend(StopRequest& stop)
-      : DelayedBackend(make_test_backend(1), 1), stop_(stop) {}
-  Ticket launch(WorkList work, std::span<const Ticket> after) override {
-    if (work.subproblem == 5) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-      while (!stop_.watched) std::this_thread::yield();
-      stop_.stop = true;
-      while (stop_.watched) std::this_thread::yield();
-    }
-    return DelayedBackend::launch(std::move(work), after);
-  }
-
- private:
-  StopRequest& stop_;
-};
-
 // A run that is stopped in the middle: what it leaves, and the bytes that it would have come to.
 struct StoppedRun {
   const TestInput input = small_input();
@@ -104,7 +82,7 @@ struct StoppedRun {
     StopRequest stop;
     RunOptions stopping = options(directory.path(), true);
     stopping.checkpoint.stop = &stop;
-    HoldingBackend backend(stop);
+    HoldingBackend backend(make_test_backend(1), stop, 5);
     BOOST_REQUIRE_THROW(runs.run(backend, stopping), Stopped);
     output = runs.output;
     lse = runs.lse;

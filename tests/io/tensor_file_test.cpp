@@ -107,6 +107,39 @@ BOOST_AUTO_TEST_CASE(blocks_of_written_files_read_back) {
   });
 }
 
+BOOST_AUTO_TEST_CASE(an_unfinished_tensor_is_continued) {
+  const TemporaryDirectory folder;
+  for_random_cases(7, [&](std::mt19937_64& random, const Case& one) {
+    const auto path = folder / "t.safetensors";
+    const auto packed = [&](const Block& block) {
+      return block_of(one.desc, one.data, block, Layout::bshd, size_of(one.desc.dtype));
+    };
+    const auto open = [&] {
+      return create_tensor(path, "q", one.desc, true, open_posix_file, true);
+    };
+    const Block first = random_block(random, one.desc);
+    {
+      const auto sink = open();
+      sink->write(first, bytes_of(packed(first)));
+      sink->sync();
+    }
+    const auto sink = open();
+    std::string back(packed(first).size(), '\0');
+    sink->read(first, std::as_writable_bytes(std::span(back)));
+    BOOST_TEST((back == packed(first)));
+    write_all(*sink, one.data);
+    for (int i = 0; i < 5; ++i) {
+      const Block block = random_block(random, one.desc);
+      back.resize(packed(block).size());
+      sink->read(block, std::as_writable_bytes(std::span(back)));
+      BOOST_TEST((back == packed(block)));
+    }
+    sink->commit();
+    BOOST_TEST(read_file(path).ends_with(one.data));
+    BOOST_TEST(!std::filesystem::exists(path.string() + ".partial"));
+  });
+}
+
 BOOST_AUTO_TEST_CASE(head_groups_in_any_order_make_the_whole) {
   const TemporaryDirectory folder;
   for_random_cases(2, [&](std::mt19937_64& random, const Case& one) {

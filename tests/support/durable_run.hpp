@@ -14,6 +14,7 @@
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/files.hpp"
 #include "support/attention.hpp"
+#include "support/delayed_backend.hpp"
 
 namespace stream_cqsa::testing {
 
@@ -41,6 +42,28 @@ inline std::vector<char> read_file(const std::filesystem::path& path) {
 inline void write_file(const std::filesystem::path& path, const std::vector<char>& content) {
   std::ofstream(path, std::ios::binary).write(content.data(), std::ssize(content));
 }
+
+/// Asks to stop at a launch, counted from 0, and holds it until the run has stopped.
+class HoldingBackend : public DelayedBackend {
+ public:
+  HoldingBackend(std::unique_ptr<Backend> inner, StopRequest& stop, std::int64_t launch)
+      : DelayedBackend(std::move(inner), 1), stop_(stop), left_(launch) {}
+
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    if (left_-- == 0) {
+      // For the partials before it to be merged.
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      while (!stop_.watched) std::this_thread::yield();
+      stop_.stop = true;
+      while (stop_.watched) std::this_thread::yield();
+    }
+    return DelayedBackend::launch(std::move(work), after);
+  }
+
+ private:
+  StopRequest& stop_;
+  std::int64_t left_;
+};
 
 /// Counts what it writes, and calls back before each write.
 class WatchedSink : public TensorSink {
