@@ -23,7 +23,7 @@ struct HopperShape;
 template <>
 struct HopperShape<32> {
   static constexpr int consumers = 3;                     ///< warpgroups of 64 query rows
-  static constexpr int keys = 192;                        ///< of a tile
+  static constexpr int keys = 176;                        ///< of a tile
   static constexpr int key_stages = 3, value_stages = 3;  ///< tiles of K, of V in shared memory
   static constexpr Schedule schedule = Schedule::in_turn;
   static constexpr bool turns = true;  ///< consumers put their products on the tensor cores in turn
@@ -35,7 +35,7 @@ struct HopperShape<64> : HopperShape<32> {};
 template <>
 struct HopperShape<96> {
   static constexpr int consumers = 3;
-  static constexpr int keys = 160;
+  static constexpr int keys = 144;
   static constexpr int key_stages = 2, value_stages = 2;
   static constexpr Schedule schedule = Schedule::in_turn;
   static constexpr bool turns = true;
