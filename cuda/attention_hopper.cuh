@@ -137,11 +137,9 @@ class HopperConsumer {
   // Consumers put their products on the tensor cores in turn: while one's run, the others' softmax
   // does. All have equally many tiles.
   __device__ static int turn(int consumer) { return 1 + Tile::consumers + consumer; }
-  __device__ void take_turn() const {
-    if constexpr (Tile::turns) named_barrier_sync(turn(number_), 2 * Tile::warpgroup);
-  }
+  __device__ void take_turn() const { named_barrier_sync(turn(number_), 2 * Tile::warpgroup); }
   __device__ void give_turn(int consumer) const {
-    if constexpr (Tile::turns) named_barrier_arrive(turn(consumer), 2 * Tile::warpgroup);
+    named_barrier_arrive(turn(consumer), 2 * Tile::warpgroup);
   }
 
   __device__ void release_key() {
@@ -204,16 +202,17 @@ class HopperConsumer {
 
   /// scores become weights; the tile of K goes back.
   __device__ void softmax(Scores& scores, const Ticket& ticket) {
+    bool pending[2] = {true, true};
     const bool settled = softmax_.settled(ticket);
-    if (!settled || !softmax_.weights_by_earlier_maximum(scores)) {
-      if (settled) recompute_scores(scores);
-      softmax_.weights(scores, ticket);
+    if (!settled || !softmax_.weights_by_earlier_maximum(scores, pending)) {
+      if (settled) recompute_scores(scores, pending);
+      softmax_.weights(scores, ticket, pending);
     }
     release_key();
   }
 
-  /// This warp's scores once more, without the other warps of its warpgroup.
-  __device__ void recompute_scores(Scores& scores) const {
+  /// The scores of this warp's pending rows once more, without the other warps of its warpgroup.
+  __device__ void recompute_scores(Scores& scores, const bool (&pending)[2]) const {
     const int lane = thread_ % 32;
     const int row = lane % 8;
     // Rows of 128 bytes, of which the swizzle exchanges the sixteenths.
@@ -221,7 +220,7 @@ class HopperConsumer {
       return ((step % 4 * 2 + half) ^ row) * 16;
     };
 #pragma unroll
-    for (float& score : scores) score = 0;
+    for (int i = 0; i < Tile::keys / 2; ++i) scores[i] = pending[i / 2 % 2] ? 0 : scores[i];
 #pragma unroll 1
     for (int step = 0; step < dim / 16; ++step) {
       std::uint32_t a[4];
@@ -233,9 +232,15 @@ class HopperConsumer {
       for (int pair = 0; pair < Tile::keys / 16; ++pair) {
         std::uint32_t b[4];
         load_matrices(b, k + pair * 16 * 128);
-        float(&c)[2][4] = reinterpret_cast<float(&)[2][4]>(scores[8 * pair]);
+        float c[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) c[i / 4][i % 4] = scores[8 * pair + i];
         multiply_add<T>(c[0], a, b[0], b[1]);
         multiply_add<T>(c[1], a, b[2], b[3]);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (pending[i / 2 % 2]) scores[8 * pair + i] = c[i / 4][i % 4];
+        }
       }
     }
   }

@@ -16,7 +16,7 @@ namespace stream_cqsa::cuda {
 ///
 /// m may stay what earlier tiles left as long as no weight gets large: then a tile costs neither
 /// its maximum nor a rescale. State and merge are exact for any m; fp32, f16 and bf16 weights are
-/// as precise above 1 as below.
+/// as precise above 1 as below. Each row decides for itself, whatever the others hold.
 template <class Tile, class Policy>
 class HopperSoftmax {
  public:
@@ -34,46 +34,58 @@ class HopperSoftmax {
 
   /// Whether weights_by_earlier_maximum() is worth a try on this tile; the same in a warp.
   __device__ bool settled(const Ticket& ticket) const {
-    return !Policy::changes_scores && settled_ && ticket.whole();
+    return !Policy::changes_scores && any_settled_ && ticket.whole();
   }
 
-  /// False where a weight is too large or NaN, in any row of the warp; then the scores are spoilt
-  /// and nothing else has changed.
-  __device__ bool weights_by_earlier_maximum(Scores& scores) {
+  /// False where some row of the warp is `pending`: its maximum is not known or huge, or a weight
+  /// is too large or NaN. The scores of those rows are spoilt; the others are done.
+  __device__ bool weights_by_earlier_maximum(Scores& scores, bool (&pending)[2]) {
     const float m[2] = {__fmul_rn(max_[0], scale_), __fmul_rn(max_[1], scale_)};
     float sum[2] = {};
-    exponentiate<false>(scores, m, sum);
-    if (__any_sync(~0u, !(sum[0] <= highest_sum && sum[1] <= highest_sum))) return false;
-    sum_[0] += sum[0];
-    sum_[1] += sum[1];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) exponentiate<false>(scores, half, m[half], sum[half]);
+    pending[0] = !(settled(m[0]) && sum[0] <= highest_sum);
+    pending[1] = !(settled(m[1]) && sum[1] <= highest_sum);
     moved_ = false;
-    return true;
+    const bool done = !__any_sync(~0u, pending[0] || pending[1]);
+    if (!done) {
+      pending[0] = any_of_row(pending[0]);
+      pending[1] = any_of_row(pending[1]);
+    }
+    if (!pending[0]) sum_[0] += sum[0];
+    if (!pending[1]) sum_[1] += sum[1];
+    return done;
   }
 
-  __device__ void weights(Scores& scores, const Ticket& ticket) {
+  /// Of the pending rows.
+  __device__ void weights(Scores& scores, const Ticket& ticket, const bool (&pending)[2]) {
     if (Policy::changes_scores || !ticket.whole()) mask(scores, ticket);
     float m[2];
     bool huge = false;
-    bool far = false;  // the next tile's maximum may move as far
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float highest = row_maximum(scores, half);
       // No key yet: -infinity minus -infinity would be NaN.
       m[half] = highest == -HUGE_VALF ? 0.0f : __fmul_rn(highest, scale_);
-      rescale_[half] = fast_exp2(__fsub_rn(__fmul_rn(max_[half], scale_), m[half]));
-      far |= !(rescale_[half] * highest_sum >= 1.0f);
+      const float rescale = fast_exp2(__fsub_rn(__fmul_rn(max_[half], scale_), m[half]));
+      rescale_[half] = pending[half] ? rescale : 1.0f;
+      if (!pending[half]) continue;
       max_[half] = highest;
-      sum_[half] *= rescale_[half];
+      sum_[half] *= rescale;
       huge |= fabsf(m[half]) > huge_score;
     }
     huge = __any_sync(~0u, huge);
-    settled_ = !__any_sync(~0u, huge || far);
+    any_settled_ = __any_sync(~0u, settled(max_[0] * scale_) || settled(max_[1] * scale_));
     // Maxima move rarely once many keys are seen. NaN counts as a move.
     moved_ = __any_sync(~0u, !(rescale_[0] == 1.0f && rescale_[1] == 1.0f));
-    if (huge) {
-      exponentiate<true>(scores, m, sum_);
-    } else {
-      exponentiate<false>(scores, m, sum_);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!pending[half]) continue;
+      if (huge) {
+        exponentiate<true>(scores, half, m[half], sum_[half]);
+      } else {
+        exponentiate<false>(scores, half, m[half], sum_[half]);
+      }
     }
   }
 
@@ -100,6 +112,9 @@ class HopperSoftmax {
   /// largest of bf16.
   static constexpr float highest_sum = 512;
 
+  /// Whether a row's m is known, and not huge.
+  __device__ static bool settled(float m) { return fabsf(m) <= huge_score; }
+
   __device__ float row_maximum(const Scores& scores, int half) const {
     float highest = max_[half];
 #pragma unroll
@@ -111,25 +126,25 @@ class HopperSoftmax {
     return fmaxf(highest, __shfl_xor_sync(~0u, highest, 2));
   }
 
-  /// Adds the weights to `sums`.
-  template <bool any_huge>
-  __device__ void exponentiate(Scores& scores, const float (&m)[2], float (&sums)[2]) const {
+  /// Whether it is true in any of the four threads that share the row.
+  __device__ static bool any_of_row(bool of_thread) {
+    const unsigned row = 0xfu << (threadIdx.x % 32 & ~3u);
+    return (__ballot_sync(~0u, of_thread) & row) != 0;
+  }
+
+  /// Of one row; adds the weights to `sum`.
+  template <bool maybe_huge>
+  __device__ void exponentiate(Scores& scores, int half, float m, float& sum) const {
+    const bool huge = maybe_huge && fabsf(m) > huge_score;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const bool huge = any_huge && fabsf(m[half]) > huge_score;
-      float sum = sums[half];
+    for (int column = 0; column < Tile::keys / 8; ++column) {
 #pragma unroll
-      for (int column = 0; column < Tile::keys / 8; ++column) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          float& score = scores[4 * column + i];
-          // m is a rounded product: where its rounding is large, the score's must be the same.
-          score = fast_exp2(huge ? __fsub_rn(__fmul_rn(score, scale_), m[half])
-                                 : fmaf(score, scale_, -m[half]));
-          sum += score;
-        }
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        float& score = scores[4 * column + i];
+        // m is a rounded product: where its rounding is large, the score's must be the same.
+        score = fast_exp2(huge ? __fsub_rn(__fmul_rn(score, scale_), m) : fmaf(score, scale_, -m));
+        sum += score;
       }
-      sums[half] = sum;
     }
   }
 
@@ -170,8 +185,8 @@ class HopperSoftmax {
   float max_[2] = {-HUGE_VALF, -HUGE_VALF};  // of the unscaled scores
   float sum_[2] = {};                        // of this thread's columns
   float rescale_[2];                         // of what is accumulated, by the last tile
-  bool moved_ = false;    // whether rescale_ is not 1 somewhere; the same in a warp
-  bool settled_ = false;  // whether earlier maxima may do; likewise
+  bool moved_ = false;        // whether rescale_ is not 1 somewhere; the same in a warp
+  bool any_settled_ = false;  // of the warp's rows
 };
 
 }  // namespace stream_cqsa::cuda

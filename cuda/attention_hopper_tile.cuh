@@ -26,7 +26,6 @@ struct HopperShape<32> {
   static constexpr int keys = 176;                        ///< of a tile
   static constexpr int key_stages = 3, value_stages = 3;  ///< tiles of K, of V in shared memory
   static constexpr Schedule schedule = Schedule::in_turn;
-  static constexpr bool turns = true;  ///< consumers put their products on the tensor cores in turn
 };
 
 template <>
@@ -38,7 +37,6 @@ struct HopperShape<96> {
   static constexpr int keys = 144;
   static constexpr int key_stages = 2, value_stages = 2;
   static constexpr Schedule schedule = Schedule::in_turn;
-  static constexpr bool turns = true;
 };
 
 template <>
@@ -47,7 +45,6 @@ struct HopperShape<128> {
   static constexpr int keys = 160;
   static constexpr int key_stages = 2, value_stages = 2;
   static constexpr Schedule schedule = Schedule::beside;
-  static constexpr bool turns = true;
 };
 
 template <>
