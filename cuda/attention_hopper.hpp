@@ -15,9 +15,9 @@ bool hopper_computes(DType storage, std::int64_t dim);
 AttentionTile attention_hopper_tile(std::int64_t dim);
 
 /// Launches the kernel; AttentionWork::query_pool and key_pool must be given. The V rows between a
-/// chunk's end and the next multiple of 128 tokens, as far as the pool has them, must be finite. In
-/// a pair that the mask cuts NaN and infinity in V would reach rows that do not see them: where the
-/// flag AttentionWork::non_finite is set nothing is computed.
+/// chunk's end and the next multiple of the tile's keys, as far as the pool has them, must be
+/// finite. In a pair that the mask cuts NaN and infinity in V would reach rows that do not see
+/// them: where the flag AttentionWork::non_finite is set nothing is computed.
 void launch_attention_hopper(DType storage, const AttentionWork& work, cudaStream_t stream);
 
 /// Sets the flag AttentionWork::non_finite to whether the V of any partial pair holds NaN or

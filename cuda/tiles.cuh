@@ -68,12 +68,38 @@ __device__ inline TokenRange clip(TokenRange seen, std::int64_t first, std::int6
   return {clamp(seen.begin), clamp(seen.end)};
 }
 
-/// The key tiles that any row of a query tile sees, in order. Tiles are counted from their chunk's
-/// first, and fewer than 2^31: their keys lie in the device's memory.
+/// A tile of keys. Tiles are counted from their chunk's first, and fewer than 2^31: their keys lie
+/// in the device's memory.
+template <int Keys>
+struct KeyTile {
+  const KeyItem* keys;  ///< this chunk
+  int tile = 0;         ///< of the chunk
+
+  /// Keys of the tile that lie in the chunk.
+  __device__ int present() const {
+    const std::int64_t rest = keys->tokens - first_row();
+    return static_cast<int>(rest < Keys ? rest : Keys);
+  }
+
+  /// The tile's first key, in the chunk and in the sequence.
+  __device__ std::int64_t first_row() const { return std::int64_t{tile} * Keys; }
+  __device__ std::int64_t first_key() const { return keys->first_token + first_row(); }
+
+  /// The keys of the tile that a query sees.
+  template <class Policy>
+  __device__ KeyColumns columns(const Policy& policy, std::int64_t query) const {
+    if (!keys->partial) return {0, present()};
+    const TokenRange seen = clip(policy.keys_of(query), first_key(), present());
+    const std::int64_t past = seen.end < seen.begin ? seen.begin : seen.end;
+    return {static_cast<int>(seen.begin), static_cast<int>(past)};
+  }
+};
+
+/// The key tiles that any row of a query tile sees, in order.
 template <int Keys, int Queries, class Policy>
-struct KeyWalk {
-  const KeyItem* keys;              ///< this chunk
-  int tile = 0;                     ///< of the chunk
+struct KeyWalk : KeyTile<Keys> {
+  using KeyTile<Keys>::keys;
+  using KeyTile<Keys>::tile;
   int end = 0;                      ///< one past the last tile that is seen
   int whole_begin = 0;              ///< from this tile on every row sees every key,
   int whole_end = 0;                ///< and no longer from this one on
@@ -84,7 +110,7 @@ struct KeyWalk {
 
   __device__ KeyWalk(const AttentionWork& work, const QueryItem& chunk, const std::int64_t& first,
                      const Policy& mask)
-      : keys(work.keys + chunk.first_key),
+      : KeyTile<Keys>{work.keys + chunk.first_key},
         left(static_cast<int>(chunk.key_count)),
         first_query(first),
         policy(mask) {
@@ -130,27 +156,13 @@ struct KeyWalk {
     }
   }
 
-  /// Keys of the tile that lie in the chunk.
-  __device__ int present() const {
-    const std::int64_t rest = keys->tokens - first_row();
-    return static_cast<int>(rest < Keys ? rest : Keys);
-  }
-
-  /// The tile's first key, in the chunk and in the sequence.
-  __device__ std::int64_t first_row() const { return std::int64_t{tile} * Keys; }
-  __device__ std::int64_t first_key() const { return keys->first_token + first_row(); }
-
   /// The sequence position of a row of the query tile. Rows beyond the chunk count as its last.
   __device__ std::int64_t query_at(int row) const {
     return first_query + (row < last_row ? row : last_row);
   }
 
-  /// The keys of the tile that a query sees.
   __device__ KeyColumns columns(std::int64_t query) const {
-    if (!keys->partial) return {0, present()};
-    const TokenRange seen = clip(policy.keys_of(query), first_key(), present());
-    const std::int64_t past = seen.end < seen.begin ? seen.begin : seen.end;
-    return {static_cast<int>(seen.begin), static_cast<int>(past)};
+    return KeyTile<Keys>::columns(policy, query);
   }
 };
 
