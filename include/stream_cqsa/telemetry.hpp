@@ -16,7 +16,7 @@ enum class Stage {
   copy_in,     ///< host to device slots
   compute,     ///< kernels
   copy_out,    ///< state slots to host
-  transfer,    ///< partials between ranks
+  transfer,    ///< partials from other ranks, while any is on its way
   merge,       ///< partials into accumulators, and finishing rows
   spill,       ///< accumulators to and from the scratch file
   write,       ///< finished rows to the output

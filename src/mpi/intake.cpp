@@ -1,5 +1,7 @@
 #include "mpi/intake.hpp"
 
+#include <utility>
+
 namespace stream_cqsa {
 
 void Intake::offer(int rank, const Message& message) {
@@ -46,6 +48,10 @@ bool Intake::poll() {
     transfer = transfers_.erase(transfer);
     did_something = true;
   }
+  if (did_something && transfers_.empty()) {
+    telemetry_.record(Stage::transfer, {busy_since_, now_seconds()},
+                      std::exchange(bytes_under_way_, 0), -1);
+  }
   for (auto offer = offers_.begin(); offer != offers_.end();) {
     const bool begun = begin(offer->first, offer->second);
     did_something |= begun;
@@ -82,16 +88,15 @@ void Intake::begin_transfer(const Source& source, const Message& message,
   const SoftmaxStates states =
       softmax_states_at(buffer.data, piece_rows(plan_, message.piece), plan_.problem().head_dim);
   const auto bytes = static_cast<std::size_t>(softmax_state_bytes(states.rows, states.dim));
+  if (transfers_.empty()) busy_since_ = now_seconds();
   transfers_.push_back(
       {communicator_.receive(source.rank, states_tag + message.buffer, {buffer.data, bytes}),
-       source, message, dropped, buffer, states, now_seconds()});
+       source, message, dropped, buffer, states});
 }
 
 void Intake::end(Transfer& transfer) {
   const Message& message = transfer.message;
-  telemetry_.record(Stage::transfer, {transfer.begin, now_seconds()},
-                    softmax_state_bytes(transfer.states.rows, transfer.states.dim),
-                    message.subproblem);
+  bytes_under_way_ += softmax_state_bytes(transfer.states.rows, transfer.states.dim);
   if (transfer.dropped) {
     spare_in_use_ = false;
   } else {

@@ -64,7 +64,6 @@ class Intake {
     bool dropped = false;
     PartialReceiver::Buffer buffer;
     SoftmaxStates states;
-    double begin = 0;
   };
   /// How many of a subproblem's partials have come from a rank.
   struct Count {
@@ -91,6 +90,8 @@ class Intake {
   std::multimap<Source, Offer> offers_;
   std::set<Source> dropped_;
   std::list<Transfer> transfers_;
+  double busy_since_ = 0;  ///< while there are transfers
+  std::int64_t bytes_under_way_ = 0;
   std::set<std::pair<PieceKey, std::int64_t>> coming_;  ///< (piece, subproblem) of transfers
   std::map<Source, Count> counts_;
 };

@@ -6,11 +6,10 @@
 namespace stream_cqsa {
 
 PartialSender::PartialSender(const Plan& plan, std::byte* memory, Communicator& communicator,
-                             Telemetry& telemetry, Abort& abort)
+                             Abort& abort)
     : memory_(memory),
       buffer_bytes_(plan.host.state_buffer_bytes),
       communicator_(communicator),
-      telemetry_(telemetry),
       buffers_(abort, [&] {
         std::vector<std::int32_t> numbers(static_cast<std::size_t>(plan.host.state_buffers));
         std::iota(numbers.rbegin(), numbers.rend(), 0);
@@ -71,8 +70,6 @@ bool PartialSender::send() {
       ++states;
       continue;
     }
-    telemetry_.record(Stage::transfer, {states->begin, now_seconds()}, states->bytes,
-                      states->subproblem);
     buffers_.give(states->buffer);
     states = states_.erase(states);
     did_something = true;
@@ -95,8 +92,7 @@ void PartialSender::send_one(const Waiting& waiting) {
   const std::int64_t bytes = softmax_state_bytes(rows.rows, rows.dim);
   const std::int32_t buffer = waiting.message.buffer;
   const std::span<const std::byte> data(data_of(buffer), static_cast<std::size_t>(bytes));
-  states_.push_back({communicator_.send(0, states_tag + buffer, data), buffer, bytes,
-                     waiting.message.subproblem, now_seconds()});
+  states_.push_back({communicator_.send(0, states_tag + buffer, data), buffer});
 }
 
 bool PartialSender::empty() const {

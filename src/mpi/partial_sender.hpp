@@ -13,7 +13,6 @@
 #include "mpi/communicator.hpp"
 #include "mpi/protocol.hpp"
 #include "stream_cqsa/plan.hpp"
-#include "stream_cqsa/telemetry.hpp"
 
 namespace stream_cqsa {
 
@@ -22,8 +21,7 @@ namespace stream_cqsa {
 class PartialSender : public PartialReceiver {
  public:
   /// `memory` holds the plan's state buffers.
-  PartialSender(const Plan& plan, std::byte* memory, Communicator& communicator,
-                Telemetry& telemetry, Abort& abort);
+  PartialSender(const Plan& plan, std::byte* memory, Communicator& communicator, Abort& abort);
 
   // For the pipeline's threads.
   bool try_buffer(Buffer& buffer) override;
@@ -45,9 +43,6 @@ class PartialSender : public PartialReceiver {
   struct States {
     Request request;
     std::int32_t buffer = 0;
-    std::int64_t bytes = 0;
-    std::int64_t subproblem = 0;
-    double begin = 0;
   };
   struct Header {
     Message message;
@@ -63,7 +58,6 @@ class PartialSender : public PartialReceiver {
   std::byte* memory_;
   std::int64_t buffer_bytes_;
   Communicator& communicator_;
-  Telemetry& telemetry_;
   Pool<std::int32_t> buffers_;
   mutable std::mutex mutex_;  // guards waiting_ and offered_
   std::deque<Waiting> waiting_;

@@ -25,7 +25,7 @@ class Computing {
   Computing(const Plan& plan, const Inputs& inputs, Backend& backend, const RunOptions& options,
             Telemetry& telemetry, Communicator& communicator, std::byte* memory)
       : backend_(backend),
-        sender_(plan, memory + plan.host.state_offset(), communicator, telemetry, abort_),
+        sender_(plan, memory + plan.host.state_offset(), communicator, abort_),
         assignments_(abort_, most_assignments),
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
                   abort_),
@@ -42,7 +42,11 @@ class Computing {
 
   PartialSender& sender() { return sender_; }
   void assign(const Message& message) {
-    assignments_.push({message.subproblem, message.wanted_positions()});
+    try {
+      assignments_.push({message.subproblem, message.wanted_positions()});
+    } catch (const Aborted&) {
+      // The failure is told next, and the master gives the subproblem to another.
+    }
   }
   bool failed() const { return abort_.failed(); }
   void rethrow_if_failed() const { abort_.rethrow_if_failed(); }

@@ -265,13 +265,11 @@ std::vector<CaseKernel> kernels(DType type, std::int64_t dim) {
                      portable(work, stream, shared_bytes);
                    }});
   }
-  if (dim == 64 || dim == 128) {
-    all.push_back({"the kernel for slots in pools", cuda::attention_tile(type, dim).queries,
-                   [=](const cuda::AttentionWork& work, cudaStream_t stream) {
-                     cuda::launch_attention(type, work, stream);
-                   },
-                   true});
-  }
+  all.push_back({"the kernel for slots in pools", cuda::attention_tile(type, dim).queries,
+                 [=](const cuda::AttentionWork& work, cudaStream_t stream) {
+                   cuda::launch_attention(type, work, stream);
+                 },
+                 true});
   return all;
 }
 
