@@ -79,7 +79,10 @@ BOOST_AUTO_TEST_CASE(more_than_2_to_the_31_elements_in_one_slot) {
       {{0, 0, 0}, {0, 16399, 2047}, {0, 16390, 1}, {0, 8200, 1024}}};
   RowSink sink(desc, rows);
   Telemetry telemetry;
-  run(plan, {*query, *key, *value}, {sink, nullptr}, *backend, {"", 12, 4}, telemetry);
+  RunOptions options;
+  options.read_threads = 12;
+  options.merge_threads = 4;
+  run(plan, {*query, *key, *value}, {sink, nullptr}, *backend, options, telemetry);
   const auto references = reference_rows(problem, *query, *key, *value, rows);
   for (std::size_t i = 0; i < rows.size(); ++i) {
     BOOST_TEST_REQUIRE(sink.values(i).size() == 64u);

@@ -1,0 +1,225 @@
+"""Runs on several ranks: the bytes of one, whatever happens to the ranks."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+import numpy as np
+
+from cli import PROGRAM, CliTest
+
+SEED = int(os.environ.get("STREAM_CQSA_KILL_SEED", "1"))
+KILLS = int(os.environ.get("STREAM_CQSA_KILLS", "24"))
+MPIRUN = shutil.which("mpirun")
+
+
+class Ranks(CliTest):
+
+    shape = (1, 6000, 2, 64)
+    options = ["--chunks", "13", "--causal", "--threads", "1", "--heads-per-group", "1"]
+
+    def setUp(self):
+        super().setUp()
+        self.random_moment = random.Random(SEED)
+
+    def command(self, *extra, output="o.npy"):
+        return ["run", *self.inputs(), *self.options, "--output", self.path(output),
+                "--lse", self.path("lse-" + output), "--quiet", *extra]
+
+    def start(self, ranks, *parts):
+        """mpirun with one part for all ranks, or a list of (ranks, arguments)."""
+        environment = {key: value for key, value in os.environ.items()
+                       if key != "OMPI_MCA_ess_singleton_isolated"}
+        command = [MPIRUN, "--bind-to", "none"]
+        for index, part in enumerate(parts):
+            count = ranks if len(parts) == 1 else ranks[index]
+            command += [":"] * (index > 0) + ["-n", count, PROGRAM, *part]
+        process = subprocess.Popen([str(word) for word in command], env=environment, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.kill)
+        return process
+
+    def mpirun(self, ranks, *parts, status=0):
+        process = self.start(ranks, *parts)
+        output, error = process.communicate(timeout=250)
+        self.assertEqual(process.returncode, status, output + error)
+        return error
+
+    def bytes_of(self, output):
+        return self.path(output).read_bytes(), self.path("lse-" + output).read_bytes()
+
+    def alone(self, *extra):
+        self.succeed(*self.command(*extra, output="expected.npy"))
+        return self.bytes_of("expected.npy")
+
+    def rank_processes(self, launcher):
+        """{rank: process} of the program's processes that the launcher started."""
+        found = {}
+        for entry in os.listdir("/proc"):
+            try:
+                status = open(f"/proc/{entry}/status").read() if entry.isdigit() else ""
+                if f"PPid:\t{launcher.pid}\n" not in status:
+                    continue
+                words = open(f"/proc/{entry}/environ").read().split("\0")
+            except OSError:
+                continue
+            for word in words:
+                if word.startswith("OMPI_COMM_WORLD_RANK="):
+                    found[int(word.split("=")[1])] = int(entry)
+        return found
+
+
+class SameBytes(Ranks):
+
+    def test_bytes_do_not_depend_on_the_number_of_ranks(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        for ranks in (2, 3, 5, 9):
+            with self.subTest(ranks=ranks):
+                report = self.path(f"r{ranks}.json")
+                self.mpirun(ranks, self.command("--overwrite", "--report", report))
+                self.assertEqual(self.bytes_of("o.npy"), expected)
+                report = json.loads(report.read_text())
+                self.assertTrue(report["certificate"]["ok"])
+                self.assertEqual(report["ranks"], ranks)
+                self.assertEqual([worker["rank"] for worker in report["workers"]],
+                                 list(range(1, ranks)))
+                work = [worker["subproblems"] for worker in report["workers"]]
+                self.assertGreaterEqual(sum(work), 26)
+                self.assertLessEqual(report["memory"]["host"]["allocated"],
+                                     report["memory"]["host"]["budget"])
+
+    def test_a_pinned_plan(self):
+        self.save_inputs(shape=(2, 900, 4, 32), kv_shape=(2, 700, 2, 32), dtype=np.float32)
+        self.options = []
+        plan = self.path("plan.json")
+        done = self.succeed("plan", *self.inputs(), "--lse", self.path("lse-o.npy"),
+                            "--device-memory", "1MiB", "--host-memory", "16MiB", "--json")
+        plan.write_text(done.stdout)
+        expected = self.alone("--plan", plan)
+        for ranks in (2, 4):
+            self.mpirun(ranks, self.command("--overwrite", "--plan", plan))
+            self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_workers_of_different_means(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        common = self.command()
+        self.mpirun((2, 1, 1), common, [*common, "--device-memory", "3MiB"],
+                    [*common, "--host-memory", "20MiB", "--device-memory", "40MiB"])
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_little_host_memory_and_a_scratch_directory(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        self.mpirun(3, self.command("--host-memory", "2MiB", "--scratch", self.folder))
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+
+class Wrong(Ranks):
+
+    def only_line(self, error):
+        lines = [line for line in error.splitlines() if line.startswith("stream-cqsa:")]
+        self.assertEqual(len(lines), 1, error)
+        return lines[0]
+
+    def test_errors_are_said_once(self):
+        self.save_inputs(shape=(1, 50, 2, 16))
+        error = self.mpirun(3, self.command("--chunks", "0"), status=2)
+        self.assertIn("--chunks 0", self.only_line(error))
+        error = self.mpirun(3, [*self.command("--key", "none.npy")], status=2)
+        self.only_line(error)
+        self.path("o.npy").write_bytes(b"mine")
+        error = self.mpirun(3, self.command(), status=2)
+        self.assertIn("--overwrite", self.only_line(error))
+        self.assertEqual(self.path("o.npy").read_bytes(), b"mine")
+
+    def test_an_input_that_a_worker_does_not_see_is_named_with_the_rank(self):
+        self.save_inputs(shape=(1, 50, 2, 16))
+        common = self.command()
+        error = self.mpirun((2, 1), common, [*common[:2], self.path("other.npy"), *common[3:]],
+                            status=2)
+        line = self.only_line(error)
+        self.assertIn("rank 2", line)
+        self.assertIn("other.npy", line)
+
+    def test_a_worker_with_too_little_memory_is_done_without(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        common = self.command()
+        error = self.mpirun((2, 1), common, [*common, "--host-memory", "100KiB"])
+        self.assertIn("rank 2 gave up", error)
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+
+class Disturbed(Ranks):
+    """Kills and signals at random moments; the same command again comes to the same bytes."""
+
+    shape = (1, 12000, 2, 64)
+    options = ["--chunks", "31", "--causal", "--threads", "1", "--heads-per-group", "1"]
+
+    def durable(self, *extra):
+        return self.command("--checkpoint", self.path("ckpt"), "--checkpoint-interval", "0.05",
+                            *extra)
+
+    def finish(self, ranks, expected):
+        if not self.path("o.npy").exists():
+            self.mpirun(ranks, self.durable())
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+        self.assertFalse(list(self.folder.glob("*.partial")))
+
+    def test_kills_of_a_worker_the_master_and_the_whole_job(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        begin = time.monotonic()
+        self.mpirun(3, self.command())
+        seconds = time.monotonic() - begin
+        self.path("o.npy").unlink()
+        for kill in range(KILLS):
+            process = self.start(3, self.durable())
+            time.sleep(self.random_moment.uniform(0.1, 1.1) * seconds)
+            ranks = self.rank_processes(process)
+            victims = [ranks.get(1 + kill % 2)] if kill % 3 == 0 else (
+                [ranks.get(0)] if kill % 3 == 1 else [process.pid, *ranks.values()])
+            for victim in victims:
+                try:
+                    if victim:
+                        os.kill(victim, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            process.communicate(timeout=100)
+            # What mpirun leaves alone when it is killed itself ends by itself; nobody waits for it.
+            while any(os.path.exists(f"/proc/{pid}") for pid in ranks.values()):
+                time.sleep(0.01)
+            if self.path("o.npy").exists():
+                self.finish(3, expected)
+                self.path("o.npy").unlink()
+                self.path("lse-o.npy").unlink()
+        self.finish(2 + KILLS % 3, expected)
+
+    def test_stopped_and_continued_on_other_ranks(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            process = self.start(3, self.durable())
+            journal = self.path("ckpt") / "journal"
+            while process.poll() is None and not (journal.exists() and
+                                                  journal.stat().st_size > 32):
+                time.sleep(0.002)
+            self.assertIsNone(process.poll())
+            os.kill(self.rank_processes(process)[0], number)
+            _, error = process.communicate(timeout=100)
+            self.assertEqual(process.returncode, 75, error)
+            self.assertIn("the same command continues", error)
+        self.finish(5, expected)
+
+
+if __name__ == "__main__":
+    unittest.main()
