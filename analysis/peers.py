@@ -72,7 +72,8 @@ def resident_call(torch, name, causal):
     def pinned(q, k, v):
         with torch.no_grad(), attention.sdpa_kernel(backend):
             return torch.nn.functional.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal).transpose(1, 2)
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=causal,
+                enable_gqa=k.shape[2] != q.shape[2]).transpose(1, 2)
     return pinned
 
 
@@ -106,8 +107,8 @@ def random_tensors(torch, shape, device, pinned=False):
     """Q, K and V of normal numbers, [1, N, H, D], made on the device; in pinned memory if asked."""
     tensors = []
     torch.manual_seed(1)
-    for _ in range(3):
-        made = torch.randn((1, shape.length, shape.heads, shape.dim), device=device,
+    for heads in (shape.heads, shape.kv_heads or shape.heads, shape.kv_heads or shape.heads):
+        made = torch.randn((1, shape.length, heads, shape.dim), device=device,
                            dtype=getattr(torch, TORCH_NAMES[shape.dtype]))
         tensors.append(made.cpu().pin_memory() if pinned else made)
     return tensors

@@ -13,6 +13,7 @@ class Shape:
     dim: int
     dtype: str
     causal: bool
+    kv_heads: int = 0  # 0: as many as query heads
 
     def flops(self):
         kept = self.length * (self.length + 1) // 2 if self.causal else self.length ** 2
@@ -20,8 +21,10 @@ class Shape:
 
     def options(self):
         options = ["--shape", f"1,{self.length},{self.heads},{self.dim}", "--dtype", self.dtype]
+        options += ["--kv-heads", str(self.kv_heads)] if self.kv_heads else []
         return options + ["--causal"] * self.causal
 
     def __str__(self):
-        return (f"N={self.length} H={self.heads} D={self.dim} {self.dtype} "
+        heads = f"{self.heads}/{self.kv_heads}" if self.kv_heads else str(self.heads)
+        return (f"N={self.length} H={heads} D={self.dim} {self.dtype} "
                 f"{'causal' if self.causal else 'full'}")
