@@ -78,13 +78,14 @@ def resident_call(torch, name, causal):
 
 
 def reference_rows(torch, q, k, v, rows, head, causal):
-    """fp64 attention of some rows of one head, [rows, D]; q, k, v: [1, N, H, D]."""
+    """fp64 attention of some rows of one query head, [rows, D]; q, k, v: [1, N, H, D]."""
     length, dim = q.shape[1], q.shape[3]
-    scores = q[0, rows, head].double() @ k[0, :, head].double().T * dim ** -0.5
+    kv_head = head // (q.shape[2] // k.shape[2])
+    scores = q[0, rows, head].double() @ k[0, :, kv_head].double().T * dim ** -0.5
     if causal:
         later = torch.arange(length, device=q.device)[None, :] > rows[:, None]
         scores.masked_fill_(later, float("-inf"))
-    return torch.softmax(scores, dim=-1) @ v[0, :, head].double()
+    return torch.softmax(scores, dim=-1) @ v[0, :, kv_head].double()
 
 
 def sampled_error(torch, output, q, k, v, causal):

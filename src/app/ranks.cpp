@@ -184,11 +184,10 @@ RanksResult Ranks::run(const Plan& plan, const Outputs& outputs, const RunOption
                        Telemetry& telemetry) {
   std::ostringstream text;
   write_json(plan, false, text);
-  broadcast_plan(text.str());
   RanksResult result;
   const std::int64_t workers = communicator_.size() - 1;
-  result.master =
-      run_master(master_plan(plan, workers), outputs, options, telemetry, communicator_);
+  result.master = run_master(master_plan(plan, workers), outputs, options, telemetry, communicator_,
+                             [&] { broadcast_plan(text.str()); });
   result.workers = gather(Step::reports, {});
   result.workers.erase(result.workers.begin());
   RunResult& run = result.master.run;

@@ -99,6 +99,8 @@ void Intake::end(Transfer& transfer) {
   bytes_under_way_ += softmax_state_bytes(transfer.states.rows, transfer.states.dim);
   if (transfer.dropped) {
     spare_in_use_ = false;
+  } else if (dropping_) {
+    assembler_.give_back(transfer.buffer.number);
   } else {
     const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(message.piece.group)];
     telemetry_.add_scores(static_cast<std::uint64_t>(message.scores) *

@@ -199,13 +199,15 @@ class Master {
 }  // namespace
 
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
-                        Telemetry& telemetry, Communicator& communicator) {
+                        Telemetry& telemetry, Communicator& communicator,
+                        const std::function<void()>& ready) {
   const HostBuffer memory(plan.host.bytes());
   const double begin = now_seconds();
   Abort abort;
   Merged merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
   assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
+  ready();
   Master master(plan, assembler, merged, abort, telemetry, communicator);
   {
     Crew crew(abort);

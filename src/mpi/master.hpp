@@ -1,6 +1,7 @@
 // The rank that hands out subproblems, merges what comes back, and writes.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -21,9 +22,11 @@ struct MasterResult {
 /// Has the workers, ranks 1 and up, compute `plan` (see master_plan()). Sinks are written in full
 /// and not committed. Worker i is rank i + 1. A worker that fails is told of on standard error, and
 /// its subproblems go to the others.
-/// Only the calling thread sends and receives. Throws Error when merging or writing fails or no
-/// worker is left; the workers are stopped before that.
+/// `ready` is called when this rank is, before any message: until then workers need not be there,
+/// and what is thrown concerns this rank alone. Only the calling thread sends and receives. Throws
+/// Error when merging or writing fails or no worker is left; the workers are stopped before that.
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
-                        Telemetry& telemetry, Communicator& communicator);
+                        Telemetry& telemetry, Communicator& communicator,
+                        const std::function<void()>& ready);
 
 }  // namespace stream_cqsa

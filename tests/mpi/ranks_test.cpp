@@ -75,7 +75,7 @@ Outcome run_on_ranks(const Case& own, const MakeBackend& make_backend, MasterRes
     const auto output_sink = make_memory_sink(desc, outcome.output);
     const auto lse_sink = make_memory_sink(lse, outcome.lse);
     master = run_master(master_plan(plan, workers), {*output_sink, lse_sink.get()}, options,
-                        telemetry, world());
+                        telemetry, world(), [] {});
     outcome.result = master.run;
     return outcome;
   }
