@@ -304,7 +304,7 @@ RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {
   options.scratch = resources.scratch;
   const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
   if (plan.request.device.kind == "cuda") {
-    options.read_threads = std::clamp(cores / 4, 2, 8);
+    options.read_threads = std::clamp(cores / 2, 2, 8);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
   }
   return options;
