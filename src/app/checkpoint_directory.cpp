@@ -169,15 +169,16 @@ std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& p
   return number_of(text);
 }
 
-ResourceOptions CheckpointDirectory::with_budgets(ResourceOptions resources) const {
-  const auto fill = [&](const char* option, std::string& budget) {
+Capacity CheckpointDirectory::with_budgets(const ResourceOptions& resources,
+                                           Capacity capacity) const {
+  const auto fill = [&](const char* option, const std::string& given, std::int64_t& budget) {
     const Identity stored = stored_.value(option, Identity());
-    if (budget.empty() && stored.is_number_integer()) budget = stored.dump();
+    if (given.empty() && stored.is_number_integer()) budget = stored.get<std::int64_t>();
   };
-  if (!resources.plan.empty() || stored_.is_null()) return resources;
-  fill("--device-memory", resources.device_memory);
-  fill("--host-memory", resources.host_memory);
-  return resources;
+  if (!resources.plan.empty() || stored_.is_null()) return capacity;
+  fill("--device-memory", resources.device_memory, capacity.device_budget);
+  fill("--host-memory", resources.host_memory, capacity.host_budget);
+  return capacity;
 }
 
 bool CheckpointDirectory::has_progress() const {
@@ -222,7 +223,8 @@ Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
   const bool lse = !options.output.lse.empty();
   const fs::path file = directory.plan_file();
   if (file.empty()) {
-    return plan_for(open, directory.with_budgets(options.resources), lse, capacity);
+    return plan_for(open, options.resources, lse,
+                    directory.with_budgets(options.resources, capacity));
   }
   ResourceOptions resources = options.resources;
   resources.plan = file.string();

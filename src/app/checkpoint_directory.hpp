@@ -33,7 +33,7 @@ class CheckpointDirectory {
   std::filesystem::path plan_file() const;
 
   /// The budgets of the checkpoint where none are given: those of its plan, if that is lost.
-  ResourceOptions with_budgets(ResourceOptions resources) const;
+  Capacity with_budgets(const ResourceOptions& resources, Capacity capacity) const;
 
   /// Throws InputError, naming it, when something in `identity` is not what the checkpoint has.
   void require_same(const Identity& identity) const;

@@ -94,6 +94,8 @@ class Master {
     result_.repeated = dispatcher_.repeated();
   }
   MasterResult& result() { return result_; }
+  /// When the first worker's work began, now_seconds().
+  double began() const { return began_; }
 
  private:
   struct Sending {
@@ -130,6 +132,9 @@ class Master {
   void hear(int rank, const Message& message) {
     const int worker = rank - 1;
     switch (message.said) {
+      case Said::ready:
+        if (began_ == 0) began_ = now_seconds();
+        return;
       case Said::offer:
         return intake_.offer(rank, message);
       case Said::computed:
@@ -193,6 +198,7 @@ class Master {
   Request incoming_request_;
   int source_ = 0;
   Pause pause_;
+  double began_ = 0;
   MasterResult result_;
 };
 
@@ -202,7 +208,6 @@ MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptio
                         Telemetry& telemetry, Communicator& communicator,
                         const std::function<void()>& ready) {
   const HostBuffer memory(plan.host.bytes());
-  const double begin = now_seconds();
   Abort abort;
   Merged merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
@@ -228,7 +233,7 @@ MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptio
   abort.rethrow_if_failed();
 
   MasterResult result = std::move(master.result());
-  result.run.seconds = now_seconds() - begin;
+  result.run.seconds = now_seconds() - master.began();
   result.run.merged_scores = assembler.merged_scores();
   result.run.output = assembler.non_finite();
   result.run.host_bytes = memory.bytes();

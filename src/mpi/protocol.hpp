@@ -22,6 +22,7 @@ enum Tag : int { to_master_tag = 1, to_worker_tag = 2, states_tag = 16 };
 
 enum class Said : std::int32_t {
   // A worker to the master.
+  ready,     ///< it has its memory: its work begins
   offer,     ///< a partial waits: its states are sent when the master asks MPI for them
   computed,  ///< `count` partials of `subproblem` were offered; there are no more
   failed,    ///< the worker computes no more, see `text`; what it offered can still be had
@@ -33,7 +34,7 @@ enum class Said : std::int32_t {
 
 /// Every message but the states themselves: small, of one size.
 struct Message {
-  Said said = Said::offer;
+  Said said = Said::ready;
   std::int32_t buffer = 0;  ///< of the worker, of an offer
   std::int64_t subproblem = 0;
   PieceKey piece;           ///< of an offer

@@ -87,6 +87,7 @@ class Worker {
       pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
       computing_ = std::make_unique<Computing>(*plan_, inputs, backend_, options, telemetry,
                                                communicator_, memory_->data());
+      say(Said::ready, "");
     } catch (const std::exception& error) {
       give_up(error.what());
     }
