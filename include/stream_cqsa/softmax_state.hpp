@@ -18,6 +18,8 @@ namespace stream_cqsa {
 
 /// Softmax states of `rows` query rows. Scores are in base 2, s = scale * log2(e) * q.k:
 ///   m = max s     l = sum exp2(s - m)     acc = sum exp2(s - m) * v
+/// A kernel may leave m at the maximum of some of the keys: l and acc are then sums over all keys
+/// relative to it, and everything below holds.
 /// A row that has seen no key has m = -infinity, l = 0, acc = 0.
 /// Wherever rows are both tokens and heads, row = token * heads + head.
 struct SoftmaxStates {
