@@ -50,7 +50,8 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
   all.add(reporting);
   return parse(arguments,
                "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
-               "Computes O = softmax(scale Q K^T) V exactly, within the given memory.\n",
+               "Computes O = softmax(scale Q K^T) V exactly, within the given memory. With several\n"
+               "ranks (mpirun -n R) rank 0 merges and writes, and the others compute.\n",
                all);
 }
 
