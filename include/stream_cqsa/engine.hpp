@@ -65,6 +65,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
 
 /// Throws InputError unless shapes, types and layouts are those that the plan was made for.
 void check_inputs(const Plan& plan, const Inputs& inputs);
+void check_outputs(const Plan& plan, const Outputs& outputs);
 
 /// The scores the mask keeps for each query chunk, over all batch entries and query heads: what
 /// RunResult::merged_scores must equal.

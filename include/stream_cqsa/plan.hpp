@@ -180,7 +180,7 @@ Plan make_plan(const PlanRequest& request);
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 
-/// The plan on the rank that merges what `workers` others compute: no device arena and no cache
+/// The plan on the rank that merges what `workers` others compute: no device memory and no cache
 /// blocks, and more buffers for partials where the host budget has room. The plan's accumulators
 /// must be on the host.
 Plan master_plan(const Plan& plan, std::int64_t workers);

@@ -28,8 +28,12 @@ std::string host_name() {
 /// What a rank says of itself before anything else.
 json introduction(const ResourceOptions& resources) {
   json devices = json::array();
-  if (resources.backend != "cpu") {
-    for (const CudaDevice& device : cuda_devices()) devices.push_back(device.id);
+  try {
+    if (resources.backend != "cpu") {
+      for (const CudaDevice& device : cuda_devices()) devices.push_back(device.id);
+    }
+  } catch (const std::exception& error) {
+    return {{"error", error.what()}};
   }
   return {{"host", host_name()}, {"backend", resources.backend}, {"devices", devices}};
 }
@@ -39,6 +43,8 @@ json introduction(const ResourceOptions& resources) {
 json seats_for(const std::vector<json>& ranks) {
   std::map<std::string, int> ranks_on, workers_on;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (ranks[rank].contains("error"))
+      return fmt::format("rank {}: {}", rank, ranks[rank]["error"].get<std::string>());
     const auto host = ranks[rank]["host"].get<std::string>();
     ++ranks_on[host];
     if (rank > 0) ++workers_on[host];
@@ -64,6 +70,11 @@ json seats_for(const std::vector<json>& ranks) {
     seats.push_back(seat);
   }
   return seats;
+}
+
+// File names may hold any bytes.
+std::string text_of(const json& value) {
+  return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
 json parse(const std::string& text) { return json::parse(text); }
@@ -120,10 +131,10 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
 
 Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communicator_(communicator) {
   std::vector<json> ranks;
-  for (const std::string& text : communicator_.gather(introduction(resources).dump()))
+  for (const std::string& text : communicator_.gather(text_of(introduction(resources))))
     ranks.push_back(parse(text));
   const json seats =
-      parse(communicator_.broadcast(communicator_.rank() == 0 ? seats_for(ranks).dump() : ""));
+      parse(communicator_.broadcast(communicator_.rank() == 0 ? text_of(seats_for(ranks)) : ""));
   refused_ = seats.is_string();
   if (refused_) {
     next_ = Step::none;
@@ -153,7 +164,7 @@ Ranks::~Ranks() {
 std::vector<json> Ranks::gather(Step step, const json& own) {
   next_ = step == Step::offers ? Step::plan : Step::none;
   std::vector<json> all;
-  for (const std::string& text : communicator_.gather(own.dump())) all.push_back(parse(text));
+  for (const std::string& text : communicator_.gather(text_of(own))) all.push_back(parse(text));
   return all;
 }
 
@@ -201,10 +212,20 @@ RanksResult Ranks::run(const Plan& plan, const Outputs& outputs, const RunOption
 
 int Ranks::work(const JobOptions& options) {
   if (refused_) return 0;
+  try {
+    compute(options);
+  } catch (const std::exception& error) {
+    // The master waits for messages that will not come.
+    communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), error.what()));
+  }
+  return 0;
+}
+
+void Ranks::compute(const JobOptions& options) {
   Means means;
   gather(Step::offers, offer_of(options, means));
   const std::string text = broadcast_plan("");
-  if (text.empty()) return 0;
+  if (text.empty()) return;
   std::istringstream in(text);
   const Plan plan = read_plan(in, "of rank 0");
   Telemetry telemetry;
@@ -214,7 +235,6 @@ int Ranks::work(const JobOptions& options) {
                  {*open.query, *open.key, *open.value}, *means.backend,
                  run_options(options.resources, plan), telemetry, communicator_);
   gather(Step::reports, report_of(result, telemetry, means, communicator_.rank()));
-  return 0;
 }
 
 }  // namespace stream_cqsa

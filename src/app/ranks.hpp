@@ -42,6 +42,7 @@ class Ranks {
   /// Collective calls, in the order in which all ranks make them.
   enum class Step { offers, plan, reports, none };
   std::vector<nlohmann::json> gather(Step step, const nlohmann::json& own);
+  void compute(const JobOptions& options);
   std::string broadcast_plan(const std::string& text);
 
   Communicator& communicator_;

@@ -48,11 +48,12 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
       "quiet", po::bool_switch(&run.quiet), "no progress and no closing table");
   OptionGroup all = job_group(run);
   all.add(reporting);
-  return parse(arguments,
-               "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
-               "Computes O = softmax(scale Q K^T) V exactly, within the given memory. With several\n"
-               "ranks (mpirun -n R) rank 0 merges and writes, and the others compute.\n",
-               all);
+  return parse(
+      arguments,
+      "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
+      "Computes O = softmax(scale Q K^T) V exactly, within the given memory. With several\n"
+      "ranks (mpirun -n R) rank 0 merges and writes, and the others compute.\n",
+      all);
 }
 
 // Hours of computing must not end at a disk that was too small from the start.
@@ -371,6 +372,7 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   Arguments command = arguments;
   command.insert(command.begin(), "run");
   if (mpi.size() == 1) return execute(run, command, nullptr);
+  if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) leave_signals_to_the_master();
   Communicator communicator;
   Ranks ranks(communicator, run.resources);
   return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);

@@ -62,6 +62,7 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
                  std::int64_t host_budget) {
   Plan own = plan;
   own.request.device = device;
+  own.request.device.tile = plan.request.device.tile;  // which the chunks were cut with
   own.request.device_budget = device_budget;
   own.request.host_budget = host_budget;
   const Cut cut = cut_of(own);
@@ -89,6 +90,7 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
 Plan master_plan(const Plan& plan, std::int64_t workers) {
   Plan own = plan;
   own.device = {};
+  own.device.kv_slots = plan.device.kv_slots;  // of each worker: it keeps as many chunks
   HostArena& host = own.host;
   host.cache_blocks = 0;
   std::int64_t room = own.request.host_budget - host.bytes();

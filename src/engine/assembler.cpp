@@ -122,13 +122,26 @@ Assembler::Turn Assembler::turn(const PieceKey& key, std::int64_t quorum) const 
   const auto at = entries_.find(key);
   const bool busy = at != entries_.end() && at->second.busy;
   if (busy || quorum != quorums[merged]) return Turn::early;
-  const bool begins = merged == 0 && quorums.size() > 1;
-  return begins && !open_.may_begin(key) ? Turn::early : Turn::next;
+  if (!begins(key) || admitted_.contains(key) || open_.may_begin(key)) return Turn::next;
+  return Turn::early;
+}
+
+// Under the lock: its next partial needs an accumulator.
+bool Assembler::begins(const PieceKey& key) const {
+  return merged_[static_cast<std::size_t>(pieces_.number(key))] == 0 &&
+         uses_.quorums(Side::query, key.chunk).size() > 1;
 }
 
 Assembler::Turn Assembler::turn_of(const PieceKey& key, std::int64_t subproblem) const {
   const auto lock = monitor_.lock();
   return turn(key, plan_.key(subproblem).quorum);
+}
+
+Assembler::Turn Assembler::admit(const PieceKey& key, std::int64_t subproblem) {
+  const auto lock = monitor_.lock();
+  const Turn turn = this->turn(key, plan_.key(subproblem).quorum);
+  if (turn == Turn::next && begins(key) && admitted_.insert(key).second) open_.begin(key);
+  return turn;
 }
 
 std::int64_t Assembler::lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const {
@@ -174,7 +187,7 @@ bool Assembler::is_first(const Partial& partial) const {
 // Under the lock.
 void Assembler::begin(const PieceKey& key, Entry& entry) {
   entry.busy = true;
-  if (merged(key) == 0 && uses_.quorums(Side::query, key.chunk).size() > 1) open_.begin(key);
+  if (begins(key) && admitted_.erase(key) == 0) open_.begin(key);
 }
 
 void Assembler::merge_chain(Partial partial) {

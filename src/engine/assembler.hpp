@@ -45,6 +45,9 @@ class Assembler : public PartialReceiver {
   /// is written.
   void start(Crew& crew);
 
+  /// Calls CheckpointOptions::resumed where there is anything to tell.
+  void tell_resumed() const;
+
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
 
@@ -61,6 +64,8 @@ class Assembler : public PartialReceiver {
   /// or be dropped. Any thread may ask at any time.
   enum class Turn { next, early, past };
   Turn turn_of(const PieceKey& key, std::int64_t subproblem) const;
+  /// The same, and where it is `next` the piece's accumulator is kept for it: it must be delivered.
+  Turn admit(const PieceKey& key, std::int64_t subproblem);
 
   /// Gives back a buffer that was not delivered.
   void give_back(std::int32_t buffer) { state_buffers_.give(buffer); }
@@ -105,6 +110,7 @@ class Assembler : public PartialReceiver {
 
   bool has(const PieceKey& key, std::int64_t quorum) const;
   Turn turn(const PieceKey& key, std::int64_t quorum) const;
+  bool begins(const PieceKey& key) const;
   void begin(const PieceKey& key, Entry& entry);
   bool is_first(const Partial& partial) const;
   void end_piece(const PieceKey& key, bool begun);
@@ -145,15 +151,16 @@ class Assembler : public PartialReceiver {
 
   const PieceTable pieces_;
 
-  // Guards uses_, merged_, entries_, open_, waiting_, non_finite_, merged_scores_, producers_,
-  // written_, all_written_.
+  // Guards uses_, merged_, entries_, open_, admitted_, waiting_, non_finite_, merged_scores_,
+  // producers_, written_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
   std::vector<bool> finished_before_;  ///< by piece: by an earlier run; empty without checkpoint
   std::map<PieceKey, Entry> entries_;
   OpenPieces open_;
-  std::set<PieceKey> waiting_;  ///< whose first partial has come and waits for an accumulator
+  std::set<PieceKey> admitted_;  ///< whose first partial is coming and has an accumulator
+  std::set<PieceKey> waiting_;   ///< whose first partial has come and waits for an accumulator
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;

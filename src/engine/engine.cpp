@@ -25,19 +25,6 @@ void check_tensor(const TensorDesc& desc, const Problem& problem, std::int64_t t
       name_of(layout)));
 }
 
-void check_outputs(const Plan& plan, const Outputs& outputs) {
-  const Problem& problem = plan.problem();
-  const PlanRequest& request = plan.request;
-  check_tensor(outputs.output.desc(), problem, problem.query_length, problem.query_heads,
-               problem.output_dtype, request.output_layout);
-  if (request.lse != (outputs.lse != nullptr)) {
-    throw InputError("the plan and the outputs disagree on whether lse is written");
-  }
-  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
-    throw InputError("the plan keeps accumulators in a file: give a scratch directory");
-  }
-}
-
 void check_checkpoint(const Plan& plan, const CheckpointOptions& options) {
   if (options.directory.empty() || plan.placement != AccumulatorPlacement::device) return;
   throw InputError("the plan keeps accumulators on the device, where no checkpoint can be made");
@@ -79,6 +66,19 @@ struct Quiesce {
 
 }  // namespace
 
+void check_outputs(const Plan& plan, const Outputs& outputs) {
+  const Problem& problem = plan.problem();
+  const PlanRequest& request = plan.request;
+  check_tensor(outputs.output.desc(), problem, problem.query_length, problem.query_heads,
+               problem.output_dtype, request.output_layout);
+  if (request.lse != (outputs.lse != nullptr)) {
+    throw InputError("the plan and the outputs disagree on whether lse is written");
+  }
+  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
+    throw InputError("the plan keeps accumulators in a file: give a scratch directory");
+  }
+}
+
 void check_inputs(const Plan& plan, const Inputs& inputs) {
   const Problem& problem = plan.problem();
   const PlanRequest& request = plan.request;
@@ -104,9 +104,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   Abort abort;
   abort.on_failure([&] { backend.cancel(); });
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
-  const Resumed& resumed = assembler.checkpoint_totals().resumed;
-  if (options.checkpoint.resumed && (resumed.pieces > 0 || resumed.is_damaged()))
-    options.checkpoint.resumed(resumed);
+  assembler.tell_resumed();
   Pipeline pipeline(plan, inputs, memory.data() + plan.host.cache_offset(), backend, assembler,
                     telemetry, abort);
   {

@@ -1,5 +1,8 @@
 #include "mpi/communicator.hpp"
 
+#include <fmt/format.h>
+
+#include <cstdlib>
 #include <numeric>
 #include <utility>
 
@@ -47,6 +50,12 @@ Request Communicator::receive(int from, int tag, std::span<std::byte> into) {
   STREAM_CQSA_MPI(
       MPI_Irecv(into.data(), static_cast<int>(into.size()), MPI_BYTE, from, tag, handle_, &handle));
   return Request(handle);
+}
+
+void Communicator::abort(const std::string& why) {
+  fmt::print(stderr, "stream-cqsa: {}\n", why);
+  MPI_Abort(handle_, 1);
+  std::abort();
 }
 
 std::vector<std::string> Communicator::gather(const std::string& text) {

@@ -46,6 +46,9 @@ class Communicator {
   /// `from` may be MPI_ANY_SOURCE.
   Request receive(int from, int tag, std::span<std::byte> into);
 
+  /// Ends all ranks at once, with the exit status 1, after printing `why` to standard error.
+  [[noreturn]] void abort(const std::string& why);
+
   /// Collective: every rank's text, at rank 0; elsewhere none.
   std::vector<std::string> gather(const std::string& text);
   /// Collective: rank 0's text.

@@ -65,12 +65,17 @@ bool Intake::begin(const Source& source, const Offer& offer) {
   const Message& message = offer.message;
   if (offer.dropped || dropping_) return drop(source, message);
   if (coming_.contains({message.piece, message.subproblem})) return false;
-  const Assembler::Turn turn = assembler_.turn_of(message.piece, message.subproblem);
-  if (turn == Assembler::Turn::past) return drop(source, message);
   const bool in_window = message.subproblem < dispatcher_.oldest_unmerged() + dispatcher_.window();
+  Assembler::Turn turn = assembler_.turn_of(message.piece, message.subproblem);
+  if (turn == Assembler::Turn::past) return drop(source, message);
   if (turn == Assembler::Turn::early && !in_window) return false;
   PartialReceiver::Buffer buffer;
   if (!assembler_.try_buffer(buffer)) return false;
+  turn = assembler_.admit(message.piece, message.subproblem);
+  if (turn == Assembler::Turn::past || (turn == Assembler::Turn::early && !in_window)) {
+    assembler_.give_back(buffer.number);
+    return false;
+  }
   begin_transfer(source, message, buffer, false);
   coming_.emplace(message.piece, message.subproblem);
   return true;

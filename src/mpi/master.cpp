@@ -207,26 +207,29 @@ class Master {
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
                         const std::function<void()>& ready) {
+  check_outputs(plan, outputs);
   const HostBuffer memory(plan.host.bytes());
   Abort abort;
   Merged merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
   assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
+  assembler.tell_resumed();
   ready();
   Master master(plan, assembler, merged, abort, telemetry, communicator);
   {
     Crew crew(abort);
-    assembler.start(crew);
     try {
       try {
+        assembler.start(crew);
         master.work();
       } catch (...) {
         abort.fail();
       }
       assembler.end_of_partials();
       master.end();
-    } catch (...) {
-      abort.fail();
+    } catch (const std::exception& error) {
+      // Workers can no longer be told, and MPI may still write into what this would free.
+      communicator.abort(fmt::format("rank 0: {}", error.what()));
     }
     crew.join();
   }
@@ -238,6 +241,7 @@ MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptio
   result.run.output = assembler.non_finite();
   result.run.host_bytes = memory.bytes();
   result.run.scratch_bytes = assembler.scratch_bytes();
+  result.run.checkpoint = assembler.checkpoint_totals();
   return result;
 }
 

@@ -16,8 +16,8 @@
 namespace stream_cqsa {
 namespace {
 
-// More than the master has a worker know beforehand.
-constexpr std::size_t most_assignments = 64;
+// The thread that takes orders must never wait to pass one on.
+constexpr std::size_t most_assignments = std::size_t{1} << 30;
 
 /// The computing half: what one failure ends.
 class Computing {

@@ -229,6 +229,32 @@ class Disturbed(Ranks):
             self.assertIn("the same command continues", error)
         self.finish(5, expected)
 
+    def test_signals_to_all_ranks_and_damage(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        journal = self.path("ckpt") / "journal"
+        process = self.start(3, self.durable())
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 32):
+            time.sleep(0.005)
+        ranks = self.rank_processes(process)
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
+            for pid in ranks.values():
+                os.kill(pid, number)
+            time.sleep(0.1)
+        _, error = process.communicate(timeout=100)
+        self.assertEqual(process.returncode, 75, error)
+        states = self.path("ckpt") / "states"
+        raw = bytearray(states.read_bytes())
+        for place in range(1000, len(raw), len(raw) // 40):
+            raw[place] ^= 1
+        states.write_bytes(raw)
+        report = self.path("r.json")
+        error = self.mpirun(3, self.durable("--report", report))
+        self.assertIn("is damaged", error)
+        checkpoint = json.loads(report.read_text())["checkpoint"]
+        self.assertGreater(checkpoint["recomputed_pieces"], 0)
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -1,0 +1,87 @@
+// A plan's arenas on the ranks that share it.
+#define BOOST_TEST_MODULE plan_roles
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <random>
+
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+
+using namespace stream_cqsa;
+
+namespace {
+
+PlanRequest random_request(std::mt19937_64& random) {
+  PlanRequest request;
+  Problem& problem = request.problem;
+  problem.batch = 1 + static_cast<std::int64_t>(random() % 2);
+  problem.kv_heads = 1 + static_cast<std::int64_t>(random() % 3);
+  problem.query_heads = problem.kv_heads * (1 + static_cast<std::int64_t>(random() % 2));
+  problem.query_length = 1 + static_cast<std::int64_t>(random() % 5000);
+  problem.key_length = problem.query_length;
+  problem.head_dim = 64;
+  problem.mask = random() % 2 ? Mask::causal : Mask::none;
+  problem.scale = default_scale(64);
+  request.device.tile = 128;
+  request.lse = random() % 2 == 0;
+  request.workers = 1 + static_cast<std::int64_t>(random() % 5);
+  request.host_accumulators = true;
+  request.device_budget = std::int64_t{1} << (24 + random() % 4);
+  request.host_budget = std::int64_t{1} << (24 + random() % 6);
+  request.chunks = std::array<std::int64_t, 4>{1, 3, 7, 13}[random() % 4];
+  return request;
+}
+
+std::int64_t longest_chunk(const Plan& plan) {
+  std::int64_t longest = 0;
+  for (std::int64_t i = 0; i < plan.division.chunk_count(); ++i)
+    longest = std::max(longest, plan.division.chunk(i).queries.size());
+  return longest;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(a_worker_has_room_for_every_chunk_within_its_own_budgets) {
+  std::mt19937_64 random(3);
+  int fitted = 0;
+  for (int trial = 0; trial < 400; ++trial) {
+    try {
+      const Plan plan = make_plan(random_request(random));
+      DeviceTraits device = plan.request.device;
+      device.tile = std::array<std::int64_t, 3>{32, 64, 128}[random() % 3];
+      const std::int64_t device_budget = plan.request.device_budget * 3 / (2 + random() % 3);
+      const std::int64_t host_budget = plan.request.host_budget * 3 / (2 + random() % 3);
+      const Plan own = worker_plan(plan, device, device_budget, host_budget);
+      ++fitted;
+      BOOST_TEST(own.device.bytes() <= device_budget);
+      BOOST_TEST(own.host.bytes() <= host_budget);
+      BOOST_TEST(own.host.state_buffers >= 2);
+      BOOST_TEST(own.piece_tokens == plan.piece_tokens);
+      const std::int64_t heads = plan.groups.front().query_heads(plan.problem()).size();
+      const std::int64_t rows = longest_chunk(plan) * heads;
+      BOOST_TEST(own.device.query_slot_bytes >= rows * 64 * 4);
+      BOOST_TEST(own.device.state_slot_bytes >= softmax_state_bytes(rows, 64));
+    } catch (const InputError&) {
+      // Too small: said so.
+    }
+  }
+  BOOST_TEST(fitted > 200);
+}
+
+BOOST_AUTO_TEST_CASE(a_master_stays_within_the_host_budget_and_needs_no_device) {
+  std::mt19937_64 random(4);
+  for (int trial = 0; trial < 200; ++trial) {
+    const PlanRequest request = random_request(random);
+    try {
+      const Plan plan = make_plan(request);
+      const Plan own = master_plan(plan, request.workers);
+      BOOST_TEST(own.host.bytes() <= request.host_budget);
+      BOOST_TEST(own.device.bytes() == 0);
+      BOOST_TEST(own.host.accumulators >= plan.host.accumulators);
+      BOOST_TEST(own.host.state_buffers >= plan.host.state_buffers);
+    } catch (const InputError&) {
+      // Too small: said so.
+    }
+  }
+}
