@@ -75,9 +75,10 @@ void Pipeline::schedule(const NextSubproblem& next) {
 }
 
 Pipeline::Step Pipeline::plan_step(const Assignment& assignment) {
-  const auto& [id, wanted] = assignment;
+  const std::int64_t id = assignment.id;
+  const std::vector<bool>& wanted = assignment.wanted;
   Step step{id, plan_.key(id), plan_.work(id), {}, {}};
-  std::erase_if(step.work.pairs, [&](const ChunkPair& pair) {
+  std::erase_if(step.work.pairs, [&wanted](const ChunkPair& pair) {
     return !wanted.empty() && !wanted[static_cast<std::size_t>(pair.query)];
   });
   step.query_slots = assign_slots(step, Side::query);
