@@ -28,6 +28,10 @@ AttentionTile portable_attention_tile(DType storage, std::int64_t dim) {
 
 #if defined(STREAM_CQSA_HAS_HOPPER)
 
+std::string_view attention_kernel(DType storage, std::int64_t dim) {
+  return hopper_computes(storage, dim) ? "Hopper" : "portable";
+}
+
 AttentionTile attention_tile(DType storage, std::int64_t dim) {
   if (hopper_computes(storage, dim)) return attention_hopper_tile(dim);
   return portable_attention_tile(storage, dim);
@@ -50,6 +54,8 @@ void launch_attention(DType storage, const AttentionWork& work, cudaStream_t str
 }
 
 #else
+
+std::string_view attention_kernel(DType, std::int64_t) { return "portable"; }
 
 AttentionTile attention_tile(DType storage, std::int64_t dim) {
   return portable_attention_tile(storage, dim);

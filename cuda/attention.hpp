@@ -72,6 +72,8 @@ struct AttentionTile {
 };
 /// Of the kernel that launch_attention() takes, on the current device, for slots in pools.
 AttentionTile attention_tile(DType storage, std::int64_t dim);
+/// The name of that kernel.
+std::string_view attention_kernel(DType storage, std::int64_t dim);
 /// Of the kernel that every device has.
 AttentionTile portable_attention_tile(DType storage, std::int64_t dim);
 

@@ -52,6 +52,13 @@ class CudaBackend final : public Backend {
     return traits;
   }
 
+  std::string numerics(const Problem& problem) const override {
+    const CudaDevice device = cuda_devices()[static_cast<std::size_t>(device_)];
+    use_device(device_);
+    return fmt::format("cuda, compute capability {}.{}, {} kernel", device.major, device.minor,
+                       attention_kernel(storage_type(problem.dtype), problem.head_dim));
+  }
+
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     problem_ = plan.problem();
     lse_ = plan.request.lse;

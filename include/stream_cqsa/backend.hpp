@@ -116,6 +116,10 @@ class Backend {
   /// What a plan needs to know. `problem` decides kernel tiles and workspace.
   virtual DeviceTraits traits(const Problem& problem) const = 0;
 
+  /// Names the arithmetic that computes `problem`: devices of one text give, for one plan and one
+  /// input, the same bits.
+  virtual std::string numerics(const Problem& problem) const = 0;
+
   /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once.
   /// Every piece of work is recorded in `telemetry` (copy in, compute, copy out; bytes copied).
   /// Both must outlive the backend's work. Throws Error when the device lacks the memory.

@@ -174,9 +174,11 @@ struct Plan {
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);
 
-/// The plan on a rank that only computes, within budgets of its own: a device arena, and on the host
-/// cache blocks and buffers for partials that are sent. `device` is its device. Division and pieces
-/// are the plan's. Throws InputError when a budget is too small, naming what it takes.
+/// The plan on a rank that only computes, within budgets of its own: a device arena, and on the
+/// host cache blocks and buffers for partials that are sent. `device` is its device. Division and
+/// pieces are the plan's. Where the device has no room for a whole subproblem there are fewer query
+/// and state slots than a quorum has chunks, but at least one. Throws InputError when a budget is
+/// too small, naming what it takes.
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 

@@ -161,6 +161,7 @@ std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& p
   require_same(identity);
   const std::string text = identity.dump();
   if (stored_.is_null()) {
+    fs::remove(path_ / "publishing");  // of a run that is no longer known
     const Identity json = {{"identity", identity}, {"checksum", hexadecimal(number_of(text))}};
     write_text(path_ / "checkpoint.json", json.dump(1) + "\n");
     stored_ = identity;
@@ -191,7 +192,8 @@ bool CheckpointDirectory::has_progress() const {
 void CheckpointDirectory::begin_publishing() { write_text(path_ / "publishing", ""); }
 
 void CheckpointDirectory::clear() {
-  // The journal first and the mark last: whatever is left if this is cut short, is no lie.
+  // In this order whatever is left if this is cut short is no lie: without its identity the mark
+  // means nothing.
   for (const char* name : names) fs::remove(path_ / name);
 }
 
@@ -201,13 +203,13 @@ void add_plan(const Plan& plan, Identity& identity) {
   identity["plan"] = plan_number(plan);
 }
 
-Identity identity_of(OpenProblem& open, const JobOptions& options, const std::string& device_kind) {
+Identity identity_of(OpenProblem& open, const JobOptions& options, const std::string& numerics) {
   const InputOptions& input = options.input;
   const auto path = [&](const std::string& own) { return input.input.empty() ? own : input.input; };
   const Problem& problem = open.problem;
   return {{"version", version_number},
           {"commit", version_commit},
-          {"device", device_kind},
+          {"arithmetic", numerics},
           {"--causal", problem.mask == Mask::causal},
           {"--scale", problem.scale},
           {"--output-dtype", name_of(problem.output_dtype)},

@@ -45,7 +45,10 @@ class CheckpointDirectory {
   /// Something has been made durable.
   bool has_progress() const;
 
-  bool is_publishing() const { return std::filesystem::exists(path_ / "publishing"); }
+  /// The run that this directory belongs to had ended but for the names of its outputs.
+  bool is_publishing() const {
+    return !stored_.is_null() && std::filesystem::exists(path_ / "publishing");
+  }
   void begin_publishing();
 
   /// Removes the checkpoint; the directory itself stays.
@@ -57,9 +60,9 @@ class CheckpointDirectory {
   Identity stored_;  ///< null: none, or none that is sound
 };
 
-/// The identity of a run but for its plan.
+/// The identity of a run but for its plan. `numerics`: see Capacity.
 CheckpointDirectory::Identity identity_of(OpenProblem& open, const JobOptions& options,
-                                          const std::string& device_kind);
+                                          const std::string& numerics);
 
 /// Adds the plan and its budgets.
 void add_plan(const Plan& plan, CheckpointDirectory::Identity& identity);

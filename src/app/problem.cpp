@@ -248,6 +248,7 @@ Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
                      const Backend& backend) {
   Capacity capacity;
   capacity.device = backend.traits(problem);
+  capacity.numerics = backend.numerics(problem);
   capacity.host_budget = host_budget_of(resources);
   if (!resources.device_memory.empty()) {
     capacity.device_budget = parse_bytes(resources.device_memory, "--device-memory");

@@ -39,6 +39,7 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Pr
 /// What a plan may use.
 struct Capacity {
   DeviceTraits device;
+  std::string numerics;            ///< of all that compute, see Backend::numerics()
   std::int64_t device_budget = 0;  ///< bytes
   std::int64_t host_budget = 0;    ///< bytes
   std::int64_t workers = 0;        ///< ranks that compute while this one merges; 0: it does both

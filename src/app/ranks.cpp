@@ -1,6 +1,7 @@
 #include "app/ranks.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -96,6 +97,7 @@ json offer_of(const JobOptions& options, Means& means) {
   }
   return {{"host", host_name()},
           {"traits", to_json_text(means.capacity.device)},
+          {"numerics", means.capacity.numerics},
           {"device_budget", means.capacity.device_budget},
           {"host_budget", means.capacity.host_budget}};
 }
@@ -176,6 +178,7 @@ std::string Ranks::broadcast_plan(const std::string& text) {
 Capacity Ranks::capacity(const ResourceOptions& own) {
   const std::vector<json> offers = gather(Step::offers, {});
   Capacity all;
+  std::set<std::string> numerics;
   for (std::size_t rank = 1; rank < offers.size(); ++rank) {
     const json& offer = offers[rank];
     if (offer.contains("error"))
@@ -183,9 +186,11 @@ Capacity Ranks::capacity(const ResourceOptions& own) {
     const DeviceTraits traits = device_traits_from_json(offer["traits"].get<std::string>());
     const auto budget = offer["device_budget"].get<std::int64_t>();
     all.device = rank == 1 ? traits : common(all.device, traits);
+    numerics.insert(offer["numerics"].get<std::string>());
     all.device_budget = rank == 1 ? budget : std::min(all.device_budget, budget);
   }
   all.device.merges = false;
+  all.numerics = fmt::format("{}", fmt::join(numerics, "; "));
   all.host_budget = host_budget_of(own);
   all.workers = static_cast<std::int64_t>(offers.size()) - 1;
   return all;

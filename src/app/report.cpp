@@ -214,6 +214,9 @@ std::string describe(const RunRecord& record) {
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
   if (record.ranks) text += ranks_text(*record.ranks);
+  if (record.numerics.find("; ") != std::string::npos) {
+    text += fmt::format("bits       depend on who computed what: {}\n", record.numerics);
+  }
   text += fmt::format("scores     {} merged of {} that the mask keeps\n", merged, kept);
   text += fmt::format("output     {} NaN, {} infinite; checksum {}\n",
                       certificate.output.non_finite.nan, certificate.output.non_finite.infinite,
@@ -257,6 +260,7 @@ json to_json(const RunRecord& record) {
            static_cast<double>(record.ranks ? record.ranks->workers.size() : 1)},
       {"scores_computed", result.scores_computed},
       {"stages", stages_json(totals_of(record))},
+      {"arithmetic", record.numerics},
       {"ranks", record.ranks ? record.ranks->workers.size() + 1 : 1},
       {"master", master_json(record)},
       {"workers", workers_json(record)},

@@ -41,6 +41,7 @@ struct RunRecord {
   const Plan& plan;
   const RunResult& result;
   const RanksResult* ranks;  ///< of several, or null
+  std::string numerics;      ///< see Capacity
   const Telemetry& telemetry;
   double total_seconds;  ///< wall clock of all stages, verification and sync included
   const Certificate& certificate;

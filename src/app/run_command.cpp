@@ -76,9 +76,9 @@ std::int64_t unfinished_bytes(const std::string& output) {
   return output.empty() ? 0 : allocated_bytes(output + ".partial");
 }
 
-// Every open piece in two versions: the durable one, and the next.
-void check_room(const Plan& plan, const CheckpointDirectory& directory) {
-  const HostArena& host = plan.host;
+// Every open piece of the rank that merges in two versions: the durable one, and the next.
+void check_room(const Plan& plan, std::int64_t workers, const CheckpointDirectory& directory) {
+  const HostArena host = workers > 0 ? master_plan(plan, workers).host : plan.host;
   const std::int64_t states =
       2 * std::max(plan.scratch_bytes, host.accumulators * host.accumulator_bytes);
   require_room(directory.path(), states - allocated_bytes(directory.path() / "states"),
@@ -251,7 +251,7 @@ struct Durable {
 // The plan, and the directory claimed for the run.
 Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
                         const RunArguments& arguments, const Capacity& capacity) {
-  auto identity = identity_of(open, arguments, capacity.device.kind);
+  auto identity = identity_of(open, arguments, capacity.numerics);
   directory.require_same(identity);
   Durable durable{durable_plan(directory, open, arguments, capacity), {}};
   add_plan(durable.plan, identity);
@@ -259,7 +259,7 @@ Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
   durable.options.identity = directory.claim(identity, durable.plan);
   durable.options.interval = arguments.checkpoint.interval.value_or(default_interval);
   durable.options.stop = &stop_request();
-  check_room(durable.plan, directory);
+  check_room(durable.plan, capacity.workers, directory);
   return durable;
 }
 
@@ -347,6 +347,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
   const RunRecord record{durable.plan,
                          result.master.run,
                          ranks ? &result : nullptr,
+                         computing.capacity.numerics,
                          *telemetry,
                          now_seconds() - begin,
                          certificate,

@@ -104,6 +104,12 @@ DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
   return arena;
 }
 
+DeviceArena smallest_device_arena(const PlanRequest& request, const Cut& cut) {
+  DeviceArena arena = minimum_device_arena(request, cut);
+  arena.query_slots = arena.state_slots = 1;
+  return arena;
+}
+
 DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut) {
   const std::int64_t sweeps = request.problem.batch * cut.groups;
   DeviceArena arena = minimum_device_arena(request, cut);
@@ -114,10 +120,12 @@ DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut) {
 }
 
 DeviceArena device_arena(const PlanRequest& request, const Cut& cut) {
+  const DeviceArena minimum = minimum_device_arena(request, cut);
   const DeviceArena preferred = preferred_device_arena(request, cut);
-  if (preferred.bytes() > request.device_budget) {
-    return grow(minimum_device_arena(request, cut), preferred, request.device_budget);
-  }
+  if (minimum.bytes() > request.device_budget)
+    return grow(smallest_device_arena(request, cut), minimum, request.device_budget);
+  if (preferred.bytes() > request.device_budget)
+    return grow(minimum, preferred, request.device_budget);
   return keep_chunks(request, cut, preferred);
 }
 

@@ -66,7 +66,7 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
   own.request.device_budget = device_budget;
   own.request.host_budget = host_budget;
   const Cut cut = cut_of(own);
-  require("device", device_budget, minimum_device_arena(own.request, cut).bytes());
+  require("device", device_budget, smallest_device_arena(own.request, cut).bytes());
   own.device = device_arena(own.request, cut);
   own.placement = AccumulatorPlacement::memory;
   own.scratch_bytes = 0;

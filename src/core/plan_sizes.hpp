@@ -27,11 +27,17 @@ Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups);
 /// The fewest slots that every subproblem fits: the chunks of one quorum.
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut);
 
-/// Twice as many: one quorum is copied in while another computes. Never more slots than chunks.
+/// The fewest slots with which subproblems can be computed in parts: one query chunk at a time,
+/// with all of its keys. See Pipeline.
+DeviceArena smallest_device_arena(const PlanRequest& request, const Cut& cut);
+
+/// Twice as many as the minimum: one quorum is copied in while another computes. Never more slots
+/// than chunks.
 DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut);
 
-/// The arena for the budget: between minimum and preferred where it is short; where it is larger,
-/// more query and key/value slots in proportion, up to the chunks of two consecutive head groups.
+/// The arena for the budget: between smallest, minimum and preferred where it is short; where it is
+/// larger, more query and key/value slots in proportion, up to the chunks of two consecutive head
+/// groups.
 DeviceArena device_arena(const PlanRequest& request, const Cut& cut);
 
 /// The arena that holds all accumulators beside the slots that let copies overlap: for every query

@@ -14,6 +14,7 @@
 #include "core/counted.hpp"
 #include "cpu/attention_kernel.hpp"
 #include "cpu/lanes.hpp"
+#include "cpu/row_ops.hpp"
 #include "cpu/thread_pool.hpp"
 #include "engine/buffer.hpp"
 #include "engine/device_slots.hpp"
@@ -61,6 +62,10 @@ class CpuBackend final : public Backend {
     traits.workspace_bytes = pool_.threads() * KernelScratch::bytes(problem);
     traits.merges = true;
     return traits;
+  }
+
+  std::string numerics(const Problem&) const override {
+    return fmt::format("cpu, {}, OpenBLAS {}", row_ops::target_name(), openblas_get_corename());
   }
 
   void prepare(const Plan& plan, Telemetry& telemetry) override {

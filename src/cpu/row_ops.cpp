@@ -198,6 +198,8 @@ bool all_rows_finite(const float* from, std::int64_t stride, std::int64_t rows, 
   return true;
 }
 
+std::string_view own_target() { return hwy::TargetName(HWY_TARGET); }
+
 }  // namespace HWY_NAMESPACE
 }  // namespace stream_cqsa::row_ops
 HWY_AFTER_NAMESPACE();
@@ -209,6 +211,7 @@ HWY_EXPORT(load_rows);
 HWY_EXPORT(softmax_rows);
 HWY_EXPORT(scale_rows);
 HWY_EXPORT(all_rows_finite);
+HWY_EXPORT(own_target);
 
 void load(DType type, const std::byte* from, std::int64_t stride, std::int64_t rows,
           std::int64_t dim, float factor, float* to) {
@@ -227,6 +230,8 @@ void scale(float* acc, std::int64_t rows, std::int64_t dim, const float* rescale
 bool all_finite(const float* from, std::int64_t stride, std::int64_t rows, std::int64_t dim) {
   return HWY_DYNAMIC_DISPATCH(all_rows_finite)(from, stride, rows, dim);
 }
+
+std::string_view target_name() { return HWY_DYNAMIC_DISPATCH(own_target)(); }
 
 }  // namespace stream_cqsa::row_ops
 #endif

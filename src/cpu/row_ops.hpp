@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
 
 #include "stream_cqsa/dtype.hpp"
 
@@ -29,5 +30,8 @@ void scale(float* acc, std::int64_t rows, std::int64_t dim, const float* rescale
 
 /// True when all elements of `rows` rows, `stride` elements apart, are finite.
 bool all_finite(const float* from, std::int64_t stride, std::int64_t rows, std::int64_t dim);
+
+/// The vector instructions that these use here, whose width decides the order of sums.
+std::string_view target_name();
 
 }  // namespace stream_cqsa::row_ops

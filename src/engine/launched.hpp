@@ -1,4 +1,4 @@
-// A subproblem on its way through the compute lane.
+// A subproblem, or a part of one, on its way through the compute lane.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ struct Launched {
   QuorumWork work;
   Ticket ticket;
   std::vector<std::int32_t> state_slots;  ///< by position in work.chunks, -1 where none
+  bool last = true;                       ///< part of its subproblem
 };
 
 /// Live scores of one head that the subproblem adds to `queries`, a part of the query chunk at

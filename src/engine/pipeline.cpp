@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <set>
+#include <span>
 
 namespace stream_cqsa {
 namespace {
@@ -66,24 +68,58 @@ void Pipeline::start(Crew& crew, NextSubproblem next, int read_threads,
 
 void Pipeline::schedule(const NextSubproblem& next) {
   while (const auto assignment = next()) {
-    Step step = plan_step(*assignment);
-    if (step.work.pairs.empty()) continue;
-    orders_.push({{}, std::make_unique<Step>(std::move(step))});
+    const QuorumWork work = plan_.work(assignment->id);
+    auto parts = parts_of(*assignment, work);
+    std::vector<std::vector<bool>> keys_later(parts.size(),
+                                              std::vector<bool>(work.chunks.size(), false));
+    for (std::size_t part = parts.size(); part-- > 1;) {
+      keys_later[part - 1] = keys_later[part];
+      for (const ChunkPair& pair : parts[part])
+        keys_later[part - 1][static_cast<std::size_t>(pair.key)] = true;
+    }
+    for (std::size_t part = 0; part < parts.size(); ++part) {
+      auto step = std::make_unique<Step>(Step{assignment->id,
+                                              plan_.key(assignment->id),
+                                              {work.chunks, std::move(parts[part])},
+                                              std::move(keys_later[part]),
+                                              part + 1 == parts.size(),
+                                              {},
+                                              {}});
+      step->query_slots = assign_slots(*step, Side::query);
+      step->kv_slots = assign_slots(*step, Side::key);
+      orders_.push({{}, std::move(step)});
+    }
   }
   cache_.close();
   orders_.close();
 }
 
-Pipeline::Step Pipeline::plan_step(const Assignment& assignment) {
-  const std::int64_t id = assignment.id;
-  const std::vector<bool>& wanted = assignment.wanted;
-  Step step{id, plan_.key(id), plan_.work(id), {}, {}};
-  std::erase_if(step.work.pairs, [&wanted](const ChunkPair& pair) {
-    return !wanted.empty() && !wanted[static_cast<std::size_t>(pair.query)];
-  });
-  step.query_slots = assign_slots(step, Side::query);
-  step.kv_slots = assign_slots(step, Side::key);
-  return step;
+std::vector<std::vector<ChunkPair>> Pipeline::parts_of(const Assignment& assignment,
+                                                       const QuorumWork& work) const {
+  const std::int64_t most_queries = std::min(plan_.device.query_slots, plan_.device.state_slots);
+  std::vector<std::vector<ChunkPair>> parts;
+  std::set<std::int32_t> queries, keys;  // of the last part
+  for (auto begin = work.pairs.begin(); begin != work.pairs.end();) {
+    const std::int32_t query = begin->query;
+    const auto end = std::find_if(begin, work.pairs.end(),
+                                  [query](const ChunkPair& pair) { return pair.query != query; });
+    const std::span<const ChunkPair> pairs(begin, end);
+    begin = end;
+    if (!assignment.wanted.empty() && !assignment.wanted[static_cast<std::size_t>(query)]) continue;
+    std::set<std::int32_t> together = keys;
+    for (const ChunkPair& pair : pairs) together.insert(pair.key);
+    if (parts.empty() || static_cast<std::int64_t>(queries.size()) == most_queries ||
+        static_cast<std::int64_t>(together.size()) > plan_.device.kv_slots) {
+      parts.emplace_back();
+      queries.clear();
+      together.clear();
+      for (const ChunkPair& pair : pairs) together.insert(pair.key);
+    }
+    parts.back().insert(parts.back().end(), pairs.begin(), pairs.end());
+    queries.insert(query);
+    keys = std::move(together);
+  }
+  return parts;
 }
 
 std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
@@ -94,7 +130,9 @@ std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
   for (std::size_t position = 0; position < needed.size(); ++position) {
     if (!needed[position]) continue;
     const std::int64_t chunk = step.work.chunks[position].index;
-    needs.push_back({{batch, group, chunk}, uses_.next(side, batch, group, chunk, step.id)});
+    const bool later = side == Side::key && step.keys_later[position];
+    needs.push_back(
+        {{batch, group, chunk}, later ? step.id : uses_.next(side, batch, group, chunk, step.id)});
     positions.push_back(position);
   }
   const auto assigned = (side == Side::query ? query_slots_ : kv_slots_).assign(needs, step.id);
@@ -103,7 +141,7 @@ std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
     const auto [slot, load] = assigned[i];
     slots[positions[i]] = slot;
     for (const SlotTensor tensor : tensors_on(side)) {
-      const ChunkRows rows = rows_of(step, tensor, step.work.chunks[positions[i]]);
+      const ChunkRows rows = rows_of(step, tensor, positions[i]);
       if (load) {
         order_copies(step, rows, slot);
       } else {
@@ -114,7 +152,8 @@ std::vector<std::int32_t> Pipeline::assign_slots(const Step& step, Side side) {
   return slots;
 }
 
-Pipeline::ChunkRows Pipeline::rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk) {
+Pipeline::ChunkRows Pipeline::rows_of(const Step& step, SlotTensor tensor, std::size_t position) {
+  const Chunk& chunk = step.work.chunks[position];
   const TensorSource& source = inputs_.of(tensor);
   const bool query = tensor == SlotTensor::query;
   const Side side = query ? Side::query : Side::key;
@@ -127,6 +166,10 @@ Pipeline::ChunkRows Pipeline::rows_of(const Step& step, SlotTensor tensor, const
   rows.resident = source.resident(rows.whole).has_value();
   if (rows.resident) return rows;
   rows.whole.heads = source.desc().readable_heads(rows.heads);
+  if (!query && step.keys_later[position]) {
+    rows.next_use = step.id;
+    return rows;
+  }
   rows.next_use = rows.whole.heads == rows.heads
                       ? uses_.next(side, batch, group, chunk.index, step.id)
                       : uses_.next_of_any_group(side, batch, chunk.index, step.id);
@@ -233,7 +276,7 @@ Launched Pipeline::launch(Step step, Ticket last_copy) {
       query_last_use_[static_cast<std::size_t>(step.query_slots[i])] = ticket;
     if (step.kv_slots[i] >= 0) kv_last_use_[static_cast<std::size_t>(step.kv_slots[i])] = ticket;
   }
-  return {step.id, step.key, std::move(step.work), ticket, std::move(state_slots)};
+  return {step.id, step.key, std::move(step.work), ticket, std::move(state_slots), step.last};
 }
 
 // --- drain ---
@@ -244,6 +287,7 @@ void Pipeline::drain() {
     for (std::size_t i = 0; i < launched.state_slots.size(); ++i) {
       if (launched.state_slots[i] >= 0) copy_out(launched, static_cast<std::int32_t>(i));
     }
+    if (!launched.last) return;
     in_flight_.add(launched.ticket, [this, id = launched.id] {
       receiver_.end_of_subproblem(id);
       telemetry_.add_subproblem();

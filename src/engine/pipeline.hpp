@@ -31,6 +31,10 @@ namespace stream_cqsa {
 /// and with the readers of the host cache. Threads are started in the given crew; a failure in any
 /// of them aborts the group.
 ///
+/// Where the arena has fewer slots than a subproblem has chunks, as on a worker of little memory,
+/// it is computed in parts, each with some of its query chunks and all of their keys, one launch
+/// each: the same partials, bit for bit.
+///
 /// With accumulators on the device, submit also has the partials merged there, and drain copies
 /// finished rows out instead: see DeviceAccumulators.
 class Pipeline {
@@ -67,15 +71,17 @@ class Pipeline {
     std::int64_t first_token = 0;  ///< of the block, within the chunk
     std::int32_t cached = -1;      ///< host cache block, or -1: the source is resident
   };
-  /// A subproblem whose slots are assigned. Slots are by position in work.chunks, -1 where the
-  /// chunk is not needed on that side.
+  /// A subproblem, or a part of one, whose slots are assigned. Slots are by position in
+  /// work.chunks, -1 where the chunk is not needed on that side.
   struct Step {
     std::int64_t id = 0;
     SubproblemKey key;
     QuorumWork work;
+    std::vector<bool> keys_later;  ///< by position: a later part needs them as well
+    bool last = true;              ///< part of its subproblem
     std::vector<std::int32_t> query_slots, kv_slots;
   };
-  /// What schedule tells submit, in order: a subproblem's copies, then its launch. Copies are told
+  /// What schedule tells submit, in order: a step's copies, then its launch. Copies are told
   /// one by one, so that a chunk larger than the whole host cache still streams through it.
   struct Order {
     Copy copy;
@@ -87,9 +93,11 @@ class Pipeline {
   };
 
   void schedule(const NextSubproblem& next);
-  Step plan_step(const Assignment& assignment);
+  /// The live pairs of an assignment, in parts that the slots can take.
+  std::vector<std::vector<ChunkPair>> parts_of(const Assignment& assignment,
+                                               const QuorumWork& work) const;
   std::vector<std::int32_t> assign_slots(const Step& step, Side side);
-  ChunkRows rows_of(const Step& step, SlotTensor tensor, const Chunk& chunk);
+  ChunkRows rows_of(const Step& step, SlotTensor tensor, std::size_t position);
   template <typename Visit>
   void for_each_block(const ChunkRows& rows, const Visit& visit) const;
   void order_copies(const Step& step, const ChunkRows& rows, std::int32_t slot);

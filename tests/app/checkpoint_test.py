@@ -242,7 +242,7 @@ class Refusals(Checkpoint):
         self.stopped_run()
         path = self.path("ckpt") / "checkpoint.json"
         stored = json.loads(path.read_text())
-        for name in ("version", "commit", "device", "plan"):
+        for name in ("version", "commit", "arithmetic", "plan"):
             other = dict(stored["identity"], **{name: "another"})
             text = json.dumps(other, separators=(",", ":"), ensure_ascii=False)
             path.write_text(json.dumps({"identity": other, "checksum": f"{checksum(text.encode()):016x}"}))
@@ -306,14 +306,25 @@ class Publishing(Checkpoint):
 
     def test_a_run_that_was_killed_while_it_gave_names(self):
         expected, _ = self.undisturbed()
+        self.stopped_run()
+        identity = (self.path("ckpt") / "checkpoint.json").read_bytes()
         self.finish()
         for name in ("o.npy", "lse-o.npy"):
             os.rename(self.path(name), self.path(name + ".partial"))
+        (self.path("ckpt") / "checkpoint.json").write_bytes(identity)
         os.rename(self.path("lse-o.npy.partial"), self.path("lse-o.npy"))
         (self.path("ckpt") / "publishing").write_text("")
         done = self.succeed(*self.command())
         self.assertIn("had ended", done.stderr)
         self.check_finished(expected, report=False)
+
+    def test_a_mark_of_a_run_that_nobody_knows_publishes_nothing(self):
+        expected, _ = self.undisturbed()
+        self.path("ckpt").mkdir(exist_ok=True)
+        (self.path("ckpt") / "publishing").write_text("")
+        self.path("o.npy.partial").write_text("something else")
+        self.finish()
+        self.check_finished(expected)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class CountingSource : public TensorSource {
 class InstantBackend : public Backend {
  public:
   DeviceTraits traits(const Problem&) const override { return {}; }
+  std::string numerics(const Problem&) const override { return {}; }
   void prepare(const Plan&, Telemetry&) override {}
   std::int64_t allocated_bytes() const override { return 0; }
   Ticket copy_in(const CopyIn&, std::span<const Ticket>) override { return {}; }

@@ -1,4 +1,5 @@
 #define BOOST_TEST_MODULE engine_run
+#include <array>
 #include <boost/test/unit_test.hpp>
 #include <mutex>
 #include <optional>
@@ -207,6 +208,32 @@ BOOST_AUTO_TEST_CASE(timing_does_not_change_the_bits_when_memory_is_short) {
         BOOST_TEST(outcome.result.merged_scores == expected_scores(plan));
       }
     }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(subproblems_computed_in_parts_give_the_same_bits) {
+  std::mt19937_64 random(9);
+  for (int trial = 0; trial < 40; ++trial) {
+    const Problem problem = random_problem(random);
+    const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
+    PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
+    request.device.tile = 1;
+    request.chunks = std::array<std::int64_t, 4>{3, 7, 13, 21}[random() % 4];
+    const Plan plan = make_plan(request);
+    const bool resident = random() % 2 == 0;
+    const Outcome expected = run_plan(plan, input, *make_test_backend(2), resident);
+    // From one query chunk at a time on; half of the trials with slots for one quorum's keys.
+    const std::int64_t quorum = plan.division.quorum_size();
+    Plan tight = plan;
+    tight.device.query_slots =
+        1 + static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(quorum));
+    tight.device.state_slots = std::max<std::int64_t>(1, tight.device.query_slots - 1);
+    if (random() % 2) tight.device.kv_slots = std::min(quorum, plan.device.kv_slots);
+    DelayedBackend delayed(make_test_backend(2), random());
+    const Outcome outcome = run_plan(tight, input, delayed, resident);
+    BOOST_TEST(outcome.output == expected.output);
+    BOOST_TEST(outcome.lse == expected.lse);
+    BOOST_TEST(outcome.result.merged_scores == expected_scores(plan));
   }
 }
 

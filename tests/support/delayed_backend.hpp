@@ -23,6 +23,7 @@ class DelayedBackend : public Backend {
       : inner_(std::move(inner)), random_(seed) {}
 
   DeviceTraits traits(const Problem& problem) const override { return inner_->traits(problem); }
+  std::string numerics(const Problem& problem) const override { return inner_->numerics(problem); }
   void prepare(const Plan& plan, Telemetry& telemetry) override {
     inner_->prepare(plan, telemetry);
   }
