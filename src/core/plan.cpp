@@ -71,10 +71,12 @@ Schedule outer_schedule(const PlanRequest& request, const Cut& cut) {
 
 // Head groups go in the outer loop, where the fewest accumulators are open, unless going through
 // them in the inner one moves fewer bytes between files and memory: token rows of bshd files hold
-// all heads, and are then read once for all groups instead of once for each.
+// all heads, and are then read once for all groups instead of once for each. Workers that take
+// whole head groups go through them in the outer one.
 Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
   const Schedule outer = outer_schedule(request, cut);
-  if (cut.groups == 1) return outer;
+  const bool by_groups = request.workers > 1 && outer.device.output_slots > 0;
+  if (cut.groups == 1 || by_groups) return outer;
   const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
   if (!host) return outer;
   const Schedule inner{ScheduleOrder::groups_inner, device_arena(request, cut), *host};

@@ -129,8 +129,17 @@ DeviceArena device_arena(const PlanRequest& request, const Cut& cut) {
   return keep_chunks(request, cut, preferred);
 }
 
+bool shares_by_groups(const PlanRequest& request, std::int64_t groups) {
+  // With less, sharing the subproblems ends sooner although every partial then goes to the master.
+  constexpr double least_busy = 0.8;
+  const std::int64_t parts = request.problem.batch * groups;
+  const std::int64_t rounds = ceil_div(parts, request.workers);
+  return static_cast<double>(parts) >= least_busy * static_cast<double>(rounds * request.workers);
+}
+
 std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut) {
   if (!request.device.merges || request.host_accumulators) return std::nullopt;
+  if (!shares_by_groups(request, cut.groups)) return std::nullopt;
   const Problem& problem = request.problem;
   const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
   const std::int64_t rows =

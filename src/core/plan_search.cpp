@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "stream_cqsa/bytes.hpp"
@@ -13,22 +14,30 @@
 namespace stream_cqsa {
 namespace {
 
-// Calls visit(cut) for every c and number of head groups that the request leaves open. Of the
-// numbers of groups with the same largest group only the smallest counts.
+// Calls visit(groups) for every number of head groups that the request leaves open, ascending. Of
+// those with the same largest group only the smallest counts.
+template <typename Visit>
+void for_each_group_count(const PlanRequest& request, const Visit& visit) {
+  const std::int64_t heads = request.problem.kv_heads;
+  std::int64_t groups = ceil_div(heads, request.heads_per_group.value_or(heads));
+  while (true) {
+    visit(groups);
+    const std::int64_t group_heads = ceil_div(heads, groups);
+    if (request.heads_per_group || group_heads == 1) return;
+    groups = ceil_div(heads, group_heads - 1);
+  }
+}
+
+// Calls visit(cut) for every c and number of head groups that the request leaves open.
 template <typename Visit>
 void for_each_cut(const PlanRequest& request, const Visit& visit) {
   const Problem& problem = request.problem;
   const std::int64_t longer = std::max(problem.query_length, problem.key_length);
   const std::int64_t first = request.chunks.value_or(1);
   const std::int64_t last = request.chunks.value_or(std::min(max_modulus, longer));
-  const std::int64_t heads = problem.kv_heads;
-  std::int64_t groups = ceil_div(heads, request.heads_per_group.value_or(heads));
-  while (true) {
-    const std::int64_t group_heads = ceil_div(heads, groups);
+  for_each_group_count(request, [&](std::int64_t groups) {
     for (std::int64_t c = first; c <= last; ++c) visit(cut_of(request, c, groups));
-    if (request.heads_per_group || group_heads == 1) return;
-    groups = ceil_div(heads, group_heads - 1);
-  }
+  });
 }
 
 // The run's floating-point operations.
@@ -145,7 +154,38 @@ Found smallest_device(const PlanRequest& request) {
 
 }  // namespace
 
+namespace {
+
+// The cut for workers of which each takes whole head groups, if there is one: of few head groups,
+// but several for each worker where the heads allow it, so that one's rows are written while the
+// next one is computed.
+std::optional<Cut> choose_cut_by_groups(const PlanRequest& request) {
+  if (request.workers == 1 || !request.device.merges || request.host_accumulators)
+    return std::nullopt;
+  PlanRequest alone = request;
+  alone.workers = 1;
+  constexpr std::int64_t several = 4;
+  std::optional<Cut> chosen;
+  const auto enough = [&] {
+    return chosen && request.problem.batch * chosen->groups >= several * request.workers;
+  };
+  for_each_group_count(request, [&](std::int64_t groups) {
+    if (enough() || !shares_by_groups(request, groups)) return;
+    alone.heads_per_group = ceil_div(request.problem.kv_heads, groups);
+    try {
+      const Cut cut = choose_cut(alone);
+      if (accumulating_device_arena(request, cut)) chosen = cut;
+    } catch (const InputError&) {
+      // This number of head groups fits no budget; another may.
+    }
+  });
+  return chosen;
+}
+
+}  // namespace
+
 Cut choose_cut(const PlanRequest& request) {
+  if (const auto cut = choose_cut_by_groups(request)) return *cut;
   // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
   const auto better = [](const Cut& cut, const Found& found) {
     const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };

@@ -44,8 +44,13 @@ DeviceArena device_arena(const PlanRequest& request, const Cut& cut);
 /// chunk of a head group a state slot, and one for each partial of a quorum on its way there, since
 /// one quorum's are merged before the next computes. Output slots take what one quorum may finish,
 /// and one more. More query and key/value slots where the budget allows, as in device_arena().
-/// None where the device does not merge or the budget does not hold it.
+/// None where the device does not merge, the budget does not hold it, or the request's workers must
+/// share the subproblems of a head group.
 std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut);
+
+/// Whether several workers are kept about equally busy where each takes whole head groups of a
+/// batch entry, and merges these on its device.
+bool shares_by_groups(const PlanRequest& request, std::int64_t groups);
 
 /// A host arena and what its sizes mean.
 struct HostLayout {

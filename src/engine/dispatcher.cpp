@@ -11,13 +11,41 @@ namespace {
 // Subproblems that are compared for the sake of chunks that a worker keeps.
 constexpr std::size_t candidates = 32;
 
+// Of a subproblem.
+Dispatcher::Work work_of(const Plan& plan, const Dispatcher::Lacking& lacking, std::int64_t id) {
+  const QuorumWork quorum = plan.work(id);
+  const SubproblemKey key = plan.key(id);
+  Dispatcher::Work work;
+  work.wanted.assign(quorum.chunks.size(), false);
+  std::vector<bool> used(quorum.chunks.size(), false);
+  for (std::size_t pair = 0; pair < quorum.pairs.size(); ++pair) {
+    const auto query = static_cast<std::size_t>(quorum.pairs[pair].query);
+    if (pair == 0 || quorum.pairs[pair - 1].query != quorum.pairs[pair].query) {
+      const std::int64_t pieces = lacking(key, quorum.chunks[query].index);
+      work.pieces += pieces;
+      work.wanted[query] = pieces > 0;
+    }
+    if (!work.wanted[query]) continue;
+    used[query] = used[static_cast<std::size_t>(quorum.pairs[pair].key)] = true;
+  }
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (used[i]) work.chunks.push_back({key.batch, key.group, quorum.chunks[i].index});
+  }
+  return work;
+}
+
 }  // namespace
 
 Dispatcher::Dispatcher(const Plan& plan, int workers, const Options& options, Lacking lacking)
-    : plan_(plan),
-      count_(plan.subproblem_count()),
+    : Dispatcher(plan.subproblem_count(), workers, options,
+                 [&plan, lacking = std::move(lacking)](std::int64_t id) {
+                   return work_of(plan, lacking, id);
+                 }) {}
+
+Dispatcher::Dispatcher(std::int64_t count, int workers, const Options& options, Describe describe)
+    : count_(count),
       options_(options),
-      lacking_(std::move(lacking)),
+      describe_(std::move(describe)),
       workers_(static_cast<std::size_t>(workers)) {
   fill();
 }
@@ -40,26 +68,9 @@ void Dispatcher::fill() {
 
 // False where nothing of it is lacking.
 bool Dispatcher::add(std::int64_t id) {
-  const QuorumWork work = plan_.work(id);
-  const SubproblemKey key = plan_.key(id);
-  Task task;
-  task.wanted.assign(work.chunks.size(), false);
-  std::vector<bool> used(work.chunks.size(), false);
-  for (std::size_t pair = 0; pair < work.pairs.size(); ++pair) {
-    const auto query = static_cast<std::size_t>(work.pairs[pair].query);
-    if (pair == 0 || work.pairs[pair - 1].query != work.pairs[pair].query) {
-      const std::int64_t pieces = lacking_(key, work.chunks[query].index);
-      task.pieces_left += pieces;
-      task.wanted[query] = pieces > 0;
-    }
-    if (!task.wanted[query]) continue;
-    used[query] = used[static_cast<std::size_t>(work.pairs[pair].key)] = true;
-  }
-  if (task.pieces_left == 0) return false;
-  for (std::size_t i = 0; i < used.size(); ++i) {
-    if (used[i]) task.chunks.push_back({key.batch, key.group, work.chunks[i].index});
-  }
-  tasks_.emplace(id, std::move(task));
+  Work work = describe_(id);
+  if (work.pieces == 0) return false;
+  tasks_.emplace(id, Task{std::move(work), {}});
   return true;
 }
 
@@ -112,7 +123,7 @@ bool Dispatcher::may_take(const Worker& worker, std::int64_t id) const {
 }
 
 std::int64_t Dispatcher::missing_chunks(const Worker& worker, const Task& task) const {
-  return std::count_if(task.chunks.begin(), task.chunks.end(),
+  return std::count_if(task.work.chunks.begin(), task.work.chunks.end(),
                        [&](const ChunkKey& chunk) { return !worker.kept.contains(chunk); });
 }
 
@@ -148,14 +159,14 @@ Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
   worker.computing.insert(id);
   worker.delivering.insert(id);
   keep_chunks(worker, task);
-  order.assignment = {id, task.wanted};
+  order.assignment = {id, task.work.wanted};
   return order;
 }
 
 // The worker keeps the chunks that it used last, as far as it has room.
 void Dispatcher::keep_chunks(Worker& worker, const Task& task) const {
   ++worker.orders;
-  for (const ChunkKey& chunk : task.chunks) worker.kept[chunk] = worker.orders;
+  for (const ChunkKey& chunk : task.work.chunks) worker.kept[chunk] = worker.orders;
   while (static_cast<std::int64_t>(worker.kept.size()) > options_.chunks_kept) {
     worker.kept.erase(std::min_element(
         worker.kept.begin(), worker.kept.end(),
@@ -178,7 +189,7 @@ void Dispatcher::received(int number, std::int64_t id) {
 
 void Dispatcher::merged_piece(std::int64_t id) {
   const auto task = tasks_.find(id);
-  if (task == tasks_.end() || --task->second.pieces_left > 0) return;
+  if (task == tasks_.end() || --task->second.work.pieces > 0) return;
   open_.erase(id);
   tasks_.erase(task);
   forget_merged();

@@ -37,6 +37,17 @@ class Dispatcher {
 
   Dispatcher(const Plan& plan, int workers, const Options& options, Lacking lacking);
 
+  /// What is handed out as one.
+  struct Work {
+    std::vector<bool> wanted;      ///< see Assignment
+    std::vector<ChunkKey> chunks;  ///< that it needs, for the sake of those that a worker keeps
+    std::int64_t pieces = 0;       ///< that are not merged; 0: there is nothing to do
+  };
+  using Describe = std::function<Work(std::int64_t id)>;
+
+  /// Hands out `count` other things than subproblems, described when they are first looked at.
+  Dispatcher(std::int64_t count, int workers, const Options& options, Describe describe);
+
   struct Order {
     Assignment assignment;
     /// Subproblems of this worker whose partials must be dropped when they come: they will be
@@ -68,10 +79,8 @@ class Dispatcher {
 
  private:
   struct Task {
-    std::vector<bool> wanted;
-    std::vector<ChunkKey> chunks;  ///< that it needs, for the sake of those that a worker keeps
-    std::int64_t pieces_left = 0;  ///< not merged
-    std::set<int> workers;         ///< that have it, until all of their partials have come
+    Work work;
+    std::set<int> workers;  ///< that have it, until all of their partials have come
   };
   struct Worker {
     bool lost = false;
@@ -94,10 +103,9 @@ class Dispatcher {
   void take_back(int worker, std::int64_t id);
   void forget_merged();
 
-  const Plan& plan_;
   std::int64_t count_;
   Options options_;
-  Lacking lacking_;
+  Describe describe_;
   std::vector<Worker> workers_;
   std::int64_t cursor_ = 0;             ///< smallest subproblem that was never looked at
   std::int64_t oldest_ = 0;             ///< smallest that is not merged
