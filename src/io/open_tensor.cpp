@@ -91,7 +91,7 @@ std::unique_ptr<PartialFile> create_file(const std::filesystem::path& path, bool
   }
 }
 
-/// create_tensors() is this.
+/// create_tensors(), staged or not.
 std::vector<std::unique_ptr<TensorSink>> create_parts(const std::filesystem::path& path,
                                                       std::vector<TensorDesc> descs, bool overwrite,
                                                       const FileOpener& open, bool keep,
