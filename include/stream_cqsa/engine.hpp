@@ -35,6 +35,7 @@ struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
   int read_threads = 2;
   int merge_threads = 2;
+  int write_threads = 2;
   CheckpointOptions checkpoint;
 };
 

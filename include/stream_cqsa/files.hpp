@@ -14,8 +14,8 @@
 
 namespace stream_cqsa {
 
-/// Bytes of a file at 64-bit offsets. Thread-safe for reads. Failures throw Error with the file's
-/// name and the system's reason; a read or write that comes up short is a failure.
+/// Bytes of a file at 64-bit offsets. Thread-safe, for writes to ranges apart. Failures throw Error
+/// with the file's name and the system's reason; a read or write that comes up short is a failure.
 class File {
  public:
   virtual ~File() = default;
@@ -52,10 +52,13 @@ std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
 /// cannot be created, `path`.partial is being written by another sink (of any process) or is not a
 /// regular file, or `path` exists and not `overwrite`.
 /// With `keep`, `path`.partial is taken over as another run left it, and stays if not committed.
+/// With `staged`, and not `keep`, parts of the heads of a bshd tensor may lie elsewhere in its part
+/// of the file until commit(), which writes head groups several times faster; no one else may use
+/// that file meanwhile.
 std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           const std::string& tensor, const TensorDesc& desc,
                                           bool overwrite, const FileOpener& open = open_posix_file,
-                                          bool keep = false);
+                                          bool keep = false, bool staged = false);
 
 /// Creates `path` (.safetensors) for several tensors, each under its desc.name in the file: a sink
 /// for each, in this order. As create_tensor, but the file gets its name by the last of their

@@ -113,7 +113,8 @@ class TensorSink {
   const TensorDesc& desc() const { return desc_; }
 
   /// Writes a block given packed as [token][head][dim] in desc().dtype. Blocks may come in any
-  /// order, one call at a time. Throws Error when the storage fails.
+  /// order, and from several threads at once where they have no element in common. Throws Error
+  /// when the storage fails.
   virtual void write(const Block& block, std::span<const std::byte> from) = 0;
 
   /// Reads back a block, as given to write(), now or by an earlier run. Not beside write().

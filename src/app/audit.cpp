@@ -37,8 +37,10 @@ void AuditedSink::write(const Block& block, std::span<const std::byte> from) {
 void AuditedSink::watch(const Block& block, std::span<const std::byte> from) {
   const StageTimer timer(telemetry_, Stage::checksum, static_cast<std::int64_t>(from.size()), -1);
   const std::int64_t vector_bytes = desc_.dim * size_of(desc_.dtype);
-  fingerprint_.add(desc_, desc_.dtype, block,
-                   packed_rows(from.data(), block, Layout::bshd, vector_bytes));
+  Fingerprint own;
+  own.add(desc_, desc_.dtype, block, packed_rows(from.data(), block, Layout::bshd, vector_bytes));
+  const std::scoped_lock lock(mutex_);
+  fingerprint_ += own;
   for (auto& [key, kept] : rows_) {
     const auto [batch, token, head] = key;
     if (batch != block.batch || !block.tokens.contains(token) || !block.heads.contains(head)) {

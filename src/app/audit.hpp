@@ -47,6 +47,7 @@ class AuditedSink : public TensorSink {
   /// Counts as if it had been written now.
   void restore(const Block& block, std::span<const std::byte> from) override { watch(block, from); }
 
+  /// Not beside write(), as row().
   const Fingerprint& fingerprint() const { return fingerprint_; }
   /// A chosen row as it was written, [dim]; empty if it was not.
   std::vector<double> row(const RowIndex& index) const;
@@ -57,6 +58,7 @@ class AuditedSink : public TensorSink {
   using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t>;  // batch, token, head
   TensorSink& inner_;
   Telemetry& telemetry_;
+  std::mutex mutex_;  // guards rows_, fingerprint_
   std::map<Key, std::vector<std::byte>> rows_;
   Fingerprint fingerprint_;
 };

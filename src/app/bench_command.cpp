@@ -147,7 +147,27 @@ json bench_merges(int threads, std::FILE* out) {
   return {{"threads", threads}, {"memcpy_bytes_per_second", copy}, {"rates", rates}};
 }
 
-json bench_files(const std::string& scratch, std::FILE* out) {
+// Bytes of an fp16 output of 8 heads that are written a second, head by head, not synced.
+double output_rate(const std::string& scratch, int threads, bool staged) {
+  constexpr std::int64_t heads = 8, dim = 64, piece = 8192;
+  const TensorDesc desc{"o",   DType::f16, Layout::bshd, 3, 1, buffer_bytes / (heads * dim * 2),
+                        heads, dim};
+  const std::vector<std::byte> rows(static_cast<std::size_t>(piece * dim * 2), std::byte{1});
+  const double seconds = shortest([&] {
+    const auto sink = create_tensor(std::filesystem::path(scratch) / "stream-cqsa-bench.npy", "",
+                                    desc, true, open_mpi_file, false, staged);
+    for (std::int64_t head = 0; head < heads; ++head) {
+      on_threads(threads, [&](int i) {
+        for (std::int64_t token = i * piece; token < desc.tokens; token += threads * piece) {
+          sink->write({0, {token, token + piece}, {head, head + 1}}, rows);
+        }
+      });
+    }
+  });
+  return static_cast<double>(desc.bytes()) / seconds;
+}
+
+json bench_files(const std::string& scratch, int threads, std::FILE* out) {
   const std::filesystem::path path = std::filesystem::path(scratch) / "stream-cqsa-bench.partial";
   const std::vector<std::byte> data(static_cast<std::size_t>(buffer_bytes), std::byte{1});
   std::vector<std::byte> back(data.size());
@@ -161,8 +181,15 @@ json bench_files(const std::string& scratch, std::FILE* out) {
   const double bytes = static_cast<double>(buffer_bytes);
   fmt::print(out, "io      write {:.2f} GB/s synced, read {:.2f} GB/s from the page cache\n",
              bytes / write * 1e-9, bytes / read * 1e-9);
+  const double staged = output_rate(scratch, threads, true);
+  const double in_place = output_rate(scratch, threads, false);
+  fmt::print(out, "io      output by head {:.2f} GB/s, {:.2f} GB/s with a checkpoint, {}\n",
+             staged * 1e-9, in_place * 1e-9, counted(threads, "thread"));
   return {{"write_bytes_per_second", bytes / write},
-          {"cached_read_bytes_per_second", bytes / read}};
+          {"cached_read_bytes_per_second", bytes / read},
+          {"threads", threads},
+          {"staged_output_bytes_per_second", staged},
+          {"in_place_output_bytes_per_second", in_place}};
 }
 
 json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
@@ -217,7 +244,7 @@ int bench_command(const Arguments& arguments, const MpiEnvironment&) {
   if (wanted("merge", true)) rates["merge"] = bench_merges(threads, out);
   if (wanted("io", !resources.scratch.empty())) {
     if (resources.scratch.empty()) throw InputError("--only io needs --scratch DIR");
-    rates["io"] = bench_files(resources.scratch, out);
+    rates["io"] = bench_files(resources.scratch, std::min(threads, 4), out);
   }
   if (wanted("kernel", true)) rates["kernel"] = bench_kernels(options, threads, out);
   if (wanted("stream", !options.stream.input.shape.empty())) {

@@ -307,6 +307,8 @@ RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {
   if (plan.request.device.kind == "cuda") {
     options.read_threads = std::clamp(cores / 2, 2, 8);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
+    // Most systems write one file from one thread at a time; fingerprints are taken beside that.
+    options.write_threads = std::clamp(cores / 4, 2, 4);
   }
   return options;
 }

@@ -110,11 +110,12 @@ struct Sinks {
 };
 
 // With `keep`, unfinished ones of an earlier run are continued, and stay if this run ends early.
+// They are staged otherwise: this rank alone writes them.
 Sinks create_sinks(const OpenProblem& open, const OutputOptions& options, bool keep) {
   const Problem& problem = open.problem;
   Sinks sinks;
-  sinks.output =
-      create_tensor(options.output, "o", output_desc(open), options.overwrite, open_mpi_file, keep);
+  sinks.output = create_tensor(options.output, "o", output_desc(open), options.overwrite,
+                               open_mpi_file, keep, !keep);
   if (!options.lse.empty()) {
     sinks.lse = create_tensor(options.lse, "lse",
                               lse_desc(problem.batch, problem.query_heads, problem.query_length),

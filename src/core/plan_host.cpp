@@ -11,15 +11,13 @@ namespace {
 
 constexpr std::int64_t MiB = 1 << 20;
 constexpr std::int64_t alignment = 64;
-constexpr std::int64_t minimum_blocks = 3;
 constexpr std::int64_t minimum_state_buffers = 2;
 constexpr std::int64_t minimum_accumulators = 4;
 constexpr std::int64_t preferred_output_buffers = 4;
 constexpr std::int64_t largest_block = 4 * MiB;
 constexpr std::int64_t largest_piece = 2 * MiB;
 constexpr std::int64_t largest_copied_share = 64 * MiB;
-// Blocks that are given before accumulators: enough to keep the readers ahead of the copies.
-constexpr std::int64_t read_ahead_blocks = 8;
+constexpr std::int64_t largest_written_share = 64 * MiB;
 // No single piece or block takes more of the budget than this part while it can be helped.
 constexpr std::int64_t budget_share = 32;
 
@@ -207,14 +205,6 @@ std::optional<Pieces> choose_pieces(const PlanRequest& request, const Cut& cut,
   return best;
 }
 
-// Spends `room` on more of `count`, up to `target`.
-void spend(std::int64_t& room, std::int64_t& count, std::int64_t target, std::int64_t bytes) {
-  if (bytes == 0 || count >= target) return;
-  const std::int64_t more = std::min(target - count, room / bytes);
-  count += more;
-  room -= more * bytes;
-}
-
 HostLayout fill(const PlanRequest& request, const Cut& cut, const HostNeeds& needs,
                 const Pieces& pieces, AccumulatorPlacement placement, std::int64_t block_limit) {
   HostLayout layout;
@@ -226,17 +216,23 @@ HostLayout fill(const PlanRequest& request, const Cut& cut, const HostNeeds& nee
 
   std::int64_t room = request.host_budget - arena.bytes();
   const std::int64_t full = needs.on_device ? 0 : most_accumulators(needs, pieces);
+  const std::int64_t all_pieces = needs.open_chunks * pieces.per_chunk;
   // What is copied out at once.
   const std::int64_t buffers = std::min(largest_copied_share, request.host_budget / 4) /
                                std::max(pieces.copied_bytes(), std::int64_t{1});
   spend(room, arena.output_buffers,
-        std::min(needs.on_device ? buffers : preferred_output_buffers,
-                 needs.open_chunks * pieces.per_chunk),
+        std::min(needs.on_device ? buffers : preferred_output_buffers, all_pieces),
         arena.output_buffer_bytes);
   spend(room, arena.state_buffers, std::min(needs.copied_chunks * pieces.per_chunk, buffers),
         arena.state_buffer_bytes);
   spend(room, arena.cache_blocks, std::min(read_ahead_blocks, blocks.most), blocks.bytes);
   spend(room, arena.accumulators, full, arena.accumulator_bytes);
+  if (!needs.on_device) {
+    // The pieces of a head group are finished at about the same time: merging goes on meanwhile.
+    const std::int64_t share = std::min(largest_written_share, request.host_budget / budget_share);
+    spend(room, arena.output_buffers, std::min(all_pieces, share / pieces.output_bytes),
+          arena.output_buffer_bytes);
+  }
   spend(room, arena.cache_blocks, blocks.most, blocks.bytes);
 
   // A file that nothing would ever go to is none.

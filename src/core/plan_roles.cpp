@@ -10,10 +10,8 @@
 namespace stream_cqsa {
 namespace {
 
-constexpr std::int64_t minimum_blocks = 3;
-constexpr std::int64_t read_ahead_blocks = 8;
 constexpr std::int64_t minimum_state_buffers = 3;
-// Of the host budget, for partials on their way.
+// Of the host budget, for partials, or finished rows, on their way.
 constexpr std::int64_t largest_buffer_share = 4;
 
 std::int64_t pieces_of_quorum(const Plan& plan, const Cut& cut) {
@@ -46,14 +44,6 @@ void require(const char* what, std::int64_t budget, std::int64_t needed) {
   throw InputError(fmt::format(
       "{} memory {} is too small for this rank's part of the plan: it needs {} ({} bytes)", what,
       format_bytes(budget), format_bytes(needed), needed));
-}
-
-// Spends `room` bytes on more of `count`, up to `most`.
-void spend(std::int64_t& room, std::int64_t& count, std::int64_t most, std::int64_t bytes) {
-  if (bytes == 0 || count >= most) return;
-  const std::int64_t more = std::min(most - count, std::max<std::int64_t>(room, 0) / bytes);
-  count += more;
-  room -= more * bytes;
 }
 
 }  // namespace
@@ -100,9 +90,12 @@ Plan master_plan(const Plan& plan, std::int64_t workers) {
   // Head groups overlap: workers go on to the next one while the last of one are computed.
   const Cut cut = cut_of(own);
   const std::int64_t sweeps = std::min<std::int64_t>(2, own.problem().batch * cut.groups);
-  spend(room, host.accumulators,
-        sweeps * cut.query_chunks * ceil_div(cut.query_chunk_tokens, own.piece_tokens),
-        host.accumulator_bytes);
+  const std::int64_t pieces = cut.query_chunks * ceil_div(cut.query_chunk_tokens, own.piece_tokens);
+  spend(room, host.accumulators, sweeps * pieces, host.accumulator_bytes);
+  // A head group's pieces are finished at about the same time, faster than they are written.
+  spend(room, host.output_buffers,
+        std::min(pieces, own.request.host_budget / largest_buffer_share / host.output_buffer_bytes),
+        host.output_buffer_bytes);
   return own;
 }
 

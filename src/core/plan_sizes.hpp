@@ -1,12 +1,25 @@
 // The sizes of a plan's arenas for one choice of c and head groups.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
 #include "stream_cqsa/plan.hpp"
 
 namespace stream_cqsa {
+
+/// Host cache blocks that a run needs, and those that keep the readers ahead of the copies.
+constexpr std::int64_t minimum_blocks = 3;
+constexpr std::int64_t read_ahead_blocks = 8;
+
+/// Spends `room` bytes on more of `count`, which take `bytes` each, up to `most`.
+inline void spend(std::int64_t& room, std::int64_t& count, std::int64_t most, std::int64_t bytes) {
+  if (bytes == 0 || count >= most) return;
+  const std::int64_t more = std::min(most - count, std::max<std::int64_t>(room, 0) / bytes);
+  count += more;
+  room -= more * bytes;
+}
 
 /// One choice of c and head groups, and the extents that every size follows from.
 struct Cut {

@@ -26,6 +26,12 @@ int merge_threads(const Plan& plan, const RunOptions& options) {
       std::max<std::int64_t>(1, std::min<std::int64_t>(options.merge_threads, most)));
 }
 
+// Each holds an output buffer.
+int write_threads(const Plan& plan, const RunOptions& options) {
+  return static_cast<int>(std::max<std::int64_t>(
+      1, std::min<std::int64_t>(options.write_threads, plan.host.output_buffers)));
+}
+
 }  // namespace
 
 Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory,
@@ -34,6 +40,7 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       outputs_(outputs),
       memory_(memory),
       merge_threads_(merge_threads(plan, options)),
+      write_threads_(write_threads(plan, options)),
       telemetry_(telemetry),
       checkpoint_options_(options.checkpoint),
       pieces_(plan),
@@ -64,7 +71,8 @@ void Assembler::start(Crew& crew) {
       end_producer();
     });
   }
-  crew.start([this] { write_pieces(); });
+  writers_ = write_threads_;
+  for (int i = 0; i < write_threads_; ++i) crew.start([this] { write_pieces(); });
   if (checkpoint_) crew.start([this] { keep_checkpoint(); });
 }
 
@@ -348,18 +356,18 @@ void Assembler::finish_keyless() {
 void Assembler::write_pieces() {
   while (const auto finished = finished_.pop()) {
     write_piece(*finished);
-    if (checkpoint_) {
-      const JournalRecord record = record_of(*finished);
-      const auto lock = monitor_.lock();
-      written_.push_back(record);
-    }
+    std::optional<JournalRecord> record;
+    if (checkpoint_) record = record_of(*finished);
     output_buffers_.give(finished->buffer);
+    const auto lock = monitor_.lock();
+    if (record) written_.push_back(*record);
     --pieces_left_;
   }
+  const auto lock = monitor_.lock();
+  if (--writers_ > 0) return;
   if (pieces_left_ != 0) {
     throw std::logic_error(fmt::format("{} output pieces never became complete", pieces_left_));
   }
-  const auto lock = monitor_.lock();
   all_written_ = true;
   monitor_.notify();
 }

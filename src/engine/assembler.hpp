@@ -41,8 +41,8 @@ class Assembler : public PartialReceiver {
   Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory, const RunOptions& options,
             Telemetry& telemetry, Abort& abort);
 
-  /// Starts the merge threads, the writer, and who keeps the checkpoint. They end when every piece
-  /// is written.
+  /// Starts the threads that merge and write, and who keeps the checkpoint. They end when every
+  /// piece is written.
   void start(Crew& crew);
 
   /// Calls CheckpointOptions::resumed where there is anything to tell.
@@ -146,13 +146,14 @@ class Assembler : public PartialReceiver {
   const Outputs& outputs_;
   std::byte* memory_;
   int merge_threads_;
+  int write_threads_;
   Telemetry& telemetry_;
   const CheckpointOptions checkpoint_options_;
 
   const PieceTable pieces_;
 
   // Guards uses_, merged_, entries_, open_, admitted_, waiting_, non_finite_, merged_scores_,
-  // producers_, written_, all_written_.
+  // pieces_left_, producers_, writers_, written_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
@@ -165,6 +166,7 @@ class Assembler : public PartialReceiver {
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
   int producers_ = 0;                   ///< threads that may still push into finished_
+  int writers_ = 0;                     ///< threads that may still pop from it
   std::vector<JournalRecord> written_;  ///< finished since the last checkpoint
   bool all_written_ = false;
 

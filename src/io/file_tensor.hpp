@@ -4,10 +4,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "io/partial_file.hpp"
+#include "io/stored_vectors.hpp"
+#include "io/token_rows.hpp"
 #include "stream_cqsa/files.hpp"
 #include "stream_cqsa/tensor.hpp"
 
@@ -47,31 +49,26 @@ class SharedFile {
   std::size_t missing_;  ///< parts
 };
 
-/// Writes a tensor, in requests of about 1 MiB or more wherever the block is that large, except
-/// that with bshd a part of the heads of 4 KiB or more a token goes token by token. Memory: one
-/// buffer of 1 MiB, or of one token row where that is longer.
+/// Writes a tensor, in requests of about 1 MiB wherever the block is that large, except that with
+/// bshd a part of the heads of 4 KiB or more a token goes token by token. Memory: for every thread
+/// that is writing, two buffers of 1 MiB, or of one token row where that is longer.
 class FileSink final : public TensorSink {
  public:
-  /// desc.bytes() bytes of `file` from `offset` on.
-  FileSink(TensorDesc desc, std::shared_ptr<SharedFile> file, std::uint64_t offset);
+  /// desc.bytes() bytes of `file` from `offset` on. Those may be `staged` until commit(), see
+  /// TokenRows, if all are zero and no one else uses them.
+  FileSink(TensorDesc desc, std::shared_ptr<SharedFile> file, std::uint64_t offset, bool staged);
   void write(const Block& block, std::span<const std::byte> from) override;
   void read(const Block& block, std::span<std::byte> into) override;
   void sync() override { file_->sync(); }
   void commit() override;
 
  private:
-  void read_vectors(std::int64_t first, std::span<std::byte> into);
-  void read_heads(const Block& block, std::span<std::byte> into);
-  void read_by_head(const Block& block, std::span<std::byte> into);
-  void write_vectors(std::int64_t first, std::span<const std::byte> from);
-  void write_by_token(const Block& block, std::span<const std::byte> from);
-  void overlay_heads(const Block& block, std::span<const std::byte> from);
-  void write_by_head(const Block& block, std::span<const std::byte> from);
+  HeadMajor batch_entry(std::int64_t batch) const;
 
   std::shared_ptr<SharedFile> file_;
-  std::uint64_t offset_;      ///< of the data in the file
-  std::size_t vector_bytes_;  ///< dim * element size
-  std::vector<std::byte> buffer_;
+  StoredVectors vectors_;
+  BufferPool buffers_;
+  std::optional<TokenRows> rows_;  ///< bshd
 };
 
 }  // namespace stream_cqsa

@@ -91,53 +91,11 @@ std::unique_ptr<PartialFile> create_file(const std::filesystem::path& path, bool
   }
 }
 
-}  // namespace
-
-std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
-                                          const std::string& tensor, Layout layout,
-                                          const FileOpener& open) {
-  const Format format = format_of(path);
-  check_regular(path);
-  std::unique_ptr<File> file;
-  try {
-    file = open(path, FileMode::read);
-  } catch (const Error& error) {
-    throw InputError(error.what());
-  }
-  try {
-    return open_format(format, printable(path.string()), tensor, layout, std::move(file));
-  } catch (const InputError& error) {
-    throw InputError(fmt::format("{} {}", printable(path.string()), error.what()));
-  } catch (const Error& error) {
-    throw InputError(error.what());
-  }
-}
-
-std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
-                                          const std::string& tensor, const TensorDesc& desc,
-                                          bool overwrite, const FileOpener& open, bool keep) {
-  TensorDesc named = desc;
-  if (format_of(path) == Format::safetensors) {
-    named.name = tensor;
-    return std::move(create_tensors(path, {named}, overwrite, open, keep).front());
-  }
-  named.name = printable(path.string());
-  check_desc(named);
-  std::string header;
-  try {
-    header = format_npy_header(named.dtype, named.shape());
-  } catch (const InputError& error) {
-    throw InputError(fmt::format("{}: {}", named.name, error.what()));
-  }
-  auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open, keep), header,
-                                           named.bytes(), std::size_t{1});
-  return std::make_unique<FileSink>(std::move(named), std::move(file), header.size());
-}
-
-std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
-                                                        std::vector<TensorDesc> descs,
-                                                        bool overwrite, const FileOpener& open,
-                                                        bool keep) {
+/// create_tensors(), staged or not.
+std::vector<std::unique_ptr<TensorSink>> create_parts(const std::filesystem::path& path,
+                                                      std::vector<TensorDesc> descs, bool overwrite,
+                                                      const FileOpener& open, bool keep,
+                                                      bool staged) {
   if (format_of(path) == Format::npy) {
     throw InputError(fmt::format("{}: a .npy file holds one tensor; name a .safetensors file",
                                  printable(path.string())));
@@ -167,10 +125,62 @@ std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::p
   std::uint64_t offset = header.size();
   for (TensorDesc& desc : descs) {
     const auto bytes = static_cast<std::uint64_t>(desc.bytes());
-    sinks.push_back(std::make_unique<FileSink>(std::move(desc), file, offset));
+    sinks.push_back(std::make_unique<FileSink>(std::move(desc), file, offset, staged && !keep));
     offset += bytes;
   }
   return sinks;
+}
+
+}  // namespace
+
+std::unique_ptr<TensorSource> open_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, Layout layout,
+                                          const FileOpener& open) {
+  const Format format = format_of(path);
+  check_regular(path);
+  std::unique_ptr<File> file;
+  try {
+    file = open(path, FileMode::read);
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+  try {
+    return open_format(format, printable(path.string()), tensor, layout, std::move(file));
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{} {}", printable(path.string()), error.what()));
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
+}
+
+std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
+                                          const std::string& tensor, const TensorDesc& desc,
+                                          bool overwrite, const FileOpener& open, bool keep,
+                                          bool staged) {
+  TensorDesc named = desc;
+  if (format_of(path) == Format::safetensors) {
+    named.name = tensor;
+    return std::move(create_parts(path, {named}, overwrite, open, keep, staged).front());
+  }
+  named.name = printable(path.string());
+  check_desc(named);
+  std::string header;
+  try {
+    header = format_npy_header(named.dtype, named.shape());
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}", named.name, error.what()));
+  }
+  auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open, keep), header,
+                                           named.bytes(), std::size_t{1});
+  return std::make_unique<FileSink>(std::move(named), std::move(file), header.size(),
+                                    staged && !keep);
+}
+
+std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,
+                                                        std::vector<TensorDesc> descs,
+                                                        bool overwrite, const FileOpener& open,
+                                                        bool keep) {
+  return create_parts(path, std::move(descs), overwrite, open, keep, false);
 }
 
 }  // namespace stream_cqsa

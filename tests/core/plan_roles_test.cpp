@@ -79,6 +79,7 @@ BOOST_AUTO_TEST_CASE(a_master_stays_within_the_host_budget_and_needs_no_device) 
       BOOST_TEST(own.host.bytes() <= request.host_budget);
       BOOST_TEST(own.device.bytes() == 0);
       BOOST_TEST(own.host.accumulators >= plan.host.accumulators);
+      BOOST_TEST(own.host.output_buffers >= plan.host.output_buffers);
       BOOST_TEST(own.host.state_buffers >= plan.host.state_buffers);
     } catch (const InputError&) {
       // Too small: said so.

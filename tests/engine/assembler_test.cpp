@@ -72,6 +72,7 @@ Outcome assemble(const Plan& plan, const std::vector<Partial>& partials, int mer
   RunOptions options;
   options.scratch = std::filesystem::temp_directory_path();
   options.merge_threads = merge_threads;
+  options.write_threads = merge_threads;
 
   Telemetry telemetry;
   Abort abort;

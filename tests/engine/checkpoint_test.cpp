@@ -36,6 +36,7 @@ RunOptions options_in(const std::filesystem::path& directory, StopRequest* stop,
                       std::mt19937_64& random) {
   RunOptions options;
   options.merge_threads = 1 + static_cast<int>(random() % 3);
+  options.write_threads = 1 + static_cast<int>(random() % 3);
   options.checkpoint.directory = directory;
   options.checkpoint.identity = 7;
   options.checkpoint.interval = random() % 2 ? 0.001 : 60;

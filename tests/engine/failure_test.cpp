@@ -57,7 +57,7 @@ class FailingSink : public TensorSink {
   void commit() override {}
 
  private:
-  int left_;
+  std::atomic<int> left_;
 };
 
 // Gives one launch, the nth, so many keys that no query refers to that the CPU backend runs out of

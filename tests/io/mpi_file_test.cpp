@@ -83,15 +83,21 @@ BOOST_AUTO_TEST_CASE(tensors_over_mpi) {
   for (const Layout layout : {Layout::bshd, Layout::bhsd}) {
     const TensorDesc desc{"q", DType::f64, layout, 4, 2, 3000, 4, 16};
     const std::string data = random_elements(random, desc.dtype, desc.elements());
-    const auto sink = create_tensor(folder / "q.safetensors", "q", desc, true, open_mpi_file);
-    for (std::int64_t b = 0; b < 2; ++b) {
-      for (const Range heads : {Range{0, 1}, Range{1, 4}}) {
-        const Block block{b, {0, 3000}, heads};
-        sink->write(block, bytes_of(block_of(desc, data, block, Layout::bshd, 8)));
+    for (const bool staged : {false, true}) {
+      const auto sink =
+          create_tensor(folder / "q.safetensors", "q", desc, true, open_mpi_file, false, staged);
+      std::vector<std::thread> writers;
+      for (std::int64_t b = 0; b < 2; ++b) {
+        for (const Range heads : {Range{0, 1}, Range{1, 4}}) {
+          writers.emplace_back([&, block = Block{b, {0, 3000}, heads}] {
+            sink->write(block, bytes_of(block_of(desc, data, block, Layout::bshd, 8)));
+          });
+        }
       }
+      for (auto& writer : writers) writer.join();
+      sink->commit();
+      BOOST_TEST(read_file(folder / "q.safetensors").ends_with(data));
     }
-    sink->commit();
-    BOOST_TEST(read_file(folder / "q.safetensors").ends_with(data));
     const auto source = open_tensor(folder / "q.safetensors", "q", layout, open_mpi_file);
     std::vector<int> wrong(3, 0);
     std::vector<std::thread> threads;

@@ -1,6 +1,7 @@
 // Runs with a checkpoint, from and to memory, that can be stopped and continued.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdlib>
 #include <filesystem>
@@ -65,7 +66,7 @@ class HoldingBackend : public DelayedBackend {
   std::int64_t left_;
 };
 
-/// Counts what it writes, and calls back before each write.
+/// Counts what it writes, and calls back before each write, from the thread that writes.
 class WatchedSink : public TensorSink {
  public:
   WatchedSink(std::unique_ptr<TensorSink> inner, std::function<void(int)> before_write)
@@ -86,8 +87,8 @@ class WatchedSink : public TensorSink {
  private:
   std::unique_ptr<TensorSink> inner_;
   std::function<void(int)> before_write_;
-  int written_ = 0;
-  std::int64_t vectors_ = 0;
+  std::atomic<int> written_ = 0;
+  std::atomic<std::int64_t> vectors_ = 0;
 };
 
 /// One input and the outputs that several runs write in turn.
