@@ -300,17 +300,29 @@ float* Assembler::lse_at(std::int32_t buffer, const PieceKey& key) const {
   return finished_at(plan_, key, output_at(buffer)).m;
 }
 
+bool Assembler::has_finished(const PieceKey& key) const {
+  const auto lock = monitor_.lock();
+  return merged_[static_cast<std::size_t>(pieces_.number(key))] == partials_of(key);
+}
+
+// Under the lock.
+std::int32_t Assembler::partials_of(const PieceKey& key) const {
+  return static_cast<std::int32_t>(uses_.quorums(Side::query, key.chunk).size());
+}
+
 void Assembler::deliver_finished(const FinishedRows& rows) {
+  {
+    const auto lock = monitor_.lock();
+    if (merged(rows.key) == partials_of(rows.key)) return output_buffers_.give(rows.buffer);
+    merged(rows.key) = partials_of(rows.key);
+    count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
+  }
   if (outputs_.lse) {
     const StageTimer timer(telemetry_, Stage::merge, 0, -1);
     const Block block = block_of(plan_, rows.key);
     const FinishedStates states = finished_at(plan_, rows.key, output_at(rows.buffer));
     const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
     log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
-  }
-  {
-    const auto lock = monitor_.lock();
-    count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
   }
   finished_.push({rows.key, rows.buffer, 0, 0, {}});
 }

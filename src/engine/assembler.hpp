@@ -83,7 +83,11 @@ class Assembler : public PartialReceiver {
 
   bool try_output_buffer(Buffer& buffer) override;
   Buffer wait_output_buffer() override;
+  /// Rows of a piece that has been delivered before are dropped.
   void deliver_finished(const FinishedRows& rows) override;
+  /// Whether the piece's rows have been delivered. Any thread may ask at any time.
+  bool has_finished(const PieceKey& key) const;
+  void give_back_output(std::int32_t buffer) { output_buffers_.give(buffer); }
 
   /// Valid after the crew has been joined.
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
@@ -109,6 +113,7 @@ class Assembler : public PartialReceiver {
   };
 
   bool has(const PieceKey& key, std::int64_t quorum) const;
+  std::int32_t partials_of(const PieceKey& key) const;
   Turn turn(const PieceKey& key, std::int64_t quorum) const;
   bool begins(const PieceKey& key) const;
   void begin(const PieceKey& key, Entry& entry);
