@@ -36,6 +36,7 @@ struct RunOptions {
   int read_threads = 2;
   int merge_threads = 2;
   int write_threads = 2;
+  int mergers = 0;  ///< of a run on several ranks: so many, from rank 1 on, merge beside rank 0
   CheckpointOptions checkpoint;
 };
 
