@@ -180,10 +180,11 @@ Plan make_plan(const PlanRequest& request);
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 
-/// The plan on the rank that merges what `workers` others compute: no device memory and no cache
-/// blocks, and more buffers for partials where the host budget has room. The plan's accumulators
-/// must be on the host.
-Plan master_plan(const Plan& plan, std::int64_t workers);
+/// The plan on the rank that merges what `workers` others compute: no device memory, and more
+/// buffers for partials where the host budget has room. No cache blocks, but where it `serves` the
+/// inputs: then they are buffers for rows on their way. The plan's accumulators must be on the
+/// host.
+Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.

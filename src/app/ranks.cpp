@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "app/described_inputs.hpp"
 #include "app/machine.hpp"
 #include "app/report.hpp"
 #include "mpi/worker.hpp"
@@ -26,7 +27,7 @@ std::string host_name() {
 }
 
 /// What a rank says of itself before anything else.
-json introduction(const ResourceOptions& resources) {
+json introduction(const ResourceOptions& resources, bool input_through_master) {
   json devices = json::array();
   try {
     if (resources.backend != "cpu") {
@@ -35,17 +36,22 @@ json introduction(const ResourceOptions& resources) {
   } catch (const std::exception& error) {
     return {{"error", error.what()}};
   }
-  return {{"host", host_name()}, {"backend", resources.backend}, {"devices", devices}};
+  return {{"host", host_name()},
+          {"backend", resources.backend},
+          {"devices", devices},
+          {"input_through_master", input_through_master}};
 }
 
 /// Gives every rank its share of its host: on each, the first worker gets the first device that it
 /// sees, the second the first one left, and so on.
 json seats_for(const std::vector<json>& ranks) {
   std::map<std::string, int> ranks_on, workers_on;
+  bool through_master = false;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     if (ranks[rank].contains("error"))
       return fmt::format("rank {}: {}", rank, ranks[rank]["error"].get<std::string>());
     const auto host = ranks[rank]["host"].get<std::string>();
+    through_master = through_master || ranks[rank]["input_through_master"].get<bool>();
     ++ranks_on[host];
     if (rank > 0) ++workers_on[host];
   }
@@ -53,7 +59,9 @@ json seats_for(const std::vector<json>& ranks) {
   json seats = json::array();
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     const auto host = ranks[rank]["host"].get<std::string>();
-    json seat = {{"ranks", ranks_on[host]}, {"workers", std::max(workers_on[host], 1)}};
+    json seat = {{"ranks", ranks_on[host]},
+                 {"workers", std::max(workers_on[host], 1)},
+                 {"input_through_master", through_master}};
     const json& devices = ranks[rank]["devices"];
     if (rank > 0 && !devices.empty()) {
       const auto free = std::find_if(devices.begin(), devices.end(), [&](const json& id) {
@@ -81,14 +89,19 @@ json parse(const std::string& text) { return json::parse(text); }
 
 /// A worker's own means.
 struct Means {
-  OpenProblem open;
+  OpenProblem open;                      ///< without tensors where they are
+  std::unique_ptr<RemoteInputs> remote;  ///< at the master
   std::unique_ptr<Backend> backend;
   Capacity capacity;
+
+  Inputs inputs() const {
+    return remote ? remote->inputs() : Inputs{*open.query, *open.key, *open.value};
+  }
 };
 
 json offer_of(const JobOptions& options, Means& means) {
   try {
-    means.open = open_problem(options.input, options.attention);
+    if (!means.remote) means.open = open_problem(options.input, options.attention);
     means.backend = make_backend(options.resources, means.open.problem);
     means.capacity = capacity_of(options.resources, means.open.problem, *means.backend);
   } catch (const std::exception& error) {
@@ -129,10 +142,11 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
 
 }  // namespace
 
-Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communicator_(communicator) {
+Ranks::Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master)
+    : communicator_(communicator) {
   std::vector<json> ranks;
-  for (const std::string& text : communicator_.gather(text_of(introduction(resources))))
-    ranks.push_back(parse(text));
+  const std::string own_text = text_of(introduction(resources, input_through_master));
+  for (const std::string& text : communicator_.gather(own_text)) ranks.push_back(parse(text));
   const json seats =
       parse(communicator_.broadcast(communicator_.rank() == 0 ? text_of(seats_for(ranks)) : ""));
   refused_ = seats.is_string();
@@ -145,14 +159,17 @@ Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communica
   resources.cuda_device = own.value("device", 0);
   resources.ranks_on_host = own["ranks"].get<int>();
   resources.workers_on_host = own["workers"].get<int>();
+  input_through_master_ = own["input_through_master"].get<bool>();
+  if (input_through_master_) next_ = Step::inputs;
 }
 
 Ranks::~Ranks() {
   if (!is_master()) return;
   try {
+    // Nothing to be told: the workers end.
     if (next_ == Step::offers) gather(Step::offers, {});
-    if (next_ == Step::plan) {
-      broadcast_plan("");
+    if (next_ == Step::inputs || next_ == Step::plan) {
+      broadcast(next_, "");
       next_ = Step::none;
     }
     if (next_ == Step::reports) gather(Step::reports, {});
@@ -168,12 +185,13 @@ std::vector<json> Ranks::gather(Step step, const json& own) {
   return all;
 }
 
-std::string Ranks::broadcast_plan(const std::string& text) {
-  next_ = Step::reports;
+std::string Ranks::broadcast(Step step, const std::string& text) {
+  next_ = step == Step::inputs ? Step::offers : Step::reports;
   return communicator_.broadcast(text);
 }
 
-Capacity Ranks::capacity(const ResourceOptions& own) {
+Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
+  if (input_through_master_) broadcast(Step::inputs, text_of(describe_inputs(open)));
   const std::vector<json> offers = gather(Step::offers, {});
   Capacity all;
   for (std::size_t rank = 1; rank < offers.size(); ++rank) {
@@ -191,14 +209,15 @@ Capacity Ranks::capacity(const ResourceOptions& own) {
   return all;
 }
 
-RanksResult Ranks::run(const Plan& plan, const Outputs& outputs, const RunOptions& options,
-                       Telemetry& telemetry) {
+RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& outputs,
+                       const RunOptions& options, Telemetry& telemetry) {
   std::ostringstream text;
   write_json(plan, false, text);
   RanksResult result;
   const std::int64_t workers = communicator_.size() - 1;
-  result.master = run_master(master_plan(plan, workers), outputs, options, telemetry, communicator_,
-                             [&] { broadcast_plan(text.str()); });
+  result.master = run_master(
+      master_plan(plan, workers, input_through_master_), outputs, options, telemetry, communicator_,
+      [&] { broadcast(Step::plan, text.str()); }, input_through_master_ ? &inputs : nullptr);
   result.workers = gather(Step::reports, {});
   result.workers.erase(result.workers.begin());
   RunResult& run = result.master.run;
@@ -223,17 +242,23 @@ int Ranks::work(const JobOptions& options) {
 
 void Ranks::compute(const JobOptions& options) {
   Means means;
+  if (input_through_master_) {
+    const std::string description = broadcast(Step::inputs, "");
+    if (description.empty()) return;
+    DescribedInputs described = described_inputs(parse(description), communicator_);
+    means.remote = std::move(described.inputs);
+    means.open.problem = described.problem;
+  }
   gather(Step::offers, offer_of(options, means));
-  const std::string text = broadcast_plan("");
+  const std::string text = broadcast(Step::plan, "");
   if (text.empty()) return;
   std::istringstream in(text);
   const Plan plan = read_plan(in, "of rank 0");
   Telemetry telemetry;
-  const OpenProblem& open = means.open;
   const WorkerResult result =
-      run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget},
-                 {*open.query, *open.key, *open.value}, *means.backend,
-                 run_options(options.resources, plan), telemetry, communicator_);
+      run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget}, means.inputs(),
+                 *means.backend, run_options(options.resources, plan), telemetry, communicator_,
+                 means.remote.get());
   gather(Step::reports, report_of(result, telemetry, means, communicator_.rank()));
 }
 

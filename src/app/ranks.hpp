@@ -19,8 +19,10 @@ namespace stream_cqsa {
 class Ranks {
  public:
   /// Collective. Gives this rank its share of its host in `resources`: a device of its own, cores
-  /// and memory. Throws InputError, at rank 0 alone, when there are more workers than devices.
-  Ranks(Communicator& communicator, ResourceOptions& resources);
+  /// and memory. With `input_through_master`, on any rank, the master alone opens the problem and
+  /// sends the others their inputs. Throws InputError, at rank 0 alone, when there are more workers
+  /// than devices.
+  Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master);
   Ranks(const Ranks&) = delete;
   Ranks& operator=(const Ranks&) = delete;
   ~Ranks();
@@ -29,24 +31,26 @@ class Ranks {
 
   /// What one plan for all workers may use: of each device budget the smallest. Throws what a
   /// worker could not do, naming the rank.
-  Capacity capacity(const ResourceOptions& own);
+  Capacity capacity(const ResourceOptions& own, const OpenProblem& open);
 
   /// Throws as run_master().
-  RanksResult run(const Plan& plan, const Outputs& outputs, const RunOptions& options,
-                  Telemetry& telemetry);
+  RanksResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs,
+                  const RunOptions& options, Telemetry& telemetry);
 
   /// A worker's part: computes until the master says stop. Returns the exit status.
   int work(const JobOptions& options);
 
  private:
   /// Collective calls, in the order in which all ranks make them.
-  enum class Step { offers, plan, reports, none };
+  enum class Step { inputs, offers, plan, reports, none };
   std::vector<nlohmann::json> gather(Step step, const nlohmann::json& own);
   void compute(const JobOptions& options);
-  std::string broadcast_plan(const std::string& text);
+  /// What rank 0 has to tell, everywhere.
+  std::string broadcast(Step step, const std::string& text);
 
   Communicator& communicator_;
   Step next_ = Step::offers;
+  bool input_through_master_ = false;
   bool refused_ = false;
 };
 

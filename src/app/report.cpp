@@ -94,6 +94,11 @@ AllTotals totals_of(const RunRecord& record) {
 
 std::string ranks_text(const RanksResult& ranks) {
   std::string text;
+  if (const ServedInputs& served = ranks.master.served; served.buffers > 0) {
+    text += fmt::format("rank 0     sent {} of the inputs, through {} of {} host memory\n",
+                        format_bytes(served.bytes), counted(served.buffers, "buffer"),
+                        format_bytes(served.buffers * served.buffer_bytes));
+  }
   for (std::size_t i = 0; i < ranks.workers.size(); ++i) {
     const json& worker = ranks.workers[i];
     const AllTotals stages = read_stages(worker["stages"]);
@@ -111,6 +116,14 @@ std::string ranks_text(const RanksResult& ranks) {
   return text;
 }
 
+json served_json(const ServedInputs& served) {
+  if (served.buffers == 0) return nullptr;
+  return {{"buffers", served.buffers},
+          {"buffer_bytes", served.buffer_bytes},
+          {"blocks", served.blocks},
+          {"bytes", served.bytes}};
+}
+
 json master_json(const RunRecord& record) {
   if (!record.ranks) return nullptr;
   const MasterResult& master = record.ranks->master;
@@ -119,6 +132,7 @@ json master_json(const RunRecord& record) {
           {"busy_seconds_merge", totals[static_cast<std::size_t>(Stage::merge)].busy_seconds},
           {"busy_seconds_other", master.dispatch_seconds},
           {"repeated_subproblems", master.repeated},
+          {"inputs_served", served_json(master.served)},
           {"stages", stages_json(totals)}};
 }
 

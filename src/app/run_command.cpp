@@ -150,7 +150,7 @@ struct Computing {
 
   Computing(const RunArguments& arguments, const OpenProblem& open, Ranks* others) : ranks(others) {
     if (ranks) {
-      capacity = ranks->capacity(arguments.resources);
+      capacity = ranks->capacity(arguments.resources, open);
     } else {
       backend = make_backend(arguments.resources, open.problem);
       capacity = capacity_of(arguments.resources, open.problem, *backend);
@@ -169,10 +169,10 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
                                           total(expected_scores(plan)));
   }
   const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
-  if (computing.ranks) return computing.ranks->run(plan, outputs, options, telemetry);
+  const Inputs inputs{audit.query, audit.key, audit.value};
+  if (computing.ranks) return computing.ranks->run(plan, inputs, outputs, options, telemetry);
   RanksResult alone;
-  alone.master.run = run(plan, {audit.query, audit.key, audit.value}, outputs, *computing.backend,
-                         options, telemetry);
+  alone.master.run = run(plan, inputs, outputs, *computing.backend, options, telemetry);
   return alone;
 }
 
@@ -374,7 +374,7 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   if (mpi.size() == 1) return execute(run, command, nullptr);
   if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) leave_signals_to_the_master();
   Communicator communicator;
-  Ranks ranks(communicator, run.resources);
+  Ranks ranks(communicator, run.resources, run.input_through_master);
   return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);
 }
 

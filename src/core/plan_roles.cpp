@@ -15,6 +15,8 @@ constexpr std::int64_t read_ahead_blocks = 8;
 constexpr std::int64_t minimum_state_buffers = 3;
 // Of the host budget, for partials on their way.
 constexpr std::int64_t largest_buffer_share = 4;
+// Input rows for a worker: some that are sent, and some that are read meanwhile.
+constexpr std::int64_t served_blocks = 3;
 
 std::int64_t pieces_of_quorum(const Plan& plan, const Cut& cut) {
   return std::min(cut.quorum_size, cut.query_chunks) *
@@ -87,13 +89,21 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
   return own;
 }
 
-Plan master_plan(const Plan& plan, std::int64_t workers) {
+Plan master_plan(const Plan& plan, std::int64_t workers, bool serves) {
   Plan own = plan;
   own.device = {};
   own.device.kv_slots = plan.device.kv_slots;  // of each worker: it keeps as many chunks
   HostArena& host = own.host;
-  host.cache_blocks = 0;
+  const std::int64_t most = serves ? most_blocks(own, cut_of(own)) : 0;
+  host.cache_blocks = std::min(minimum_blocks, most);
   std::int64_t room = own.request.host_budget - host.bytes();
+  if (serves) {
+    const std::int64_t largest = own.request.host_budget / largest_buffer_share;
+    spend(room, host.cache_blocks,
+          std::min({served_blocks * workers, most,
+                    largest / std::max<std::int64_t>(host.cache_block_bytes, 1)}),
+          host.cache_block_bytes);
+  }
   // Room for the partials of two subproblems of every worker, and for those just passing.
   spend(room, host.state_buffers, (2 * workers + 1) * pieces_of_quorum(own, cut_of(own)),
         host.state_buffer_bytes);

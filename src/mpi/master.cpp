@@ -4,6 +4,7 @@
 
 #include <list>
 #include <mutex>
+#include <optional>
 
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
@@ -59,7 +60,7 @@ class Merged {
 class Master {
  public:
   Master(const Plan& plan, Assembler& assembler, Merged& merged, const Abort& abort,
-         Telemetry& telemetry, Communicator& communicator)
+         Telemetry& telemetry, Communicator& communicator, InputServer* inputs)
       : merged_(merged),
         abort_(abort),
         telemetry_(telemetry),
@@ -69,6 +70,7 @@ class Master {
                       return assembler.lacking_pieces(key, chunk);
                     }),
         intake_(plan, assembler, dispatcher_, communicator, telemetry),
+        inputs_(inputs),
         ended_(static_cast<std::size_t>(communicator.size() - 1), false) {
     result_.failures.resize(ended_.size());
     result_.subproblems.resize(ended_.size());
@@ -88,10 +90,12 @@ class Master {
     Message stop;
     stop.said = Said::stop;
     for (int worker = 0; worker < workers(); ++worker) send(worker, stop);
-    while (!all_ended() || !sends_.empty() || intake_.under_way()) {
+    if (inputs_) inputs_->refuse_all();
+    while (!all_ended() || under_way()) {
       step([] { return false; });
     }
     result_.repeated = dispatcher_.repeated();
+    if (inputs_) result_.served = inputs_->served();
   }
   MasterResult& result() { return result_; }
   /// When the first worker's work began, now_seconds().
@@ -104,6 +108,9 @@ class Master {
   };
   int workers() const { return static_cast<int>(ended_.size()); }
   bool all_ended() const { return std::find(ended_.begin(), ended_.end(), false) == ended_.end(); }
+  bool under_way() const {
+    return !sends_.empty() || intake_.under_way() || (inputs_ && !inputs_->idle());
+  }
 
   template <typename Assign>
   void step(const Assign& assign) {
@@ -119,10 +126,11 @@ class Master {
       did_something = true;
     }
     did_something |= intake_.poll();
+    did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
     sends_.remove_if([](Sending& sending) { return sending.request.done(); });
     if (did_something) result_.dispatch_seconds += now_seconds() - begin;
-    pause_.after(did_something, intake_.under_way() || !sends_.empty());
+    pause_.after(did_something, under_way());
   }
 
   void listen() {
@@ -147,14 +155,20 @@ class Master {
         fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
                    message.text.data());
         return dispatcher_.lost(worker, false);
+      case Said::read:
+        if (inputs_) return inputs_->request(rank, message);
+        break;
       case Said::ended:
         ended_[static_cast<std::size_t>(worker)] = true;
         return;
       case Said::assign:
       case Said::stop:
+      case Said::rows:
+      case Said::unreadable:
+      case Said::too_late:
         break;
     }
-    throw Error(fmt::format("rank {} sent a message that only the master sends", rank));
+    throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
   }
 
   // Gives each worker what it may have.
@@ -192,6 +206,7 @@ class Master {
   Communicator& communicator_;
   Dispatcher dispatcher_;
   Intake intake_;
+  InputServer* inputs_;
   std::vector<bool> ended_;
   std::list<Sending> sends_;
   Message incoming_;
@@ -206,16 +221,23 @@ class Master {
 
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
-                        const std::function<void()>& ready) {
+                        const std::function<void()>& ready, const Inputs* served) {
   check_outputs(plan, outputs);
+  if (served) check_inputs(plan, *served);
   const HostBuffer memory(plan.host.bytes());
   Abort abort;
   Merged merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
   assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
   assembler.tell_resumed();
+  std::optional<InputServer> inputs;
+  if (served) {
+    inputs.emplace(plan, *served, memory.data() + plan.host.cache_offset(), options.read_threads,
+                   communicator);
+  }
   ready();
-  Master master(plan, assembler, merged, abort, telemetry, communicator);
+  Master master(plan, assembler, merged, abort, telemetry, communicator,
+                inputs ? &*inputs : nullptr);
   {
     Crew crew(abort);
     try {

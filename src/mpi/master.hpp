@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "mpi/communicator.hpp"
+#include "mpi/input_server.hpp"
 #include "stream_cqsa/engine.hpp"
 
 namespace stream_cqsa {
@@ -17,9 +18,11 @@ struct MasterResult {
   std::vector<std::int64_t> subproblems;  ///< by worker: computed
   std::int64_t repeated = 0;              ///< subproblems that were handed out more than once
   double dispatch_seconds = 0;            ///< busy with messages and assignments
+  ServedInputs served;                    ///< to workers
 };
 
-/// Has the workers, ranks 1 and up, compute `plan` (see master_plan()). Sinks are written in full
+/// Has the workers, ranks 1 and up, compute `plan` (see master_plan()). `served` are the inputs of
+/// those that have RemoteInputs; the plan then has cache blocks. Sinks are written in full
 /// and not committed. Worker i is rank i + 1. A worker that fails is told of on standard error, and
 /// its subproblems go to the others.
 /// `ready` is called when this rank is, before any message: until then workers need not be there,
@@ -27,6 +30,6 @@ struct MasterResult {
 /// Error when merging or writing fails or no worker is left; the workers are stopped before that.
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
-                        const std::function<void()>& ready);
+                        const std::function<void()>& ready, const Inputs* served = nullptr);
 
 }  // namespace stream_cqsa

@@ -12,13 +12,24 @@
 
 #include "engine/assignment.hpp"
 #include "engine/partial.hpp"
+#include "stream_cqsa/backend.hpp"
 #include "stream_cqsa/error.hpp"
+#include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
 
+/// Blocks of inputs that a worker may have asked the master for at once.
+inline constexpr int most_input_requests = 32;
+
 /// Tags. The states of an offered partial come under states_tag plus the number of the worker's
-/// buffer, which belongs to no other partial until they have come.
-enum Tag : int { to_master_tag = 1, to_worker_tag = 2, states_tag = 16 };
+/// buffer, which belongs to no other partial until they have come. The answer to a request for
+/// input rows comes under inputs_tag plus the number of the request.
+enum Tag : int {
+  to_master_tag = 1,
+  to_worker_tag = 2,
+  inputs_tag = 16,
+  states_tag = inputs_tag + most_input_requests
+};
 
 enum class Said : std::int32_t {
   // A worker to the master.
@@ -26,20 +37,27 @@ enum class Said : std::int32_t {
   offer,     ///< a partial waits: its states are sent when the master asks MPI for them
   computed,  ///< `count` partials of `subproblem` were offered; there are no more
   failed,    ///< the worker computes no more, see `text`; what it offered can still be had
+  read,      ///< rows of `tensor`, see InputServer; the number of the request is in `buffer`
   ended,     ///< the worker's last message
   // The master to a worker.
   assign,  ///< compute `subproblem`, those of its query chunks that are in `wanted`
   stop,    ///< compute no more, say `ended` when all that was offered has been sent
+  // The master's answers to `read`.
+  rows,        ///< they follow
+  unreadable,  ///< nothing but empty messages follows, see `text`
+  too_late,    ///< the same: the run is at its end
 };
 
 /// Every message but the states themselves: small, of one size.
 struct Message {
   Said said = Said::ready;
-  std::int32_t buffer = 0;  ///< of the worker, of an offer
+  std::int32_t buffer = 0;  ///< of the worker, of an offer; of a `read`, see there
   std::int64_t subproblem = 0;
   PieceKey piece;           ///< of an offer
   std::int64_t scores = 0;  ///< of an offer, see Partial
   std::int64_t count = 0;
+  SlotTensor tensor = SlotTensor::query;  ///< to be read
+  Block block;                            ///< to be read
   std::array<std::uint64_t, 8> wanted{};  ///< a bit for each chunk's position in the quorum
   std::array<char, 320> text{};           ///< ends with a zero
 

@@ -32,14 +32,16 @@ class Ranks(CliTest):
         return ["run", *self.inputs(), *self.options, "--output", self.path(output),
                 "--lse", self.path("lse-" + output), "--quiet", *extra]
 
-    def start(self, ranks, *parts):
-        """mpirun with one part for all ranks, or a list of (ranks, arguments)."""
+    def start(self, ranks, *parts, folders=()):
+        """mpirun with one part for all ranks, or a list of (ranks, arguments); parts in folders of
+        their own where these are given."""
         environment = {key: value for key, value in os.environ.items()
                        if key != "OMPI_MCA_ess_singleton_isolated"}
         command = [MPIRUN, "--bind-to", "none"]
         for index, part in enumerate(parts):
             count = ranks if len(parts) == 1 else ranks[index]
-            command += [":"] * (index > 0) + ["-n", count, PROGRAM, *part]
+            folder = ["-wdir", folders[index]] if folders else []
+            command += [":"] * (index > 0) + ["-n", count, *folder, PROGRAM, *part]
         process = subprocess.Popen([str(word) for word in command], env=environment, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.addCleanup(process.stdout.close)
@@ -47,8 +49,8 @@ class Ranks(CliTest):
         self.addCleanup(process.kill)
         return process
 
-    def mpirun(self, ranks, *parts, status=0):
-        process = self.start(ranks, *parts)
+    def mpirun(self, ranks, *parts, status=0, folders=()):
+        process = self.start(ranks, *parts, folders=folders)
         output, error = process.communicate(timeout=250)
         self.assertEqual(process.returncode, status, output + error)
         return error
@@ -157,6 +159,116 @@ class Wrong(Ranks):
         common = self.command()
         error = self.mpirun((2, 1), common, [*common, "--host-memory", "100KiB"])
         self.assertIn("rank 2 gave up", error)
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+
+class ThroughMaster(Ranks):
+    """Workers in a folder where the inputs are not."""
+
+    def setUp(self):
+        super().setUp()
+        self.elsewhere = self.path("elsewhere")
+        self.elsewhere.mkdir()
+
+    def inputs(self):
+        return ["--query", "q.npy", "--key", "k.npy", "--value", "v.npy"]
+
+    def alone(self, *extra):
+        self.succeed(*self.command(*extra, output="expected.npy"), cwd=self.folder)
+        return self.bytes_of("expected.npy")
+
+    def through(self, ranks, *extra, **keywords):
+        part = self.command("--input-through-master", "--overwrite", *extra)
+        return self.mpirun((1, ranks - 1), part, part, folders=(self.folder, self.elsewhere),
+                           **keywords)
+
+    def report(self, ranks, *extra):
+        self.through(ranks, "--report", self.path("r.json"), *extra)
+        return json.loads(self.path("r.json").read_text())
+
+    def test_bytes_are_those_of_one_rank(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        for ranks in (2, 3, 5):
+            with self.subTest(ranks=ranks):
+                report = self.report(ranks)
+                self.assertEqual(self.bytes_of("o.npy"), expected)
+                self.assertTrue(report["certificate"]["ok"])
+                # What a worker asks for near the end may come too late for an answer.
+                served = report["master"]["inputs_served"]["bytes"]
+                self.assertGreaterEqual(served, 3 * 6000 * 2 * 64 * 2)
+                self.assertLessEqual(served,
+                                     sum(worker["bytes_read"] for worker in report["workers"]))
+
+    def test_layouts_types_and_head_groups(self):
+        self.options = ["--chunks", "7", "--causal", "--heads-per-group", "1"]
+        for layout, dtype in (("bshd", np.float64), ("bhsd", np.float16), ("bhsd", np.float64),
+                              ("bshd", np.float32)):
+            with self.subTest(layout=layout, dtype=dtype):
+                shapes = [(2, 700, 4, 24), (2, 900, 2, 24)]
+                if layout == "bhsd":
+                    shapes = [(b, h, n, d) for b, n, h, d in shapes]
+                self.save_inputs(shape=shapes[0], kv_shape=shapes[1], dtype=dtype)
+                expected = self.alone("--layout", layout, "--overwrite")
+                self.through(3, "--layout", layout)
+                self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_blocks_of_several_messages(self):
+        self.save_inputs(shape=(1, 9000, 2, 64), dtype=np.float32)
+        self.options = ["--chunks", "1", "--causal"]
+        expected = self.alone()
+        served = self.report(2)["master"]["inputs_served"]
+        self.assertGreater(served["buffer_bytes"], 2 << 20)
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_memory_stays_below_the_budget(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        for budget in ("1MiB", "2MiB"):
+            host = self.report(4, "--host-memory", budget, "--scratch", self.folder)["memory"]["host"]
+            self.assertLessEqual(host["allocated"], host["budget"])
+            self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_any_rank_may_ask_for_it(self):
+        self.save_inputs(shape=(1, 900, 2, 64), dtype=np.float16)
+        expected = self.alone()
+        part = self.command()
+        self.mpirun((1, 2), part, [*part, "--input-through-master"],
+                    folders=(self.folder, self.elsewhere))
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+    def test_a_synthetic_input(self):
+        options = ["run", "--input", "synthetic:3", "--shape", "1,900,2,32", "--chunks", "7",
+                   "--quiet", "--output"]
+        self.succeed(*options, self.path("expected.npy"))
+        self.mpirun(3, [*options, self.path("o.npy"), "--input-through-master"])
+        self.assertEqual(self.path("o.npy").read_bytes(), self.path("expected.npy").read_bytes())
+
+    def test_errors_of_the_master_are_said_once(self):
+        self.save_inputs(shape=(1, 50, 2, 16))
+        for extra in (["--key", "none.npy"], ["--scratch", self.path("none")]):
+            part = [word for word in self.command("--input-through-master", *extra)]
+            if "--key" in extra:
+                del part[part.index("--key"):part.index("--key") + 2]
+            error = self.mpirun((1, 2), part, part, folders=(self.folder, self.elsewhere),
+                                status=2)
+            lines = [line for line in error.splitlines() if line.startswith("stream-cqsa:")]
+            self.assertEqual(len(lines), 1, error)
+
+    def test_stopped_and_continued(self):
+        self.shape, self.options = Disturbed.shape, Disturbed.options
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        journal = self.path("ckpt") / "journal"
+        part = self.command("--input-through-master", "--checkpoint", self.path("ckpt"),
+                            "--checkpoint-interval", "0.05")
+        process = self.start((1, 2), part, part, folders=(self.folder, self.elsewhere))
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 32):
+            time.sleep(0.005)
+        os.kill(self.rank_processes(process)[0], signal.SIGTERM)
+        _, error = process.communicate(timeout=100)
+        self.assertEqual(process.returncode, 75, error)
+        self.mpirun((1, 4), part, part, folders=(self.folder, self.elsewhere))
         self.assertEqual(self.bytes_of("o.npy"), expected)
 
 
