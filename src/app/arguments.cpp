@@ -116,16 +116,17 @@ OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times) {
 }
 
 OptionGroup job_group(JobOptions& options) {
-  OptionGroup through;
-  through.add_options()("input-through-master",
-                        boost::program_options::bool_switch(&options.input_through_master),
-                        "with several ranks: rank 0 alone opens the inputs and sends the others "
-                        "what they need, for hosts that share no file system");
+  OptionGroup ranks("Several ranks");
+  ranks.add_options()(
+      "input-through-master", po::bool_switch(&options.input_through_master),
+      "rank 0 alone opens the inputs and sends the others what they need, for hosts "
+      "that share no file system");
   OptionGroup all;
-  all.add(input_group(options.input).add(through))
+  all.add(input_group(options.input))
       .add(synthetic_group(options.input))
       .add(attention_group(options.attention))
       .add(resource_group(options.resources))
+      .add(ranks)
       .add(output_group(options.output))
       .add(checkpoint_group(options.resources.checkpoint, options.checkpoint));
   return all;

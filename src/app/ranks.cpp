@@ -8,6 +8,7 @@
 #include <set>
 #include <sstream>
 
+#include "app/audit.hpp"
 #include "app/described_inputs.hpp"
 #include "app/machine.hpp"
 #include "app/report.hpp"
@@ -127,7 +128,7 @@ DeviceTraits common(const DeviceTraits& one, const DeviceTraits& other) {
 }
 
 json report_of(const WorkerResult& result, const Telemetry& telemetry, const Means& means,
-               int rank) {
+               const AuditedInputs& audited, int rank) {
   return {{"rank", rank},
           {"host", host_name()},
           {"device", means.capacity.device.name},
@@ -137,7 +138,11 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
           {"device_in_use", result.device_in_use},
           {"host_bytes", result.host_bytes},
           {"peak_resident", peak_resident_bytes()},
-          {"stages", stages_json(telemetry.totals())}};
+          {"stages", stages_json(telemetry.totals())},
+          {"inputs",
+           {{"query", audited.query.parts().to_text()},
+            {"key", audited.key.parts().to_text()},
+            {"value", audited.value.parts().to_text()}}}};
 }
 
 }  // namespace
@@ -220,6 +225,7 @@ RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& ou
       [&] { broadcast(Step::plan, text.str()); }, input_through_master_ ? &inputs : nullptr);
   result.workers = gather(Step::reports, {});
   result.workers.erase(result.workers.begin());
+  result.read = take_inputs(result.workers);
   RunResult& run = result.master.run;
   for (const json& worker : result.workers) {
     run.scores_computed += worker["scores_computed"].get<std::uint64_t>();
@@ -255,11 +261,13 @@ void Ranks::compute(const JobOptions& options) {
   std::istringstream in(text);
   const Plan plan = read_plan(in, "of rank 0");
   Telemetry telemetry;
-  const WorkerResult result =
-      run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget}, means.inputs(),
-                 *means.backend, run_options(options.resources, plan), telemetry, communicator_,
-                 means.remote.get());
-  gather(Step::reports, report_of(result, telemetry, means, communicator_.rank()));
+  // What comes from the master is watched there.
+  AuditedInputs audited(means.inputs(), telemetry);
+  const WorkerResult result = run_worker(
+      plan, {means.capacity.device_budget, means.capacity.host_budget},
+      means.remote ? means.inputs() : audited.inputs(), *means.backend,
+      run_options(options.resources, plan), telemetry, communicator_, means.remote.get());
+  gather(Step::reports, report_of(result, telemetry, means, audited, communicator_.rank()));
 }
 
 }  // namespace stream_cqsa

@@ -183,7 +183,9 @@ json certificate_json(const RunRecord& record) {
   const Problem& problem = record.plan.problem();
   const std::int64_t queries = problem.batch * problem.query_length * problem.query_heads;
   const std::int64_t keys = problem.batch * problem.key_length * problem.kv_heads;
+  const std::string& differing = certificate.differing_inputs;
   return {{"ok", certificate.ok()},
+          {"differing_inputs", differing.empty() ? json() : json(differing)},
           {"scores_merged", certificate.merged_scores},
           {"scores_kept_by_mask", certificate.kept_scores},
           {"rows", to_json(certificate.verification)},

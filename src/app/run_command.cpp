@@ -129,14 +129,12 @@ std::uint64_t total(const std::vector<std::uint64_t>& values) {
 
 // Inputs and outputs, watched.
 struct Audit {
-  AuditedSource query, key, value;
+  AuditedInputs inputs;
   AuditedSink output;
   std::optional<AuditedSink> lse;
 
   Audit(OpenProblem& open, Sinks& sinks, const std::vector<RowIndex>& rows, Telemetry& telemetry)
-      : query(*open.query, telemetry),
-        key(*open.key, telemetry),
-        value(*open.value, telemetry),
+      : inputs({*open.query, *open.key, *open.value}, telemetry),
         output(*sinks.output, rows, telemetry) {
     if (sinks.lse) lse.emplace(*sinks.lse, rows, telemetry);
   }
@@ -169,7 +167,7 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
                                           total(expected_scores(plan)));
   }
   const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
-  const Inputs inputs{audit.query, audit.key, audit.value};
+  const Inputs inputs = audit.inputs.inputs();
   if (computing.ranks) return computing.ranks->run(plan, inputs, outputs, options, telemetry);
   RanksResult alone;
   alone.master.run = run(plan, inputs, outputs, *computing.backend, options, telemetry);
@@ -177,13 +175,15 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
 }
 
 Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
-                    const RunResult& result, const Plan& plan, Telemetry& telemetry) {
+                    const RanksResult& result, const Plan& plan, Telemetry& telemetry) {
   Certificate certificate;
-  certificate.merged_scores = result.merged_scores;
+  certificate.merged_scores = result.master.run.merged_scores;
   certificate.kept_scores = expected_scores(plan);
-  certificate.query = audit.query.fingerprint();
-  certificate.key = audit.key.fingerprint();
-  certificate.value = audit.value.fingerprint();
+  // Either this rank reads or the workers do.
+  (certificate.query = audit.inputs.query.fingerprint()) += result.read.query;
+  (certificate.key = audit.inputs.key.fingerprint()) += result.read.key;
+  (certificate.value = audit.inputs.value.fingerprint()) += result.read.value;
+  certificate.differing_inputs = result.read.differing;
   certificate.output = audit.output.fingerprint();
   certificate.output_vectors =
       open.problem.batch * open.problem.query_length * open.problem.query_heads;
@@ -307,8 +307,7 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
     computed.result =
         run_audited(arguments, durable.plan, computing, audit, telemetry, durable.options);
     if (directory && stop_request().stop) throw Stopped(1.0);
-    computed.certificate =
-        certify(open, audit, rows, computed.result.master.run, durable.plan, telemetry);
+    computed.certificate = certify(open, audit, rows, computed.result, durable.plan, telemetry);
     if (!computed.certificate.ok()) return computed;
     // The result before its description: a report that cannot be written must not cost the output.
     if (directory) directory->begin_publishing();
@@ -359,8 +358,10 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
   trace.commit();
   if (certificate.ok()) return 0;
   if (directory) discard(*directory, arguments.output);
+  const std::string& differing = certificate.differing_inputs;
   throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
-                          describe(certificate.verification), arguments.output.output));
+                          differing.empty() ? describe(certificate.verification) : differing,
+                          arguments.output.output));
 }
 
 }  // namespace

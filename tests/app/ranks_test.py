@@ -55,6 +55,9 @@ class Ranks(CliTest):
         self.assertEqual(process.returncode, status, output + error)
         return error
 
+    def certificate(self):
+        return json.loads(self.path("r.json").read_text())["certificate"]
+
     def bytes_of(self, output):
         return self.path(output).read_bytes(), self.path("lse-" + output).read_bytes()
 
@@ -124,6 +127,42 @@ class SameBytes(Ranks):
         expected = self.alone()
         self.mpirun(3, self.command("--host-memory", "2MiB", "--scratch", self.folder))
         self.assertEqual(self.bytes_of("o.npy"), expected)
+
+
+class Certificate(Ranks):
+    """That of one rank: checksums of the inputs too, whoever read them, and how often."""
+
+    def test_it_does_not_depend_on_ranks(self):
+        for layout, dtype in (("bshd", np.float16), ("bhsd", np.float32)):
+            shapes = [(2, 900, 4, 24), (2, 1100, 2, 24)]
+            if layout == "bhsd":
+                shapes = [(b, h, n, d) for b, n, h, d in shapes]
+            query, key, value = self.save_inputs(*shapes, dtype=dtype)
+            key[1, 1, 1, 3], value[0, 1, 0, 2] = np.nan, -np.inf
+            np.save(self.path("k.npy"), key)
+            np.save(self.path("v.npy"), value)
+            self.options = ["--chunks", "7", "--heads-per-group", "1", "--layout", layout,
+                            "--overwrite", "--report", self.path("r.json")]
+            self.succeed(*self.command())
+            expected = self.certificate()
+            self.assertEqual(expected["query"]["vectors"], expected["query"]["of_vectors"])
+            self.assertEqual(expected["key"]["nan"], 1)
+            self.assertEqual(expected["value"]["infinite"], 1)
+            for ranks, extra in ((2, []), (4, []), (4, ["--input-through-master"])):
+                with self.subTest(layout=layout, ranks=ranks, extra=extra):
+                    self.mpirun(ranks, self.command(*extra))
+                    self.assertEqual(self.certificate(), expected)
+
+    def test_parts_that_are_not_read_are_not_counted(self):
+        # The first 1000 queries see no key.
+        self.save_inputs(shape=(1, 1500, 2, 32), kv_shape=(1, 500, 2, 32))
+        self.options = ["--chunks", "7", "--causal", "--overwrite", "--report", self.path("r.json")]
+        self.succeed(*self.command())
+        expected = self.certificate()
+        self.assertLess(expected["query"]["vectors"], expected["query"]["of_vectors"])
+        for extra in ([], ["--input-through-master"]):
+            self.mpirun(3, self.command(*extra))
+            self.assertEqual(self.certificate(), expected)
 
 
 class Wrong(Ranks):
