@@ -184,17 +184,18 @@ Plan make_plan(const PlanRequest& request);
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 
-/// The plan on the rank that merges what `workers` others compute: no device memory and no cache
-/// blocks, and more buffers for partials where the host budget has room. The plan's accumulators
-/// must be on the host. Throws InputError as merger_plan().
-Plan master_plan(const Plan& plan, std::int64_t workers);
+/// The plan on the rank that merges what `workers` others compute: no device memory, and more
+/// buffers for partials where the host budget has room. No cache blocks, but where it `serves` the
+/// inputs: then they are buffers for rows on their way. The plan's accumulators must be on the
+/// host. Throws InputError as merger_plan().
+Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 
 /// The same on one of several ranks that merge, within a host budget of its own: accumulators and
 /// buffers for the query chunks `chunks` alone. They go to a file where they do not fit and the
 /// request has a scratch directory. Throws InputError when the budget is too small, naming what it
 /// takes.
 Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
-                 std::int64_t host_budget);
+                 std::int64_t host_budget, bool serves = false);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.

@@ -64,6 +64,7 @@ struct JobOptions {
   ResourceOptions resources;
   OutputOptions output;
   CheckpointTimes checkpoint;
+  bool input_through_master = false;  ///< rank 0 alone opens the inputs
 };
 
 OptionGroup input_group(InputOptions& options);

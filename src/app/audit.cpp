@@ -8,7 +8,7 @@ void AuditedSource::read(const Block& block, std::span<std::byte> into) {
   inner_.read(block, into);
   {
     const std::scoped_lock lock(mutex_);
-    if (!seen_.insert({block.batch, block.heads.begin, block.tokens.begin}).second) return;
+    if (!parts_.claim(block)) return;
   }
   const DType dtype = storage_type(desc_.dtype);
   const StageTimer timer(telemetry_, Stage::checksum, static_cast<std::int64_t>(into.size()), -1);
@@ -16,12 +16,12 @@ void AuditedSource::read(const Block& block, std::span<std::byte> into) {
   own.add(desc_, dtype, block,
           packed_rows(into.data(), block, desc_.layout, desc_.dim * size_of(dtype)));
   const std::scoped_lock lock(mutex_);
-  fingerprint_ += own;
+  parts_.set(block, own);
 }
 
-Fingerprint AuditedSource::fingerprint() const {
+InputParts AuditedSource::parts() const {
   const std::scoped_lock lock(mutex_);
-  return fingerprint_;
+  return parts_;
 }
 
 AuditedSink::AuditedSink(TensorSink& inner, std::span<const RowIndex> rows, Telemetry& telemetry)

@@ -4,11 +4,12 @@
 #include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <span>
 #include <tuple>
 #include <vector>
 
+#include "app/input_parts.hpp"
+#include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/fingerprint.hpp"
 #include "stream_cqsa/reference.hpp"
 #include "stream_cqsa/telemetry.hpp"
@@ -26,14 +27,23 @@ class AuditedSource : public TensorSource {
   std::optional<StridedRows> resident(const Block& block) const override {
     return inner_.resident(block);
   }
-  Fingerprint fingerprint() const;
+  Fingerprint fingerprint() const { return parts().total(); }
+  InputParts parts() const;
 
  private:
   TensorSource& inner_;
   Telemetry& telemetry_;
-  mutable std::mutex mutex_;
-  std::set<std::tuple<std::int64_t, std::int64_t, std::int64_t>> seen_;  // batch, head, token
-  Fingerprint fingerprint_;
+  mutable std::mutex mutex_;  // guards parts_
+  InputParts parts_;
+};
+
+/// Q, K and V, watched.
+struct AuditedInputs {
+  AuditedSource query, key, value;
+
+  AuditedInputs(const Inputs& inner, Telemetry& telemetry)
+      : query(inner.query, telemetry), key(inner.key, telemetry), value(inner.value, telemetry) {}
+  Inputs inputs() { return {query, key, value}; }
 };
 
 /// Fingerprints what is written, which counts as Stage::checksum, and keeps copies of chosen rows.

@@ -202,6 +202,18 @@ OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
   return open;
 }
 
+Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorDesc& value,
+                   const AttentionOptions& attention) {
+  Problem problem = problem_of(query, key, value);
+  if (attention.causal) problem.mask = Mask::causal;
+  if (attention.scale) problem.scale = *attention.scale;
+  if (!attention.output_dtype.empty()) {
+    problem.output_dtype = dtype_option("--output-dtype", attention.output_dtype);
+  }
+  validate(problem);
+  return problem;
+}
+
 OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention) {
   require_inputs(input);
   OpenProblem open;
@@ -215,14 +227,8 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
     open.query = open_tensor(path(input.query), input.query_name, layout, open_mpi_file);
     open.key = open_tensor(path(input.key), input.key_name, layout, open_mpi_file);
     open.value = open_tensor(path(input.value), input.value_name, layout, open_mpi_file);
-    open.problem = problem_of(open.query->desc(), open.key->desc(), open.value->desc());
   }
-  if (attention.causal) open.problem.mask = Mask::causal;
-  if (attention.scale) open.problem.scale = *attention.scale;
-  if (!attention.output_dtype.empty()) {
-    open.problem.output_dtype = dtype_option("--output-dtype", attention.output_dtype);
-  }
-  validate(open.problem);
+  open.problem = problem_of(open.query->desc(), open.key->desc(), open.value->desc(), attention);
   return open;
 }
 
@@ -283,9 +289,11 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.query.layout = open.query->desc().layout;
   request.key.layout = open.key->desc().layout;
   request.value.layout = open.value->desc().layout;
-  request.query.resident = is_resident(*open.query);
-  request.key.resident = is_resident(*open.key);
-  request.value.resident = is_resident(*open.value);
+  if (capacity.workers == 0) {
+    request.query.resident = is_resident(*open.query);
+    request.key.resident = is_resident(*open.key);
+    request.value.resident = is_resident(*open.value);
+  }
   request.output_layout = open.query->desc().layout;
   request.lse = lse;
   request.device_budget = capacity.device_budget;

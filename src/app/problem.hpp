@@ -19,6 +19,10 @@ struct OpenProblem {
   Problem problem;
 };
 
+/// The attention of tensors like these. Throws InputError with one line where they do not agree.
+Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorDesc& value,
+                   const AttentionOptions& attention);
+
 /// Opens the inputs and checks that they agree. Throws InputError with one line otherwise.
 OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention);
 
@@ -36,7 +40,7 @@ DType dtype_option(const std::string& option, const std::string& name);
 /// backend that is named cannot.
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem);
 
-/// What a plan may use.
+/// What a plan may use. With workers, inputs are read by them or for them: none is resident.
 struct Capacity {
   DeviceTraits device;
   std::string numerics;            ///< of all that compute, see Backend::numerics()

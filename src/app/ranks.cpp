@@ -9,6 +9,8 @@
 #include <set>
 #include <sstream>
 
+#include "app/audit.hpp"
+#include "app/described_inputs.hpp"
 #include "app/machine.hpp"
 #include "app/merger.hpp"
 #include "app/report.hpp"
@@ -30,7 +32,7 @@ std::string host_name() {
 }
 
 /// What a rank says of itself before anything else.
-json introduction(const ResourceOptions& resources) {
+json introduction(const ResourceOptions& resources, bool input_through_master) {
   json devices = json::array();
   try {
     if (resources.backend != "cpu") {
@@ -39,7 +41,10 @@ json introduction(const ResourceOptions& resources) {
   } catch (const std::exception& error) {
     return {{"error", error.what()}};
   }
-  return {{"host", host_name()}, {"backend", resources.backend}, {"devices", devices}};
+  return {{"host", host_name()},
+          {"backend", resources.backend},
+          {"devices", devices},
+          {"input_through_master", input_through_master}};
 }
 
 /// Gives every rank its share of its host: on each, the first worker gets the first device that it
@@ -54,10 +59,12 @@ json seats_for(const std::vector<json>& ranks, int mergers) {
         mergers, ranks.size(), mergers + 2);
   }
   std::map<std::string, int> ranks_on, workers_on;
+  bool through_master = false;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     if (ranks[rank].contains("error"))
       return fmt::format("rank {}: {}", rank, ranks[rank]["error"].get<std::string>());
     const auto host = ranks[rank]["host"].get<std::string>();
+    through_master = through_master || ranks[rank]["input_through_master"].get<bool>();
     ++ranks_on[host];
     if (rank >= first_worker) ++workers_on[host];
   }
@@ -67,7 +74,8 @@ json seats_for(const std::vector<json>& ranks, int mergers) {
     const auto host = ranks[rank]["host"].get<std::string>();
     json seat = {{"ranks", ranks_on[host]},
                  {"workers", std::max(workers_on[host], 1)},
-                 {"mergers", mergers}};
+                 {"mergers", mergers},
+                 {"input_through_master", through_master}};
     const json& devices = ranks[rank]["devices"];
     if (rank >= first_worker && !devices.empty()) {
       const auto free = std::find_if(devices.begin(), devices.end(), [&](const json& id) {
@@ -104,14 +112,19 @@ std::pair<Plan, json> read_broadcast(const std::string& text) {
 
 /// A worker's own means.
 struct Means {
-  OpenProblem open;
+  OpenProblem open;                      ///< without tensors where they are
+  std::unique_ptr<RemoteInputs> remote;  ///< at the master
   std::unique_ptr<Backend> backend;
   Capacity capacity;
+
+  Inputs inputs() const {
+    return remote ? remote->inputs() : Inputs{*open.query, *open.key, *open.value};
+  }
 };
 
 json offer_of(const JobOptions& options, Means& means) {
   try {
-    means.open = open_problem(options.input, options.attention);
+    if (!means.remote) means.open = open_problem(options.input, options.attention);
     means.backend = make_backend(options.resources, means.open.problem);
     means.capacity = capacity_of(options.resources, means.open.problem, *means.backend);
   } catch (const std::exception& error) {
@@ -146,7 +159,7 @@ DeviceTraits common(const DeviceTraits& one, const DeviceTraits& other) {
 }
 
 json report_of(const WorkerResult& result, const Telemetry& telemetry, const Means& means,
-               int rank) {
+               const AuditedInputs& audited, int rank) {
   return {{"rank", rank},
           {"host", host_name()},
           {"device", means.capacity.device.name},
@@ -156,15 +169,20 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
           {"device_in_use", result.device_in_use},
           {"host_bytes", result.host_bytes},
           {"peak_resident", peak_resident_bytes()},
-          {"stages", stages_json(telemetry.totals())}};
+          {"stages", stages_json(telemetry.totals())},
+          {"inputs",
+           {{"query", audited.query.parts().to_text()},
+            {"key", audited.key.parts().to_text()},
+            {"value", audited.value.parts().to_text()}}}};
 }
 
 }  // namespace
 
-Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communicator_(communicator) {
+Ranks::Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master)
+    : communicator_(communicator) {
   std::vector<json> ranks;
-  for (const std::string& text : communicator_.gather(text_of(introduction(resources))))
-    ranks.push_back(parse(text));
+  const std::string own_text = text_of(introduction(resources, input_through_master));
+  for (const std::string& text : communicator_.gather(own_text)) ranks.push_back(parse(text));
   const json seats = parse(communicator_.broadcast(
       communicator_.rank() == 0 ? text_of(seats_for(ranks, resources.mergers)) : ""));
   refused_ = seats.is_string();
@@ -178,14 +196,17 @@ Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communica
   resources.ranks_on_host = own["ranks"].get<int>();
   resources.workers_on_host = own["workers"].get<int>();
   resources.mergers = mergers_ = own["mergers"].get<int>();
+  input_through_master_ = own["input_through_master"].get<bool>();
+  if (input_through_master_) next_ = Step::inputs;
 }
 
 Ranks::~Ranks() {
   if (!is_master()) return;
   try {
+    // Nothing to be told: the workers end.
     if (next_ == Step::offers) gather(Step::offers, {});
-    if (next_ == Step::plan) {
-      broadcast_plan("");
+    if (next_ == Step::inputs || next_ == Step::plan) {
+      broadcast(next_, "");
       next_ = Step::none;
     }
     if (next_ == Step::reports) gather(Step::reports, {});
@@ -201,12 +222,13 @@ std::vector<json> Ranks::gather(Step step, const json& own) {
   return all;
 }
 
-std::string Ranks::broadcast_plan(const std::string& text) {
-  next_ = Step::reports;
+std::string Ranks::broadcast(Step step, const std::string& text) {
+  next_ = step == Step::inputs ? Step::offers : Step::reports;
   return communicator_.broadcast(text);
 }
 
-Capacity Ranks::capacity(const ResourceOptions& own) {
+Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
+  if (input_through_master_) broadcast(Step::inputs, text_of(describe_inputs(open)));
   const std::vector<json> offers = gather(Step::offers, {});
   const auto first_worker = static_cast<std::size_t>(mergers_) + 1;
   Capacity all;
@@ -236,11 +258,12 @@ Capacity Ranks::capacity(const ResourceOptions& own) {
 // Finds out, before anybody begins, whether the ranks that merge have memory enough for that.
 Plan Ranks::plan_of_master(const Plan& plan) const {
   const std::int64_t workers = communicator_.size() - 1 - mergers_;
-  if (mergers_ == 0) return master_plan(plan, workers);
+  if (mergers_ == 0) return master_plan(plan, workers, input_through_master_);
   const MergeShares shares(plan, mergers_);
   const auto plan_of = [&](int rank, std::int64_t budget) {
     try {
-      return merger_plan(plan, workers, shares.chunks(rank), budget);
+      return merger_plan(plan, workers, shares.chunks(rank), budget,
+                         rank == 0 && input_through_master_);
     } catch (const InputError& error) {
       throw InputError(fmt::format("rank {}: {}", rank, error.what()));
     }
@@ -250,20 +273,23 @@ Plan Ranks::plan_of_master(const Plan& plan) const {
   return plan_of(0, plan.request.host_budget);
 }
 
-RanksResult Ranks::run(const Plan& plan, const Outputs& outputs, const std::vector<RowIndex>& rows,
-                       const RunOptions& options, Telemetry& telemetry) {
+RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& outputs,
+                       const std::vector<RowIndex>& rows, const RunOptions& options,
+                       Telemetry& telemetry) {
   std::ostringstream text;
   text << text_of(merging_json(rows, options.checkpoint)) << "\n";
   write_json(plan, false, text);
   RunOptions own = options;
   own.mergers = mergers_;
   RanksResult result;
-  result.master = run_master(plan_of_master(plan), outputs, own, telemetry, communicator_,
-                             [&] { broadcast_plan(text.str()); });
+  result.master = run_master(
+      plan_of_master(plan), outputs, own, telemetry, communicator_,
+      [&] { broadcast(Step::plan, text.str()); }, input_through_master_ ? &inputs : nullptr);
   const std::vector<json> reports = gather(Step::reports, {});
   const auto first_worker = reports.begin() + 1 + mergers_;
   result.mergers.assign(reports.begin() + 1, first_worker);
   result.workers.assign(first_worker, reports.end());
+  result.read = take_inputs(result.workers);
   RunResult& run = result.master.run;
   for (const json& merger : result.mergers) add_merger(merger, run);
   for (const json& worker : result.workers) {
@@ -291,24 +317,34 @@ int Ranks::work(const JobOptions& options) {
 
 void Ranks::compute(const JobOptions& options) {
   Means means;
+  if (input_through_master_) {
+    const std::string description = broadcast(Step::inputs, "");
+    if (description.empty()) return;
+    DescribedInputs described = described_inputs(parse(description), communicator_);
+    means.remote = std::move(described.inputs);
+    means.open.problem = described.problem;
+  }
   gather(Step::offers, offer_of(options, means));
-  const std::string text = broadcast_plan("");
+  const std::string text = broadcast(Step::plan, "");
   if (text.empty()) return;
   const auto [plan, merging] = read_broadcast(text);
   Telemetry telemetry;
   RunOptions run = run_options(options.resources, plan);
   run.mergers = mergers_;
-  const OpenProblem& open = means.open;
-  const WorkerResult result = run_worker(
-      plan, {means.capacity.device_budget, means.capacity.host_budget},
-      {*open.query, *open.key, *open.value}, *means.backend, run, telemetry, communicator_);
-  gather(Step::reports, report_of(result, telemetry, means, communicator_.rank()));
+  // What comes from the master is watched there.
+  AuditedInputs audited(means.inputs(), telemetry);
+  const WorkerResult result =
+      run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget},
+                 means.remote ? means.inputs() : audited.inputs(), *means.backend, run, telemetry,
+                 communicator_, means.remote.get());
+  gather(Step::reports, report_of(result, telemetry, means, audited, communicator_.rank()));
 }
 
 void Ranks::merge(const JobOptions& options) {
+  if (input_through_master_ && broadcast(Step::inputs, "").empty()) return;
   const json offer = merger_offer(options.resources);
   gather(Step::offers, offer);
-  const std::string text = broadcast_plan("");
+  const std::string text = broadcast(Step::plan, "");
   if (text.empty()) return;
   const auto [plan, merging] = read_broadcast(text);
   const auto host_budget = offer["host_budget"].get<std::int64_t>();

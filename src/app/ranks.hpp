@@ -19,9 +19,10 @@ namespace stream_cqsa {
 class Ranks {
  public:
   /// Collective. Gives this rank its share of its host in `resources`: a device of its own, cores
-  /// and memory, and rank 0's number of mergers. Throws InputError, at rank 0 alone, when there are
-  /// more workers than devices, or none.
-  Ranks(Communicator& communicator, ResourceOptions& resources);
+  /// and memory, and rank 0's number of mergers. With `input_through_master`, on any rank, the
+  /// master alone opens the problem and sends the others their inputs. Throws InputError, at rank 0
+  /// alone, when there are more workers than devices, or none.
+  Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master);
   Ranks(const Ranks&) = delete;
   Ranks& operator=(const Ranks&) = delete;
   ~Ranks();
@@ -30,29 +31,32 @@ class Ranks {
 
   /// What one plan for all workers may use: of each device budget the smallest. Throws what a
   /// worker could not do, naming the rank.
-  Capacity capacity(const ResourceOptions& own);
+  Capacity capacity(const ResourceOptions& own, const OpenProblem& open);
 
   /// Mergers keep copies of `rows`. Throws as run_master(), and InputError when a rank has too
   /// little memory for its part of the merging.
-  RanksResult run(const Plan& plan, const Outputs& outputs, const std::vector<RowIndex>& rows,
-                  const RunOptions& options, Telemetry& telemetry);
+  RanksResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs,
+                  const std::vector<RowIndex>& rows, const RunOptions& options,
+                  Telemetry& telemetry);
 
   /// A worker's part, or a merger's, until the master says stop. Returns the exit status.
   int work(const JobOptions& options);
 
  private:
   /// Collective calls, in the order in which all ranks make them.
-  enum class Step { offers, plan, reports, none };
+  enum class Step { inputs, offers, plan, reports, none };
   std::vector<nlohmann::json> gather(Step step, const nlohmann::json& own);
   void compute(const JobOptions& options);
   void merge(const JobOptions& options);
-  std::string broadcast_plan(const std::string& text);
+  /// What rank 0 has to tell, everywhere.
+  std::string broadcast(Step step, const std::string& text);
   Plan plan_of_master(const Plan& plan) const;
 
   Communicator& communicator_;
   int mergers_ = 0;
   std::vector<std::int64_t> merger_budgets_;  ///< at rank 0: of host memory, in bytes
   Step next_ = Step::offers;
+  bool input_through_master_ = false;
   bool refused_ = false;
 };
 

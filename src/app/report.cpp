@@ -112,6 +112,11 @@ std::string mergers_text(const RanksResult& ranks) {
 
 std::string ranks_text(const RanksResult& ranks) {
   std::string text = mergers_text(ranks);
+  if (const ServedInputs& served = ranks.master.served; served.buffers > 0) {
+    text += fmt::format("rank 0     sent {} of the inputs, through {} of {} host memory\n",
+                        format_bytes(served.bytes), counted(served.buffers, "buffer"),
+                        format_bytes(served.buffers * served.buffer_bytes));
+  }
   for (std::size_t i = 0; i < ranks.workers.size(); ++i) {
     const json& worker = ranks.workers[i];
     const AllTotals stages = read_stages(worker["stages"]);
@@ -129,6 +134,14 @@ std::string ranks_text(const RanksResult& ranks) {
   return text;
 }
 
+json served_json(const ServedInputs& served) {
+  if (served.buffers == 0) return nullptr;
+  return {{"buffers", served.buffers},
+          {"buffer_bytes", served.buffer_bytes},
+          {"blocks", served.blocks},
+          {"bytes", served.bytes}};
+}
+
 json master_json(const RunRecord& record) {
   if (!record.ranks) return nullptr;
   const MasterResult& master = record.ranks->master;
@@ -137,6 +150,7 @@ json master_json(const RunRecord& record) {
           {"busy_seconds_merge", totals[static_cast<std::size_t>(Stage::merge)].busy_seconds},
           {"busy_seconds_other", master.dispatch_seconds},
           {"repeated_subproblems", master.repeated},
+          {"inputs_served", served_json(master.served)},
           {"stages", stages_json(totals)}};
 }
 
@@ -203,7 +217,9 @@ json certificate_json(const RunRecord& record) {
   const Problem& problem = record.plan.problem();
   const std::int64_t queries = problem.batch * problem.query_length * problem.query_heads;
   const std::int64_t keys = problem.batch * problem.key_length * problem.kv_heads;
+  const std::string& differing = certificate.differing_inputs;
   return {{"ok", certificate.ok()},
+          {"differing_inputs", differing.empty() ? json() : json(differing)},
           {"scores_merged", certificate.merged_scores},
           {"scores_kept_by_mask", certificate.kept_scores},
           {"rows", to_json(certificate.verification)},

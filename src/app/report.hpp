@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/input_parts.hpp"
 #include "app/verification.hpp"
 #include "mpi/master.hpp"
 #include "stream_cqsa/engine.hpp"
@@ -20,13 +21,16 @@ struct Certificate {
   std::vector<std::uint64_t> kept_scores;    ///< per query chunk, by the mask
   Verification verification;
   Fingerprint query, key, value;  ///< of what was read
+  std::string differing_inputs;   ///< see ReadInputs
   Fingerprint output;             ///< of what was written
 
   std::int64_t output_vectors = 0;  ///< that O has
 
-  /// Every score that the mask keeps was merged, every row was written, every sampled one agrees.
+  /// Every score that the mask keeps was merged, every row was written, every sampled one agrees,
+  /// and so do ranks on what they read.
   bool ok() const {
-    return merged_scores == kept_scores && output.vectors == output_vectors && verification.ok();
+    return merged_scores == kept_scores && output.vectors == output_vectors &&
+           differing_inputs.empty() && verification.ok();
   }
 };
 
@@ -35,6 +39,7 @@ struct RanksResult {
   MasterResult master;
   std::vector<nlohmann::json> mergers;  ///< what each has to report
   std::vector<nlohmann::json> workers;  ///< the same
+  ReadInputs read;                      ///< by workers
 };
 
 /// A finished run and what it was given.

@@ -113,14 +113,12 @@ std::uint64_t total(const std::vector<std::uint64_t>& values) {
 
 // Inputs and outputs, watched.
 struct Audit {
-  AuditedSource query, key, value;
+  AuditedInputs inputs;
   AuditedSink output;
   std::optional<AuditedSink> lse;
 
   Audit(OpenProblem& open, Sinks& sinks, const std::vector<RowIndex>& rows, Telemetry& telemetry)
-      : query(*open.query, telemetry),
-        key(*open.key, telemetry),
-        value(*open.value, telemetry),
+      : inputs({*open.query, *open.key, *open.value}, telemetry),
         output(*sinks.output, rows, telemetry) {
     if (sinks.lse) lse.emplace(*sinks.lse, rows, telemetry);
   }
@@ -139,7 +137,7 @@ struct Computing {
 
   Computing(const RunArguments& arguments, const OpenProblem& open, Ranks* others) : ranks(others) {
     if (ranks) {
-      capacity = ranks->capacity(arguments.resources);
+      capacity = ranks->capacity(arguments.resources, open);
     } else {
       backend = make_backend(arguments.resources, open.problem);
       capacity = capacity_of(arguments.resources, open.problem, *backend);
@@ -159,25 +157,27 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
                                           total(expected_scores(plan)));
   }
   const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
+  const Inputs inputs = audit.inputs.inputs();
   if (computing.ranks) {
-    RanksResult result = computing.ranks->run(plan, outputs, rows, options, telemetry);
+    RanksResult result = computing.ranks->run(plan, inputs, outputs, rows, options, telemetry);
     for (const auto& merger : result.mergers) audit.add(merger);
     return result;
   }
   RanksResult alone;
-  alone.master.run = run(plan, {audit.query, audit.key, audit.value}, outputs, *computing.backend,
-                         options, telemetry);
+  alone.master.run = run(plan, inputs, outputs, *computing.backend, options, telemetry);
   return alone;
 }
 
 Certificate certify(OpenProblem& open, const Audit& audit, const std::vector<RowIndex>& rows,
-                    const RunResult& result, const Plan& plan, Telemetry& telemetry) {
+                    const RanksResult& result, const Plan& plan, Telemetry& telemetry) {
   Certificate certificate;
-  certificate.merged_scores = result.merged_scores;
+  certificate.merged_scores = result.master.run.merged_scores;
   certificate.kept_scores = expected_scores(plan);
-  certificate.query = audit.query.fingerprint();
-  certificate.key = audit.key.fingerprint();
-  certificate.value = audit.value.fingerprint();
+  // Either this rank reads or the workers do.
+  (certificate.query = audit.inputs.query.fingerprint()) += result.read.query;
+  (certificate.key = audit.inputs.key.fingerprint()) += result.read.key;
+  (certificate.value = audit.inputs.value.fingerprint()) += result.read.value;
+  certificate.differing_inputs = result.read.differing;
   certificate.output = audit.output.fingerprint();
   certificate.output_vectors =
       open.problem.batch * open.problem.query_length * open.problem.query_heads;
@@ -301,8 +301,7 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
     computed.result =
         run_audited(arguments, durable.plan, computing, rows, audit, telemetry, durable.options);
     if (directory && stop_request().stop) throw Stopped(1.0);
-    computed.certificate =
-        certify(open, audit, rows, computed.result.master.run, durable.plan, telemetry);
+    computed.certificate = certify(open, audit, rows, computed.result, durable.plan, telemetry);
     if (!computed.certificate.ok()) return computed;
     // The result before its description: a report that cannot be written must not cost the output.
     if (directory) directory->begin_publishing();
@@ -355,8 +354,10 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
   trace.commit();
   if (certificate.ok()) return 0;
   if (directory) discard(*directory, arguments.output);
+  const std::string& differing = certificate.differing_inputs;
   throw Error(fmt::format("the result failed its certificate ({}); {} was not written",
-                          describe(certificate.verification), arguments.output.output));
+                          differing.empty() ? describe(certificate.verification) : differing,
+                          arguments.output.output));
 }
 
 }  // namespace
@@ -373,7 +374,7 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   }
   if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) leave_signals_to_the_master();
   Communicator communicator;
-  Ranks ranks(communicator, run.resources);
+  Ranks ranks(communicator, run.resources, run.input_through_master);
   return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);
 }
 

@@ -17,6 +17,8 @@ constexpr std::int64_t merging_state_buffers = 2;
 constexpr std::int64_t file_accumulators = 4;
 // Of the host budget, for partials, or finished rows, on their way.
 constexpr std::int64_t largest_buffer_share = 4;
+// Input rows for a worker: some that are sent, and some that are read meanwhile.
+constexpr std::int64_t served_blocks = 3;
 
 std::int64_t pieces_of_chunk(const Plan& plan, const Cut& cut) {
   return ceil_div(cut.query_chunk_tokens, plan.piece_tokens);
@@ -98,12 +100,13 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
   return own;
 }
 
-Plan master_plan(const Plan& plan, std::int64_t workers) {
-  return merger_plan(plan, workers, {0, plan.division.chunk_count()}, plan.request.host_budget);
+Plan master_plan(const Plan& plan, std::int64_t workers, bool serves) {
+  return merger_plan(plan, workers, {0, plan.division.chunk_count()}, plan.request.host_budget,
+                     serves);
 }
 
 Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
-                 std::int64_t host_budget) {
+                 std::int64_t host_budget, bool serves) {
   Plan own = plan;
   own.request.host_budget = host_budget;
   own.merged_chunks = chunks;
@@ -112,7 +115,8 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   const Cut cut = cut_of(own);
   const std::int64_t open = open_pieces(own);
   HostArena& host = own.host;
-  host.cache_blocks = 0;
+  const std::int64_t most_served = serves ? most_blocks(own, cut) : 0;
+  host.cache_blocks = std::min(minimum_blocks, most_served);
   host.output_buffers = std::min<std::int64_t>(1, plan.host.output_buffers);
   host.state_buffers = std::min(merging_state_buffers, plan.host.state_buffers);
   host.accumulators = open;
@@ -133,6 +137,13 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   spend(room, host.output_buffers, plan.host.output_buffers, host.output_buffer_bytes);
   spend(room, host.state_buffers, plan.host.state_buffers, host.state_buffer_bytes);
   spend(room, host.accumulators, all ? plan.host.accumulators : open, host.accumulator_bytes);
+  if (serves) {
+    const std::int64_t largest = host_budget / largest_buffer_share;
+    spend(room, host.cache_blocks,
+          std::min({served_blocks * workers, most_served,
+                    largest / std::max<std::int64_t>(host.cache_block_bytes, 1)}),
+          host.cache_block_bytes);
+  }
   // Room for the partials of two subproblems of every worker, and for those just passing.
   spend(room, host.state_buffers,
         (2 * workers + 1) *

@@ -33,7 +33,7 @@ class Master {
  public:
   Master(const Plan& plan, const MergeShares& shares, Assembler& assembler, MergedList& merged,
          const Abort& abort, const CheckpointOptions& checkpoint, Telemetry& telemetry,
-         Communicator& communicator)
+         Communicator& communicator, InputServer* inputs)
       : plan_(plan),
         assembler_(assembler),
         merged_(merged),
@@ -44,6 +44,7 @@ class Master {
         mergers_(plan, shares, communicator),
         intake_(plan, assembler, communicator, telemetry,
                 [this](const Source& source) { received(source); }),
+        inputs_(inputs),
         ended_(static_cast<std::size_t>(communicator.size() - shares.ranks()), false) {
     result_.failures.resize(ended_.size());
     result_.subproblems.resize(ended_.size());
@@ -68,10 +69,12 @@ class Master {
     stop.said = Said::stop;
     stop.ending = ending();
     for (int rank = 1; rank < communicator_.size(); ++rank) send(rank, stop);
-    while (!all_ended() || !sends_.empty() || intake_.under_way() || mergers_.under_way()) {
+    if (inputs_) inputs_->refuse_all();
+    while (!all_ended() || under_way()) {
       step([] { return false; });
     }
     if (dispatcher_) result_.repeated = dispatcher_->repeated();
+    if (inputs_) result_.served = inputs_->served();
   }
   const Mergers& mergers() const { return mergers_; }
   MasterResult& result() { return result_; }
@@ -94,6 +97,10 @@ class Master {
   bool all_merged() const { return dispatcher_ && dispatcher_->all_merged(); }
   bool all_ended() const {
     return mergers_.have_ended() && std::find(ended_.begin(), ended_.end(), false) == ended_.end();
+  }
+  bool under_way() const {
+    return !sends_.empty() || intake_.under_way() || mergers_.under_way() ||
+           (inputs_ && !inputs_->idle());
   }
 
   Ending ending() const {
@@ -124,10 +131,11 @@ class Master {
       did_something = true;
     }
     did_something |= intake_.poll();
+    did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
     sends_.remove_if([](Sending& sending) { return sending.request.done(); });
     if (did_something) result_.dispatch_seconds += now_seconds() - begin;
-    pause_.after(did_something, intake_.under_way() || !sends_.empty());
+    pause_.after(did_something, under_way());
   }
 
   void listen() {
@@ -175,12 +183,16 @@ class Master {
                    message.text.data());
         if (dispatcher_) dispatcher_->lost(worker, false);
         return;
+      case Said::read:
+        if (inputs_) return inputs_->request(rank, message);
+        break;
       case Said::ended:
         ended_[static_cast<std::size_t>(worker)] = true;
         return;
       default:
-        throw Error(fmt::format("rank {} sent a message that a worker does not send", rank));
+        break;
     }
+    throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
   }
 
   void hear_merger(int rank, const Message& message) {
@@ -272,6 +284,7 @@ class Master {
   Mergers mergers_;
   std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
   Intake intake_;
+  InputServer* inputs_;
   std::map<Source, Arrival> arrivals_;
   /// The number of the order by which (rank, subproblem) is computed.
   std::map<std::pair<int, std::int64_t>, std::int64_t> orders_;
@@ -303,17 +316,23 @@ void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t score
 
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
-                        const std::function<void()>& ready) {
+                        const std::function<void()>& ready, const Inputs* served) {
   check_outputs(plan, outputs);
   const MergeShares shares(plan, options.mergers);
+  if (served) check_inputs(plan, *served);
   const HostBuffer memory(plan.host.bytes());
   Abort abort;
   MergedList merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
   assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
+  std::optional<InputServer> inputs;
+  if (served) {
+    inputs.emplace(plan, *served, memory.data() + plan.host.cache_offset(), options.read_threads,
+                   communicator);
+  }
   ready();
-  Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry,
-                communicator);
+  Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry, communicator,
+                inputs ? &*inputs : nullptr);
   {
     Crew crew(abort);
     try {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "mpi/communicator.hpp"
+#include "mpi/input_server.hpp"
 #include "stream_cqsa/engine.hpp"
 
 namespace stream_cqsa {
@@ -17,10 +18,12 @@ struct MasterResult {
   std::vector<std::int64_t> subproblems;  ///< by worker: computed
   std::int64_t repeated = 0;              ///< subproblems that were handed out more than once
   double dispatch_seconds = 0;            ///< busy with messages and assignments
+  ServedInputs served;                    ///< to workers
 };
 
 /// Has the workers compute `plan`, which is this rank's own (see merger_plan()): the ranks behind
-/// RunOptions::mergers mergers (see run_merger()), of which worker i is rank mergers + 1 + i. Sinks
+/// RunOptions::mergers mergers (see run_merger()), of which worker i is rank mergers + 1 + i.
+/// `served` are the inputs of those that have RemoteInputs; the plan then has cache blocks. Sinks
 /// are written as far as the plan has this rank merge, and not committed; when this returns the
 /// mergers have written their parts. A worker that fails is told of on standard error, and its
 /// subproblems go to the others.
@@ -30,6 +33,6 @@ struct MasterResult {
 /// stopped before that.
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
-                        const std::function<void()>& ready);
+                        const std::function<void()>& ready, const Inputs* served = nullptr);
 
 }  // namespace stream_cqsa

@@ -12,20 +12,34 @@
 
 #include "engine/assignment.hpp"
 #include "engine/partial.hpp"
+#include "stream_cqsa/backend.hpp"
 #include "stream_cqsa/checkpoint.hpp"
 #include "stream_cqsa/error.hpp"
+#include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
 
+/// Blocks of inputs that a worker may have asked the master for at once.
+inline constexpr int most_input_requests = 32;
+
 /// Tags. to_master_tag: to the master, and to mergers. The states of an offered partial come under
 /// states_tag plus the number of the worker's buffer, which belongs to no other partial until they
-/// have come; a MergerStart under start_tag.
-enum Tag : int { to_master_tag = 1, to_worker_tag = 2, start_tag = 3, states_tag = 16 };
+/// have come; a MergerStart under start_tag; the answer to a request for input rows under
+/// inputs_tag plus the number of the request.
+enum Tag : int {
+  to_master_tag = 1,
+  to_worker_tag = 2,
+  start_tag = 3,
+  inputs_tag = 16,
+  states_tag = inputs_tag + most_input_requests
+};
 
 enum class Said : std::int32_t {
   // A worker, or a merger, to the master.
   ready,   ///< it has its memory: its work begins; of a merger, `count` bytes of MergerStart follow
   failed,  ///< it goes on no more, see `text`; what a worker offered can still be had
+  // A worker to the master.
+  read,  ///< rows of `tensor`, see InputServer; the number of the request is in `buffer`
   // A worker to the rank that merges the query chunk: the master or a merger.
   offer,  ///< a partial waits: its states are sent when the receiver asks MPI for them
   // A worker to the master, and to each merger to which it offered any.
@@ -34,6 +48,10 @@ enum class Said : std::int32_t {
   ended,  ///< its last message; of a merger, `count` scores are in its checkpoint
   // The master to a worker.
   assign,  ///< compute `subproblem`, those of its query chunks that are in `wanted`
+  // The master's answers to `read`.
+  rows,        ///< they follow
+  unreadable,  ///< nothing but empty messages follows, see `text`
+  too_late,    ///< the same: the run is at its end
   // The master to workers and mergers.
   stop,  ///< end as `ending` says: workers when all that they offered has been sent, then mergers
   // A merger to the master.
@@ -54,7 +72,7 @@ enum class Ending : std::int32_t {
 /// Every message but the states themselves: small, of one size.
 struct Message {
   Said said = Said::ready;
-  std::int32_t buffer = 0;  ///< of the worker, of an offer
+  std::int32_t buffer = 0;  ///< of the worker, of an offer; of a `read`, see there
   std::int32_t rank = 0;
   std::int32_t mergers = 0;  ///< of `computed` to the master: how many were offered any
   Ending ending = Ending::complete;
@@ -64,6 +82,8 @@ struct Message {
   PieceKey piece;           ///< of an offer
   std::int64_t scores = 0;  ///< of an offer, see Partial
   std::int64_t count = 0;
+  SlotTensor tensor = SlotTensor::query;  ///< to be read
+  Block block;                            ///< to be read
   std::array<std::uint64_t, 8> wanted{};  ///< a bit for each chunk's position in the quorum
   std::array<char, 320> text{};           ///< ends with a zero
 

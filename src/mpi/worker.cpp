@@ -23,7 +23,8 @@ constexpr std::size_t most_assignments = std::size_t{1} << 30;
 class Computing {
  public:
   Computing(const Plan& plan, const Inputs& inputs, Backend& backend, const RunOptions& options,
-            Telemetry& telemetry, Communicator& communicator, std::byte* memory)
+            Telemetry& telemetry, Communicator& communicator, std::byte* memory,
+            RemoteInputs* remote)
       : backend_(backend),
         sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_),
         assignments_(abort_, most_assignments),
@@ -31,6 +32,7 @@ class Computing {
                   abort_),
         crew_(abort_) {
     abort_.on_failure([this] { backend_.cancel(); });
+    if (remote) abort_.on_failure([remote] { remote->cancel(); });
     pipeline_.start(
         crew_, [this] { return assignments_.pop(); }, options.read_threads,
         [this] { finished_ = true; });
@@ -72,8 +74,8 @@ class Computing {
 /// The communication thread's work.
 class Worker {
  public:
-  Worker(Backend& backend, int mergers, Communicator& communicator)
-      : backend_(backend), mergers_(mergers), communicator_(communicator) {
+  Worker(Backend& backend, int mergers, Communicator& communicator, RemoteInputs* remote)
+      : backend_(backend), mergers_(mergers), communicator_(communicator), remote_(remote) {
     listen();
   }
 
@@ -87,7 +89,7 @@ class Worker {
       memory_ = std::make_unique<HostBuffer>(plan_->host.bytes());
       pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
       computing_ = std::make_unique<Computing>(*plan_, inputs, backend_, options, telemetry,
-                                               communicator_, memory_->data());
+                                               communicator_, memory_->data(), remote_);
       say(Said::ready, "");
     } catch (const std::exception& error) {
       give_up(error.what());
@@ -140,9 +142,14 @@ class Worker {
 
   bool send() {
     sends_.remove_if([](Sending& sending) { return sending.request.done(); });
-    return computing_ && computing_->sender().send();
+    const bool asked = remote_ && remote_->poll();
+    return (computing_ && computing_->sender().send()) || asked;
   }
-  bool all_sent() const { return sends_.empty() && (!computing_ || computing_->sender().empty()); }
+  /// Nor is anything still to come that was asked for.
+  bool all_sent() const {
+    return sends_.empty() && (!computing_ || computing_->sender().empty()) &&
+           (!remote_ || remote_->idle());
+  }
 
   void give_up(const std::string& failure) {
     failure_ = failure;
@@ -160,6 +167,7 @@ class Worker {
   Backend& backend_;
   int mergers_;
   Communicator& communicator_;
+  RemoteInputs* remote_;
   std::string failure_;
   std::optional<Plan> plan_;  ///< with this rank's arenas
   std::unique_ptr<HostBuffer> memory_;
@@ -176,8 +184,8 @@ class Worker {
 
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
-                        Communicator& communicator) {
-  Worker worker(backend, options.mergers, communicator);
+                        Communicator& communicator, RemoteInputs* remote) {
+  Worker worker(backend, options.mergers, communicator, remote);
   worker.start(plan, budgets, inputs, options, telemetry);
   worker.work();
   return worker.result();

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "mpi/communicator.hpp"
+#include "mpi/remote_inputs.hpp"
 #include "stream_cqsa/engine.hpp"
 
 namespace stream_cqsa {
@@ -25,9 +26,10 @@ struct WorkerResult {
 /// arenas of worker_plan() for the budgets given, until the master says stop, with the backend,
 /// which is prepared here. Failures are told to the master and returned, once all partials that
 /// were offered have been sent. Only the calling thread sends and receives; reader threads read
-/// through MPI I/O. Throws Error when messages themselves fail.
+/// through MPI I/O. With `remote`, `inputs` read from there. Throws Error when messages themselves
+/// fail.
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
-                        Communicator& communicator);
+                        Communicator& communicator, RemoteInputs* remote = nullptr);
 
 }  // namespace stream_cqsa

@@ -32,14 +32,16 @@ class Ranks(CliTest):
         return ["run", *self.inputs(), *self.options, "--output", self.path(output),
                 "--lse", self.path("lse-" + output), "--quiet", *extra]
 
-    def start(self, ranks, *parts):
-        """mpirun with one part for all ranks, or a list of (ranks, arguments)."""
+    def start(self, ranks, *parts, folders=()):
+        """mpirun with one part for all ranks, or a list of (ranks, arguments); parts in folders of
+        their own where these are given."""
         environment = {key: value for key, value in os.environ.items()
                        if key != "OMPI_MCA_ess_singleton_isolated"}
         command = [MPIRUN, "--bind-to", "none"]
         for index, part in enumerate(parts):
             count = ranks if len(parts) == 1 else ranks[index]
-            command += [":"] * (index > 0) + ["-n", count, PROGRAM, *part]
+            folder = ["-wdir", folders[index]] if folders else []
+            command += [":"] * (index > 0) + ["-n", count, *folder, PROGRAM, *part]
         process = subprocess.Popen([str(word) for word in command], env=environment, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.addCleanup(process.stdout.close)
@@ -47,8 +49,8 @@ class Ranks(CliTest):
         self.addCleanup(process.kill)
         return process
 
-    def mpirun(self, ranks, *parts, status=0):
-        process = self.start(ranks, *parts)
+    def mpirun(self, ranks, *parts, status=0, folders=()):
+        process = self.start(ranks, *parts, folders=folders)
         output, error = process.communicate(timeout=250)
         self.assertEqual(process.returncode, status, output + error)
         return error

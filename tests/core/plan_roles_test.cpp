@@ -139,6 +139,13 @@ BOOST_AUTO_TEST_CASE(a_master_stays_within_the_host_budget_and_needs_no_device) 
       BOOST_TEST(own.host.accumulators >= plan.host.accumulators);
       BOOST_TEST(own.host.output_buffers >= plan.host.output_buffers);
       BOOST_TEST(own.host.state_buffers >= plan.host.state_buffers);
+      BOOST_TEST(own.host.cache_blocks == 0);
+      const Plan serving = master_plan(plan, request.workers, true);
+      BOOST_TEST(serving.host.bytes() <= request.host_budget);
+      BOOST_TEST(serving.host.accumulators >= plan.host.accumulators);
+      BOOST_TEST(serving.host.state_buffers >= plan.host.state_buffers);
+      BOOST_TEST(serving.host.cache_blocks >= 1);
+      BOOST_TEST(serving.host.cache_block_bytes == plan.host.cache_block_bytes);
     } catch (const InputError&) {
       // Too small: said so.
     }

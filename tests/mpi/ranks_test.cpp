@@ -1,10 +1,14 @@
 // Master, mergers and workers against the same plan on one rank: the same bytes. Every rank runs
 // this file.
 #define BOOST_TEST_MODULE mpi_ranks
+#include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <random>
+#include <thread>
 
 #include "engine/merge_shares.hpp"
 #include "mpi/communicator.hpp"
@@ -60,13 +64,15 @@ Case random_case(std::mt19937_64& random, AccumulatorPlacement placement, int me
 }
 
 using MakeBackend = std::function<std::unique_ptr<Backend>()>;
+using OpenSource = std::function<std::unique_ptr<TensorSource>(const TestTensor&)>;
 
 /// Called before a rank writes to O for the nth time, from 0 on.
 using BeforeWrite = std::function<void(int)>;
 
 /// The part of a rank that merges: the rows that it merges are in the outcome.
 Outcome merge_on_rank(const Case& own, const RunOptions& options, Telemetry& telemetry,
-                      MasterResult& master, MergerResult& merger, const BeforeWrite& before_write) {
+                      MasterResult& master, MergerResult& merger, const BeforeWrite& before_write,
+                      const OpenSource& through_master) {
   const Plan& plan = own.plan;
   Outcome outcome;
   TensorDesc desc = own.input.query.desc;
@@ -83,8 +89,19 @@ Outcome merge_on_rank(const Case& own, const RunOptions& options, Telemetry& tel
   if (world().rank() == 0) {
     const int workers = world().size() - 1 - options.mergers;
     const MergeShares shares(plan, options.mergers);
-    master = run_master(merger_plan(plan, workers, shares.chunks(0), budget), outputs, options,
-                        telemetry, world(), [] {});
+    const auto run = [&](const Inputs* served) {
+      master = run_master(
+          merger_plan(plan, workers, shares.chunks(0), budget, served != nullptr), outputs, options,
+          telemetry, world(), [] {}, served);
+    };
+    if (through_master) {
+      const auto query = through_master(own.input.query), key = through_master(own.input.key),
+                 value = through_master(own.input.value);
+      const Inputs inputs{*query, *key, *value};
+      run(&inputs);
+    } else {
+      run(nullptr);
+    }
     outcome.result = master.run;
   } else {
     merger = run_merger(
@@ -98,7 +115,8 @@ Outcome merge_on_rank(const Case& own, const RunOptions& options, Telemetry& tel
 /// This rank's part of a distributed run.
 Outcome run_on_ranks(
     const Case& own, const MakeBackend& make_backend, MasterResult& master, WorkerResult& worker,
-    int mergers = 0, MergerResult* merger = nullptr, const BeforeWrite& before_write = [](int) {}) {
+    int mergers = 0, MergerResult* merger = nullptr, const BeforeWrite& before_write = [](int) {},
+    const OpenSource& through_master = nullptr) {
   // Rank 0 has ended the run before this one, and would take a message of this one for one of it.
   world().broadcast("");
   const Plan& plan = own.plan;
@@ -108,13 +126,20 @@ Outcome run_on_ranks(
   options.mergers = mergers;
   MergerResult unseen;
   if (world().rank() <= mergers) {
-    return merge_on_rank(own, options, telemetry, master, merger ? *merger : unseen, before_write);
+    return merge_on_rank(own, options, telemetry, master, merger ? *merger : unseen, before_write,
+                         through_master);
   }
   const auto backend = make_backend();
+  const WorkerBudgets budgets{plan.request.device_budget, plan.request.host_budget};
+  if (through_master) {
+    RemoteInputs remote(own.input.query.desc, own.input.key.desc, own.input.value.desc, world());
+    worker =
+        run_worker(plan, budgets, remote.inputs(), *backend, options, telemetry, world(), &remote);
+    return {};
+  }
   const auto query = block_source(own.input.query), key = block_source(own.input.key),
              value = block_source(own.input.value);
-  worker = run_worker(plan, {plan.request.device_budget, plan.request.host_budget},
-                      {*query, *key, *value}, *backend, options, telemetry, world());
+  worker = run_worker(plan, budgets, {*query, *key, *value}, *backend, options, telemetry, world());
   return {};
 }
 
@@ -160,6 +185,47 @@ void check_same_bytes(const Case& own, const Outcome& outcome) {
   BOOST_TEST(outcome.lse == alone.lse);
   BOOST_TEST(outcome.result.merged_scores == expected_scores(own.plan));
   BOOST_TEST(outcome.result.output.nan == alone.result.output.nan);
+}
+
+/// Reads late, at random, and fails at the reads from `fails_from` up to before `fails_to`, counted
+/// over all tensors.
+class TroubledSource : public TensorSource {
+ public:
+  struct Trouble {
+    int fails_from = std::numeric_limits<int>::max();
+    int fails_to = std::numeric_limits<int>::max();
+    std::atomic<std::uint64_t> reads{0};
+  };
+  TroubledSource(const TestTensor& tensor, Trouble& trouble)
+      : TensorSource(tensor.desc), inner_(block_source(tensor)), trouble_(trouble) {}
+
+  void read(const Block& block, std::span<std::byte> into) override {
+    const std::uint64_t read = trouble_.reads++;
+    const std::uint64_t draw = std::mt19937_64(read)();
+    if (draw % 3 == 0) std::this_thread::sleep_for(std::chrono::microseconds(draw / 3 % 900));
+    const auto number = static_cast<int>(read);
+    if (number >= trouble_.fails_from && number < trouble_.fails_to)
+      throw Error("q.npy: injected failure");
+    inner_->read(block, into);
+  }
+
+ private:
+  std::unique_ptr<TensorSource> inner_;
+  Trouble& trouble_;
+};
+
+OpenSource open_with(TroubledSource::Trouble& trouble) {
+  return
+      [&](const TestTensor& tensor) { return std::make_unique<TroubledSource>(tensor, trouble); };
+}
+
+std::unique_ptr<Backend> delayed_backend(int trial) {
+  return std::make_unique<DelayedBackend>(make_cpu_backend({1}),
+                                          static_cast<std::uint64_t>(100 * trial + world().rank()));
+}
+
+bool contains(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
 }
 
 }  // namespace
@@ -386,5 +452,102 @@ BOOST_AUTO_TEST_CASE(a_merger_with_too_little_memory_ends_the_run_before_it_begi
       const std::string text = error.what();
       return text.find("rank " + std::to_string(mergers) + ": host memory") == 0;
     });
+  });
+}
+
+BOOST_AUTO_TEST_CASE(inputs_through_the_master_give_the_same_bytes) {
+  std::mt19937_64 random(15);
+  for (int trial = 0; trial < 30; ++trial) {
+    Case own = random_case(
+        random, trial % 4 == 3 ? AccumulatorPlacement::file : AccumulatorPlacement::memory);
+    if (trial % 3 == 0) {
+      // No room for more than the fewest blocks and partials on their way.
+      own.plan.host.state_buffers = 2;
+      own.plan.request.host_budget = own.plan.host.bytes();
+    }
+    TroubledSource::Trouble trouble;
+    MasterResult master;
+    WorkerResult worker;
+    const Outcome outcome = run_on_ranks(
+        own, [&] { return delayed_backend(trial); }, master, worker, 0, nullptr, [](int) {},
+        open_with(trouble));
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      BOOST_TEST(worker.failure == "");
+      if (world().rank() > 0) continue;
+      check_same_bytes(own, outcome);
+      BOOST_TEST(master.served.buffers >= 1);
+      BOOST_TEST(master.served.blocks > 0);
+      BOOST_TEST(outcome.result.host_bytes <= own.plan.request.host_budget);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_read_that_fails_at_the_master_ends_the_worker_that_asked) {
+  if (world().size() < 3) return;
+  std::mt19937_64 random(16);
+  for (int trial = 0; trial < 20; ++trial) {
+    const Case own = random_case(random, AccumulatorPlacement::memory);
+    TroubledSource::Trouble trouble;
+    trouble.fails_from = trial % 5;
+    trouble.fails_to = trouble.fails_from + 1;
+    MasterResult master;
+    WorkerResult worker;
+    const Outcome outcome = run_on_ranks(
+        own, [&] { return delayed_backend(trial); }, master, worker, 0, nullptr, [](int) {},
+        open_with(trouble));
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      if (worker.failure != "") {
+        BOOST_TEST(worker.failure ==
+                   "rank 0 could not read for this rank: q.npy: injected failure");
+      }
+      if (world().rank() > 0) continue;
+      check_same_bytes(own, outcome);
+      const auto failed = [](const std::string& failure) { return !failure.empty(); };
+      BOOST_TEST(std::count_if(master.failures.begin(), master.failures.end(), failed) <= 1);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(workers_that_fail_do_not_keep_the_buffers_of_the_master) {
+  if (world().size() < 3) return;
+  std::mt19937_64 random(17);
+  for (int trial = 0; trial < 20; ++trial) {
+    const Case own = random_case(random, AccumulatorPlacement::memory);
+    const int failing = 1 + trial % (world().size() - 1);
+    const auto lane = static_cast<Lane>(trial % lane_count);
+    const int after = static_cast<int>(random() % 6);
+    TroubledSource::Trouble trouble;
+    MasterResult master;
+    WorkerResult worker;
+    const Outcome outcome = run_on_ranks(
+        own,
+        [&]() -> std::unique_ptr<Backend> {
+          if (world().rank() != failing) return delayed_backend(trial);
+          return std::make_unique<FailingBackend>(make_cpu_backend({1}), lane, after);
+        },
+        master, worker, 0, nullptr, [](int) {}, open_with(trouble));
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      if (world().rank() == 0) check_same_bytes(own, outcome);
+      if (world().rank() != failing) BOOST_TEST(worker.failure == "");
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(an_input_that_cannot_be_read_ends_the_run_with_the_reason) {
+  std::mt19937_64 random(18);
+  const Case own = random_case(random, AccumulatorPlacement::memory);
+  TroubledSource::Trouble trouble;
+  trouble.fails_from = 2;
+  MasterResult master;
+  WorkerResult worker;
+  const auto run = [&] {
+    run_on_ranks(
+        own, [] { return delayed_backend(0); }, master, worker, 0, nullptr, [](int) {},
+        open_with(trouble));
+  };
+  if (world().rank() > 0) return run();
+  BOOST_CHECK_EXCEPTION(run(), Error, [](const Error& error) {
+    return contains(error.what(), "no worker is left") &&
+           contains(error.what(), "q.npy: injected failure");
   });
 }
