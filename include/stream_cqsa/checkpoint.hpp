@@ -36,6 +36,17 @@ struct Resumed {
   std::int64_t recomputed = 0;  ///< pieces whose newest version was not sound
 
   bool is_damaged() const { return dropped_bytes > 0 || damaged_header || recomputed > 0; }
+
+  /// What several ranks found.
+  Resumed& operator+=(const Resumed& other) {
+    scores += other.scores;
+    pieces += other.pieces;
+    dropped_records += other.dropped_records;
+    dropped_bytes += other.dropped_bytes;
+    damaged_header = damaged_header || other.damaged_header;
+    recomputed += other.recomputed;
+    return *this;
+  }
 };
 
 struct CheckpointOptions {
@@ -54,6 +65,16 @@ struct CheckpointTotals {
   std::int64_t bytes = 0;  ///< of states and journal
   double seconds = 0;      ///< while which one was written, beside the work
   Resumed resumed;
+
+  /// What those of several ranks cost.
+  CheckpointTotals& operator+=(const CheckpointTotals& other) {
+    written += other.written;
+    records += other.records;
+    bytes += other.bytes;
+    seconds += other.seconds;
+    resumed += other.resumed;
+    return *this;
+  }
 };
 
 /// Thrown by a run that was asked to stop: what it had merged is durable.

@@ -35,6 +35,7 @@ struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
   int read_threads = 2;
   int merge_threads = 2;
+  int mergers = 0;  ///< of a run on several ranks: so many, from rank 1 on, merge beside rank 0
   CheckpointOptions checkpoint;
 };
 

@@ -57,6 +57,14 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
                                           bool overwrite, const FileOpener& open = open_posix_file,
                                           bool keep = false);
 
+/// Opens `path`.partial, which another process has made by create_tensor() and not committed, for
+/// writing some blocks of that tensor while others write other token rows. commit() is the other's:
+/// here it is std::logic_error. `tensor` and `desc` are as for create_tensor(). Throws InputError
+/// when the file is not there or does not hold such a tensor.
+std::unique_ptr<TensorSink> join_tensor(const std::filesystem::path& path,
+                                        const std::string& tensor, const TensorDesc& desc,
+                                        const FileOpener& open = open_posix_file);
+
 /// Creates `path` (.safetensors) for several tensors, each under its desc.name in the file: a sink
 /// for each, in this order. As create_tensor, but the file gets its name by the last of their
 /// commits, one for each; where a sink is destroyed without, nothing remains of any. Throws

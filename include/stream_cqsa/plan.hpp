@@ -51,6 +51,7 @@ struct PlanRequest {
   std::int64_t device_budget = 0;               ///< bytes
   std::int64_t host_budget = 0;                 ///< bytes
   std::int64_t workers = 1;                     ///< that share the subproblems
+  std::int64_t mergers = 0;                     ///< that share the merging with the master
   bool scratch = false;                         ///< accumulators may go to files
   bool host_accumulators = false;               ///< accumulators must not stay on the device
   std::optional<std::int64_t> chunks;           ///< c, else chosen
@@ -147,6 +148,7 @@ struct Plan {
   std::int64_t query_block_tokens = 0;  ///< tokens of Q per host cache block
   std::int64_t key_block_tokens = 0;    ///< tokens of K or V per host cache block
   std::int64_t piece_tokens = 0;        ///< query tokens per piece of a partial
+  Range merged_chunks;                  ///< query chunks that this rank merges, see merger_plan()
 
   const Problem& problem() const { return request.problem; }
 
@@ -174,16 +176,23 @@ struct Plan {
 /// whether the device's or the host's is short.
 Plan make_plan(const PlanRequest& request);
 
-/// The plan on a rank that only computes, within budgets of its own: a device arena, and on the host
-/// cache blocks and buffers for partials that are sent. `device` is its device. Division and pieces
-/// are the plan's. Throws InputError when a budget is too small, naming what it takes.
+/// The plan on a rank that only computes, within budgets of its own: a device arena, and on the
+/// host cache blocks and buffers for partials that are sent. `device` is its device. Division and
+/// pieces are the plan's. Throws InputError when a budget is too small, naming what it takes.
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 
 /// The plan on the rank that merges what `workers` others compute: no device memory and no cache
 /// blocks, and more buffers for partials where the host budget has room. The plan's accumulators
-/// must be on the host.
+/// must be on the host. Throws InputError as merger_plan().
 Plan master_plan(const Plan& plan, std::int64_t workers);
+
+/// The same on one of several ranks that merge, within a host budget of its own: accumulators and
+/// buffers for the query chunks `chunks` alone. They go to a file where they do not fit and the
+/// request has a scratch directory. Throws InputError when the budget is too small, naming what it
+/// takes.
+Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
+                 std::int64_t host_budget);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.

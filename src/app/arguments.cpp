@@ -87,6 +87,17 @@ OptionGroup resource_group(ResourceOptions& options) {
   return group;
 }
 
+OptionGroup ranks_group(ResourceOptions& options) {
+  OptionGroup group("Several ranks");
+  group.add_options()(
+      "mergers", po::value(&options.mergers)->default_value(0)->value_name("M"),
+      "ranks 1 to M share the merging, the accumulators and the writing with rank 0, each for some "
+      "of the query chunks, where one rank is too slow at it or has too little memory; the ranks "
+      "behind them compute. They write to the outputs, and keep their part of the checkpoint, in "
+      "directories that all of them share");
+  return group;
+}
+
 OptionGroup output_group(OutputOptions& options) {
   OptionGroup group("Output");
   group.add_options()("output,o", po::value(&options.output)->value_name("FILE"),
@@ -121,6 +132,7 @@ OptionGroup job_group(JobOptions& options) {
       .add(synthetic_group(options.input))
       .add(attention_group(options.attention))
       .add(resource_group(options.resources))
+      .add(ranks_group(options.resources))
       .add(output_group(options.output))
       .add(checkpoint_group(options.resources.checkpoint, options.checkpoint));
   return all;

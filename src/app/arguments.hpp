@@ -40,6 +40,7 @@ struct ResourceOptions {
   int threads = 0;                              ///< 0: one per core
   int cuda_device = 0;                          ///< of this rank
   std::string plan;                             ///< file written by plan --json
+  int mergers = 0;                              ///< ranks that merge beside the master
   int ranks_on_host = 1;                        ///< of this run, which share its memory
   int workers_on_host = 1;                      ///< which share its cores
   std::string checkpoint;                       ///< directory; accumulators then stay on the host
@@ -69,6 +70,7 @@ OptionGroup input_group(InputOptions& options);
 OptionGroup synthetic_group(InputOptions& options);
 OptionGroup attention_group(AttentionOptions& options);
 OptionGroup resource_group(ResourceOptions& options);
+OptionGroup ranks_group(ResourceOptions& options);
 OptionGroup output_group(OutputOptions& options);
 OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times);
 /// The groups of a job, in one.

@@ -51,6 +51,34 @@ void AuditedSink::watch(const Block& block, std::span<const std::byte> from) {
   }
 }
 
+nlohmann::json AuditedSink::seen() const {
+  auto rows = nlohmann::json::array();
+  for (const auto& [key, kept] : rows_) {
+    if (kept.empty()) continue;
+    const auto [batch, token, head] = key;
+    std::vector<int> bytes;
+    for (const std::byte byte : kept) bytes.push_back(std::to_integer<int>(byte));
+    rows.push_back({{"batch", batch}, {"token", token}, {"head", head}, {"bytes", bytes}});
+  }
+  return {{"checksum", fingerprint_.checksum},
+          {"vectors", fingerprint_.vectors},
+          {"nan", fingerprint_.non_finite.nan},
+          {"infinite", fingerprint_.non_finite.infinite},
+          {"rows", rows}};
+}
+
+void AuditedSink::add(const nlohmann::json& seen) {
+  fingerprint_ += {seen.at("checksum").get<std::uint64_t>(),
+                   seen.at("vectors").get<std::int64_t>(),
+                   {seen.at("nan").get<std::int64_t>(), seen.at("infinite").get<std::int64_t>()}};
+  for (const nlohmann::json& row : seen.at("rows")) {
+    auto& kept = rows_[{row.at("batch").get<std::int64_t>(), row.at("token").get<std::int64_t>(),
+                        row.at("head").get<std::int64_t>()}];
+    kept.clear();
+    for (const int byte : row.at("bytes")) kept.push_back(static_cast<std::byte>(byte));
+  }
+}
+
 std::vector<double> AuditedSink::row(const RowIndex& index) const {
   const auto found = rows_.find({index.batch, index.token, index.head});
   if (found == rows_.end()) return {};

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <span>
 #include <tuple>
@@ -48,6 +49,10 @@ class AuditedSink : public TensorSink {
   void restore(const Block& block, std::span<const std::byte> from) override { watch(block, from); }
 
   const Fingerprint& fingerprint() const { return fingerprint_; }
+  /// What was written and which chosen rows, exactly, for another process.
+  nlohmann::json seen() const;
+  /// The same of another process counts as if it had been written here.
+  void add(const nlohmann::json& seen);
   /// A chosen row as it was written, [dim]; empty if it was not.
   std::vector<double> row(const RowIndex& index) const;
 

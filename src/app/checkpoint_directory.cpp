@@ -23,7 +23,12 @@ using Identity = CheckpointDirectory::Identity;
 
 constexpr std::array names = {"journal",   "states",     "checkpoint.json",
                               "plan.json", "publishing", "lock"};
+constexpr std::string_view merger_prefix = "merger-";
 constexpr std::int64_t sampled_tokens = 64;
+
+bool is_of_merger(const fs::directory_entry& entry) {
+  return entry.is_directory() && entry.path().filename().string().starts_with(merger_prefix);
+}
 
 std::uint64_t number_of(const std::string& text) {
   return checksum(std::as_bytes(std::span(text)), 0);
@@ -42,6 +47,7 @@ fs::path created(const fs::path& path) {
     fs::path name = entry.path().filename();
     if (name.extension() == ".partial") name.replace_extension();
     if (std::find(names.begin(), names.end(), name.string()) != names.end()) continue;
+    if (is_of_merger(entry)) continue;
     throw InputError(
         fmt::format("--checkpoint {}: holds {}, which is no part of a checkpoint; give a directory "
                     "of its own",
@@ -132,6 +138,18 @@ CheckpointDirectory::CheckpointDirectory(const fs::path& path)
       lock_(open_locked(path / "lock")),
       stored_(read_identity(path / "checkpoint.json")) {}
 
+fs::path CheckpointDirectory::of_merger(const fs::path& path, int rank) {
+  return path / fmt::format("{}{}", merger_prefix, rank);
+}
+
+std::vector<fs::path> CheckpointDirectory::all_parts() const {
+  std::vector<fs::path> parts = {path_};
+  for (const auto& entry : fs::directory_iterator(path_)) {
+    if (is_of_merger(entry)) parts.push_back(entry.path());
+  }
+  return parts;
+}
+
 fs::path CheckpointDirectory::plan_file() const {
   const fs::path path = path_ / "plan.json";
   std::ifstream file(path);
@@ -182,16 +200,22 @@ Capacity CheckpointDirectory::with_budgets(const ResourceOptions& resources,
 }
 
 bool CheckpointDirectory::has_progress() const {
-  std::error_code none;
-  constexpr std::uintmax_t header = 32;
-  const std::uintmax_t bytes = fs::file_size(path_ / "journal", none);
-  return !none && bytes > header;
+  const std::vector<fs::path> parts = all_parts();
+  return std::any_of(parts.begin(), parts.end(), [](const fs::path& part) {
+    std::error_code none;
+    constexpr std::uintmax_t header = 32;
+    const std::uintmax_t bytes = fs::file_size(part / "journal", none);
+    return !none && bytes > header;
+  });
 }
 
 void CheckpointDirectory::begin_publishing() { write_text(path_ / "publishing", ""); }
 
 void CheckpointDirectory::clear() {
-  // The journal first and the mark last: whatever is left if this is cut short, is no lie.
+  // The journals first and the mark last: whatever is left if this is cut short, is no lie.
+  for (const fs::path& part : all_parts()) {
+    if (part != path_) fs::remove_all(part);
+  }
   for (const char* name : names) fs::remove(path_ / name);
 }
 
@@ -213,6 +237,7 @@ Identity identity_of(OpenProblem& open, const JobOptions& options, const std::st
           {"--output-dtype", name_of(problem.output_dtype)},
           {"--output", options.output.output},
           {"--lse", options.output.lse},
+          {"--mergers", options.resources.mergers},
           {"query", input_identity(*open.query, path(input.query))},
           {"key", input_identity(*open.key, path(input.key))},
           {"value", input_identity(*open.value, path(input.value))}};

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "app/arguments.hpp"
 #include "app/problem.hpp"
@@ -13,7 +14,7 @@
 
 namespace stream_cqsa {
 
-/// Holds, beside the engine's journal and states:
+/// Holds, beside the engine's journal and states, and a directory merger-N of such for each merger:
 ///   lock             locked by the run that uses the directory
 ///   checkpoint.json  which run this is: version, inputs, options, outputs, plan
 ///   plan.json        its plan
@@ -28,6 +29,12 @@ class CheckpointDirectory {
   explicit CheckpointDirectory(const std::filesystem::path& path);
 
   const std::filesystem::path& path() const { return path_; }
+
+  /// Where the merger of this rank keeps its journal and states, in the checkpoint at `path`.
+  static std::filesystem::path of_merger(const std::filesystem::path& path, int rank);
+
+  /// Those of all ranks: this directory, and those of mergers that are there.
+  std::vector<std::filesystem::path> all_parts() const;
 
   /// The file of the checkpoint's plan, if that is there and sound, else empty.
   std::filesystem::path plan_file() const;

@@ -290,7 +290,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.device_budget = capacity.device_budget;
   request.host_budget = capacity.host_budget;
   request.workers = std::max<std::int64_t>(capacity.workers, 1);
-  request.host_accumulators = capacity.workers > 0 || !resources.checkpoint.empty();
+  request.mergers = resources.mergers;
+  request.host_accumulators =
+      capacity.workers > 0 || resources.mergers > 0 || !resources.checkpoint.empty();
   request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
   request.chunks = resources.chunks;
   request.heads_per_group = resources.heads_per_group;

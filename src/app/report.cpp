@@ -81,19 +81,37 @@ std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", val
 AllTotals totals_of(const RunRecord& record) {
   AllTotals totals = record.telemetry.totals();
   if (!record.ranks) return totals;
-  for (const json& worker : record.ranks->workers) {
-    const AllTotals own = read_stages(worker["stages"]);
-    for (std::size_t i = 0; i < totals.size(); ++i) {
-      totals[i].busy_seconds += own[i].busy_seconds;
-      totals[i].operations += own[i].operations;
-      totals[i].bytes += own[i].bytes;
+  for (const auto* ranks : {&record.ranks->mergers, &record.ranks->workers}) {
+    for (const json& rank : *ranks) {
+      const AllTotals own = read_stages(rank["stages"]);
+      for (std::size_t i = 0; i < totals.size(); ++i) {
+        totals[i].busy_seconds += own[i].busy_seconds;
+        totals[i].operations += own[i].operations;
+        totals[i].bytes += own[i].bytes;
+      }
     }
   }
   return totals;
 }
 
-std::string ranks_text(const RanksResult& ranks) {
+std::string mergers_text(const RanksResult& ranks) {
   std::string text;
+  for (const json& merger : ranks.mergers) {
+    const AllTotals stages = read_stages(merger["stages"]);
+    const auto of = [&](Stage stage) { return stages[static_cast<std::size_t>(stage)]; };
+    text += fmt::format(
+        "rank {:<5} merger on {}: {}, {} came, merged for {}, {} written\n",
+        merger["rank"].get<int>(), merger["host"].get<std::string>(),
+        counted(merger["chunks"][1].get<std::int64_t>() - merger["chunks"][0].get<std::int64_t>(),
+                "query chunk"),
+        format_bytes(of(Stage::transfer).bytes), format_duration(of(Stage::merge).busy_seconds),
+        format_bytes(of(Stage::write).bytes));
+  }
+  return text;
+}
+
+std::string ranks_text(const RanksResult& ranks) {
+  std::string text = mergers_text(ranks);
   for (std::size_t i = 0; i < ranks.workers.size(); ++i) {
     const json& worker = ranks.workers[i];
     const AllTotals stages = read_stages(worker["stages"]);
@@ -101,12 +119,12 @@ std::string ranks_text(const RanksResult& ranks) {
       return format_bytes(stages[static_cast<std::size_t>(stage)].bytes);
     };
     const double computing = stages[static_cast<std::size_t>(Stage::compute)].busy_seconds;
-    text +=
-        fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n", i + 1,
-                    worker["device"].get<std::string>(), worker["host"].get<std::string>(),
-                    counted(ranks.master.subproblems[i], "subproblem"), format_duration(computing),
-                    bytes(Stage::read), bytes(Stage::copy_in),
-                    ranks.master.failures[i].empty() ? "" : "; gave up");
+    text += fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n",
+                        worker["rank"].get<int>(), worker["device"].get<std::string>(),
+                        worker["host"].get<std::string>(),
+                        counted(ranks.master.subproblems[i], "subproblem"),
+                        format_duration(computing), bytes(Stage::read), bytes(Stage::copy_in),
+                        ranks.master.failures[i].empty() ? "" : "; gave up");
   }
   return text;
 }
@@ -120,6 +138,22 @@ json master_json(const RunRecord& record) {
           {"busy_seconds_other", master.dispatch_seconds},
           {"repeated_subproblems", master.repeated},
           {"stages", stages_json(totals)}};
+}
+
+json mergers_json(const RunRecord& record) {
+  if (!record.ranks) return nullptr;
+  json mergers = json::array();
+  for (json merger : record.ranks->mergers) {
+    // These are in the certificate, of all ranks.
+    for (const char* name : {"merged_scores", "nan", "infinite", "output", "lse"})
+      merger.erase(name);
+    const AllTotals stages = read_stages(merger["stages"]);
+    merger["merge_seconds"] = stages[static_cast<std::size_t>(Stage::merge)].busy_seconds;
+    merger["bytes_received"] = stages[static_cast<std::size_t>(Stage::transfer)].bytes;
+    merger["bytes_written"] = stages[static_cast<std::size_t>(Stage::write)].bytes;
+    mergers.push_back(std::move(merger));
+  }
+  return mergers;
 }
 
 json workers_json(const RunRecord& record) {
@@ -257,8 +291,9 @@ json to_json(const RunRecord& record) {
            static_cast<double>(record.ranks ? record.ranks->workers.size() : 1)},
       {"scores_computed", result.scores_computed},
       {"stages", stages_json(totals_of(record))},
-      {"ranks", record.ranks ? record.ranks->workers.size() + 1 : 1},
+      {"ranks", record.ranks ? 1 + record.ranks->mergers.size() + record.ranks->workers.size() : 1},
       {"master", master_json(record)},
+      {"mergers", mergers_json(record)},
       {"workers", workers_json(record)},
       {"memory",
        {{"device",

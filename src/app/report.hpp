@@ -33,7 +33,8 @@ struct Certificate {
 /// What the ranks of a run did.
 struct RanksResult {
   MasterResult master;
-  std::vector<nlohmann::json> workers;  ///< what each has to report
+  std::vector<nlohmann::json> mergers;  ///< what each has to report
+  std::vector<nlohmann::json> workers;  ///< the same
 };
 
 /// A finished run and what it was given.

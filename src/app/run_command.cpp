@@ -11,6 +11,7 @@
 #include "app/audit.hpp"
 #include "app/checkpoint_directory.hpp"
 #include "app/commands.hpp"
+#include "app/outputs.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/ranks.hpp"
@@ -18,7 +19,6 @@
 #include "app/signals.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
-#include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/error.hpp"
@@ -52,7 +52,8 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
       arguments,
       "usage: stream-cqsa run --input FILE --output FILE [OPTION...]\n"
       "Computes O = softmax(scale Q K^T) V exactly, within the given memory. With several\n"
-      "ranks (mpirun -n R) rank 0 merges and writes, and the others compute.\n",
+      "ranks (mpirun -n R) rank 0 merges and writes (with --mergers M, ranks 1 to M too), and the\n"
+      "others compute.\n",
       all);
 }
 
@@ -79,10 +80,11 @@ std::int64_t unfinished_bytes(const std::string& output) {
 // Every open piece in two versions: the durable one, and the next.
 void check_room(const Plan& plan, const CheckpointDirectory& directory) {
   const HostArena& host = plan.host;
-  const std::int64_t states =
-      2 * std::max(plan.scratch_bytes, host.accumulators * host.accumulator_bytes);
-  require_room(directory.path(), states - allocated_bytes(directory.path() / "states"),
-               "--checkpoint " + directory.path().string());
+  const std::int64_t accumulators =
+      (1 + plan.request.mergers) * host.accumulators * host.accumulator_bytes;
+  std::int64_t states = 2 * std::max(plan.scratch_bytes, accumulators);
+  for (const auto& part : directory.all_parts()) states -= allocated_bytes(part / "states");
+  require_room(directory.path(), states, "--checkpoint " + directory.path().string());
 }
 
 void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& arguments) {
@@ -105,24 +107,6 @@ void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& a
                output_desc(open).bytes() + lse_bytes - unfinished, arguments.output.output);
 }
 
-struct Sinks {
-  std::unique_ptr<TensorSink> output, lse;
-};
-
-// With `keep`, unfinished ones of an earlier run are continued, and stay if this run ends early.
-Sinks create_sinks(const OpenProblem& open, const OutputOptions& options, bool keep) {
-  const Problem& problem = open.problem;
-  Sinks sinks;
-  sinks.output =
-      create_tensor(options.output, "o", output_desc(open), options.overwrite, open_mpi_file, keep);
-  if (!options.lse.empty()) {
-    sinks.lse = create_tensor(options.lse, "lse",
-                              lse_desc(problem.batch, problem.query_heads, problem.query_length),
-                              options.overwrite, open_mpi_file, keep);
-  }
-  return sinks;
-}
-
 std::uint64_t total(const std::vector<std::uint64_t>& values) {
   return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
@@ -139,6 +123,11 @@ struct Audit {
         value(*open.value, telemetry),
         output(*sinks.output, rows, telemetry) {
     if (sinks.lse) lse.emplace(*sinks.lse, rows, telemetry);
+  }
+  /// What a merger reports that it has written.
+  void add(const nlohmann::json& merger) {
+    output.add(merger.at("output"));
+    if (lse) lse->add(merger.at("lse"));
   }
 };
 
@@ -160,7 +149,8 @@ struct Computing {
 
 // The run itself, with its progress.
 RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computing& computing,
-                        Audit& audit, Telemetry& telemetry, const CheckpointOptions& checkpoint) {
+                        const std::vector<RowIndex>& rows, Audit& audit, Telemetry& telemetry,
+                        const CheckpointOptions& checkpoint) {
   RunOptions options = run_options(arguments.resources, plan);
   options.checkpoint = checkpoint;
   std::unique_ptr<Progress> progress;
@@ -169,7 +159,11 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
                                           total(expected_scores(plan)));
   }
   const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
-  if (computing.ranks) return computing.ranks->run(plan, outputs, options, telemetry);
+  if (computing.ranks) {
+    RanksResult result = computing.ranks->run(plan, outputs, rows, options, telemetry);
+    for (const auto& merger : result.mergers) audit.add(merger);
+    return result;
+  }
   RanksResult alone;
   alone.master.run = run(plan, {audit.query, audit.key, audit.value}, outputs, *computing.backend,
                          options, telemetry);
@@ -305,7 +299,7 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
   Computed computed;
   try {
     computed.result =
-        run_audited(arguments, durable.plan, computing, audit, telemetry, durable.options);
+        run_audited(arguments, durable.plan, computing, rows, audit, telemetry, durable.options);
     if (directory && stop_request().stop) throw Stopped(1.0);
     computed.certificate =
         certify(open, audit, rows, computed.result.master.run, durable.plan, telemetry);
@@ -371,7 +365,10 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   if (run.output.output.empty()) throw InputError("no output; give --output FILE");
   Arguments command = arguments;
   command.insert(command.begin(), "run");
-  if (mpi.size() == 1) return execute(run, command, nullptr);
+  if (mpi.size() == 1) {
+    if (run.resources.mergers == 0) return execute(run, command, nullptr);
+    throw InputError("--mergers needs several ranks: mpirun -n R stream-cqsa run ...");
+  }
   if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) leave_signals_to_the_master();
   Communicator communicator;
   Ranks ranks(communicator, run.resources);

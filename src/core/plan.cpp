@@ -34,6 +34,9 @@ void validate(const PlanRequest& request) {
     throw InputError(fmt::format("{} workers, {} operations to dispatch: at least 1 is needed",
                                  request.workers, request.device.dispatch_flop));
   }
+  if (request.mergers < 0) {
+    throw InputError(fmt::format("{} mergers; at least 0 are needed", request.mergers));
+  }
   const std::int64_t heads = request.problem.kv_heads;
   if (request.heads_per_group &&
       (*request.heads_per_group < 1 || *request.heads_per_group > heads)) {
@@ -102,7 +105,8 @@ Plan make_plan(const PlanRequest& request) {
           .scratch_bytes = host.scratch_bytes,
           .query_block_tokens = host.query_block_tokens,
           .key_block_tokens = host.key_block_tokens,
-          .piece_tokens = host.piece_tokens};
+          .piece_tokens = host.piece_tokens,
+          .merged_chunks = {0, cut.c}};
 }
 
 std::int64_t Plan::subproblem_count() const {

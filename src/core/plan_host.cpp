@@ -52,6 +52,14 @@ struct Pieces {
   std::int64_t copied_bytes() const { return state_bytes > 0 ? state_bytes : output_bytes; }
 };
 
+// Query chunks of the rank that merges most of them. Shares have about equal numbers of partials,
+// of which the first chunks of a causal mask have fewer.
+std::int64_t largest_share(const PlanRequest& request, const Cut& cut) {
+  if (request.mergers == 0) return cut.query_chunks;
+  const std::int64_t more = request.problem.mask == Mask::causal ? cut.quorum_size : 1;
+  return std::min(cut.query_chunks, ceil_div(cut.query_chunks, request.mergers + 1) + more);
+}
+
 HostNeeds host_needs(const PlanRequest& request, const Cut& cut, ScheduleOrder order) {
   const Problem& problem = request.problem;
   const std::int64_t vector_bytes = problem.head_dim * size_of(storage_type(problem.dtype));
@@ -71,8 +79,10 @@ HostNeeds host_needs(const PlanRequest& request, const Cut& cut, ScheduleOrder o
   HostNeeds needs;
   needs.rows_per_token = cut.group_heads * ratio;
   const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
-  needs.open_chunks = std::min(problem.batch * cut.groups * cut.query_chunks,
-                               (inner ? cut.groups : 1) * cut.query_chunks + quorum_chunks);
+  const std::int64_t merged_chunks = largest_share(request, cut);
+  needs.open_chunks =
+      std::min(problem.batch * cut.groups * merged_chunks,
+               (inner ? cut.groups : 1) * merged_chunks + std::min(quorum_chunks, merged_chunks));
   needs.merged = cut.c > 1;
   needs.all_chunks = cut.groups * cut.c;
   needs.copied_chunks = 2 * quorum_chunks;

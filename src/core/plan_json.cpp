@@ -58,17 +58,19 @@ OrderedJson traits_json(const DeviceTraits& device) {
 
 // What a plan follows from, besides the problem and the budgets.
 OrderedJson request_json(const PlanRequest& request) {
-  return {{"device", traits_json(request.device)},
-          {"query", input_json(request.query)},
-          {"key", input_json(request.key)},
-          {"value", input_json(request.value)},
-          {"output_layout", name_of(request.output_layout)},
-          {"lse", request.lse},
-          {"scratch", request.scratch},
-          {"workers", request.workers},
-          {"host_accumulators", request.host_accumulators},
-          {"chunks", optional_json(request.chunks)},
-          {"heads_per_group", optional_json(request.heads_per_group)}};
+  OrderedJson json = {{"device", traits_json(request.device)},
+                      {"query", input_json(request.query)},
+                      {"key", input_json(request.key)},
+                      {"value", input_json(request.value)},
+                      {"output_layout", name_of(request.output_layout)},
+                      {"lse", request.lse},
+                      {"scratch", request.scratch},
+                      {"workers", request.workers},
+                      {"host_accumulators", request.host_accumulators},
+                      {"chunks", optional_json(request.chunks)},
+                      {"heads_per_group", optional_json(request.heads_per_group)}};
+  if (request.mergers > 0) json["mergers"] = request.mergers;
+  return json;
 }
 
 OrderedJson accumulators_json(const Plan& plan) {

@@ -122,6 +122,7 @@ PlanRequest read_request(const Json& plan) {
   request.host_budget = integer(member(memory, "host"), "budget");
   request.scratch = boolean(json, "scratch");
   request.workers = integer(json, "workers");
+  request.mergers = json.contains("mergers") ? integer(json, "mergers") : 0;
   request.host_accumulators = boolean(json, "host_accumulators");
   request.chunks = optional_integer(json, "chunks");
   request.heads_per_group = optional_integer(json, "heads_per_group");

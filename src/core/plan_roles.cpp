@@ -13,12 +13,33 @@ namespace {
 constexpr std::int64_t minimum_blocks = 3;
 constexpr std::int64_t read_ahead_blocks = 8;
 constexpr std::int64_t minimum_state_buffers = 3;
+// One for partials that are merged as they come, and one for those that are dropped.
+constexpr std::int64_t merging_state_buffers = 2;
+// In memory, where the others are in a file: each merge thread has one open.
+constexpr std::int64_t file_accumulators = 4;
 // Of the host budget, for partials on their way.
 constexpr std::int64_t largest_buffer_share = 4;
 
+std::int64_t pieces_of_chunk(const Plan& plan, const Cut& cut) {
+  return ceil_div(cut.query_chunk_tokens, plan.piece_tokens);
+}
+
 std::int64_t pieces_of_quorum(const Plan& plan, const Cut& cut) {
-  return std::min(cut.quorum_size, cut.query_chunks) *
-         ceil_div(cut.query_chunk_tokens, plan.piece_tokens);
+  return std::min(cut.quorum_size, cut.query_chunks) * pieces_of_chunk(plan, cut);
+}
+
+// Pieces with accumulators of one head group, or of all where they are open at once; at least one.
+std::int64_t open_pieces(const Plan& plan) {
+  if (plan.division.chunk_count() == 1) return 1;  // nothing to merge with
+  std::int64_t pieces = 0;
+  for (std::int64_t chunk = plan.merged_chunks.begin; chunk < plan.merged_chunks.end; ++chunk) {
+    const Range queries = plan.division.chunk(chunk).queries;
+    if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
+    pieces += ceil_div(queries.size(), plan.piece_tokens);
+  }
+  const bool inner = plan.order == ScheduleOrder::groups_inner;
+  return std::max<std::int64_t>(
+      1, pieces * (inner ? static_cast<std::int64_t>(plan.groups.size()) : 1));
 }
 
 Cut cut_of(const Plan& plan) {
@@ -88,20 +109,49 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
 }
 
 Plan master_plan(const Plan& plan, std::int64_t workers) {
+  return merger_plan(plan, workers, {0, plan.division.chunk_count()}, plan.request.host_budget);
+}
+
+Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
+                 std::int64_t host_budget) {
   Plan own = plan;
+  own.request.host_budget = host_budget;
+  own.merged_chunks = chunks;
   own.device = {};
   own.device.kv_slots = plan.device.kv_slots;  // of each worker: it keeps as many chunks
+  const Cut cut = cut_of(own);
+  const std::int64_t open = open_pieces(own);
   HostArena& host = own.host;
   host.cache_blocks = 0;
-  std::int64_t room = own.request.host_budget - host.bytes();
+  host.output_buffers = std::min<std::int64_t>(1, plan.host.output_buffers);
+  host.state_buffers = std::min(merging_state_buffers, plan.host.state_buffers);
+  host.accumulators = open;
+  own.scratch_bytes = 0;
+  const bool all = chunks.size() == plan.division.chunk_count();
+  if (plan.placement == AccumulatorPlacement::file ||
+      (host.bytes() > host_budget && own.request.scratch)) {
+    host.accumulators = std::min(file_accumulators, open);
+    own.placement = AccumulatorPlacement::file;
+    own.scratch_bytes = all && plan.scratch_bytes > 0
+                            ? plan.scratch_bytes
+                            : static_cast<std::int64_t>(plan.groups.size()) * chunks.size() *
+                                  pieces_of_chunk(own, cut) * host.accumulator_bytes;
+  }
+  require("host", host_budget, host.bytes());
+  // What the plan has, then more.
+  std::int64_t room = host_budget - host.bytes();
+  spend(room, host.output_buffers, plan.host.output_buffers, host.output_buffer_bytes);
+  spend(room, host.state_buffers, plan.host.state_buffers, host.state_buffer_bytes);
+  spend(room, host.accumulators, all ? plan.host.accumulators : open, host.accumulator_bytes);
   // Room for the partials of two subproblems of every worker, and for those just passing.
-  spend(room, host.state_buffers, (2 * workers + 1) * pieces_of_quorum(own, cut_of(own)),
+  spend(room, host.state_buffers,
+        (2 * workers + 1) *
+            std::min(pieces_of_quorum(own, cut), chunks.size() * pieces_of_chunk(own, cut)),
         host.state_buffer_bytes);
   // Head groups overlap: workers go on to the next one while the last of one are computed.
-  const Cut cut = cut_of(own);
   const std::int64_t sweeps = std::min<std::int64_t>(2, own.problem().batch * cut.groups);
   spend(room, host.accumulators,
-        sweeps * cut.query_chunks * ceil_div(cut.query_chunk_tokens, own.piece_tokens),
+        sweeps * std::min(chunks.size(), cut.query_chunks) * pieces_of_chunk(own, cut),
         host.accumulator_bytes);
   return own;
 }

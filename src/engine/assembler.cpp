@@ -144,6 +144,30 @@ Assembler::Turn Assembler::admit(const PieceKey& key, std::int64_t subproblem) {
   return turn;
 }
 
+bool Assembler::is_merged(std::int64_t subproblem) const {
+  const auto [batch, group, quorum] = plan_.key(subproblem);
+  const Division& division = plan_.division;
+  const auto lock = monitor_.lock();
+  for (std::int64_t position = 0; position < division.quorum_size(); ++position) {
+    const std::int64_t chunk = division.chunk_of(quorum, position);
+    if (!plan_.merged_chunks.contains(chunk)) continue;
+    const auto& quorums = uses_.quorums(Side::query, chunk);
+    const auto at = std::lower_bound(quorums.begin(), quorums.end(), quorum);
+    if (at == quorums.end() || *at != quorum) continue;
+    const std::int64_t first = pieces_.number({batch, group, chunk, 0});
+    const std::int64_t pieces = piece_count(plan_, division.chunk(chunk).queries);
+    for (std::int64_t piece = first; piece < first + pieces; ++piece) {
+      if (merged_[static_cast<std::size_t>(piece)] <= at - quorums.begin()) return false;
+    }
+  }
+  return true;
+}
+
+std::vector<std::int32_t> Assembler::merged_counts() const {
+  const auto lock = monitor_.lock();
+  return merged_;
+}
+
 std::int64_t Assembler::lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const {
   const auto lock = monitor_.lock();
   const std::int64_t pieces = piece_count(plan_, plan_.division.chunk(chunk).queries);
@@ -203,13 +227,12 @@ void Assembler::merge_chain(Partial partial) {
     }
     merge_one(partial, *quorums, position);
 
-    if (on_merged_) on_merged_(partial.subproblem);
-
     auto lock = monitor_.lock();
     count_merged(partial.key, scores_of_heads(partial.key, partial.scores));
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     merged(partial.key) = static_cast<std::int32_t>(++position);
+    if (on_merged_) on_merged_(partial.subproblem);
     if (position == quorums->size()) {
       entries_.erase(at);
       lock.unlock();
@@ -328,7 +351,8 @@ void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
 void Assembler::finish_keyless() {
   // Chunks whose last row sees no key have no partial at all: O = 0, lse = -infinity.
   const Problem& problem = plan_.problem();
-  for (std::int64_t chunk = 0; chunk < plan_.division.chunk_count(); ++chunk) {
+  const Range chunks = plan_.merged_chunks;
+  for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
     const Range queries = plan_.division.chunk(chunk).queries;
     if (queries.empty() || problem.visible_keys(queries.end - 1) > 0) continue;
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {

@@ -20,8 +20,9 @@
 
 namespace stream_cqsa {
 
-/// Merges partials into accumulators, finishes the pieces that are complete, and writes them. Rows
-/// that were merged and finished on the device are only written.
+/// Merges partials into accumulators, finishes the pieces that are complete, and writes them: those
+/// of the query chunks that the plan gives this rank to merge, see merger_plan(). Rows that were
+/// merged and finished on the device are only written.
 ///
 /// The partials of a piece are merged in ascending order of subproblem, whatever the order in which
 /// they are delivered: an early one stays in its state buffer until those before it have come. The
@@ -45,9 +46,6 @@ class Assembler : public PartialReceiver {
   /// is written.
   void start(Crew& crew);
 
-  /// Calls CheckpointOptions::resumed where there is anything to tell.
-  void tell_resumed() const;
-
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
 
@@ -70,9 +68,15 @@ class Assembler : public PartialReceiver {
   /// Gives back a buffer that was not delivered.
   void give_back(std::int32_t buffer) { state_buffers_.give(buffer); }
 
-  /// Has `merged(subproblem)` called, by a merge thread, for every partial that has been merged.
-  /// Before start().
+  /// Has `merged(subproblem)` called, by a merge thread, for every partial that has been merged: it
+  /// must neither wait nor call back. Before start().
   void on_merged(std::function<void(std::int64_t)> merged) { on_merged_ = std::move(merged); }
+
+  /// Whether nothing of a subproblem is left to merge on this rank. Any thread may ask at any time.
+  bool is_merged(std::int64_t subproblem) const;
+
+  /// How many partials every piece has merged, by its number in PieceTable.
+  std::vector<std::int32_t> merged_counts() const;
 
   /// How many pieces of a query chunk lack the partial of a subproblem of their group.
   std::int64_t lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const;
@@ -90,9 +94,12 @@ class Assembler : public PartialReceiver {
   NonFinite non_finite() const { return non_finite_; }
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
   const CheckpointTotals& checkpoint_totals() const { return checkpoint_totals_; }
+  /// Live scores that are in the checkpoint.
+  std::uint64_t durable_scores() const { return checkpoint_ ? checkpoint_->scores() : 0; }
 
-  /// Whether pieces were found in the checkpoint. Valid from construction on.
-  bool is_resumed() const { return checkpoint_totals_.resumed.pieces > 0; }
+  /// What was found in the checkpoint. Valid from construction on.
+  const Resumed& resumed() const { return checkpoint_totals_.resumed; }
+  bool is_resumed() const { return resumed().pieces > 0; }
 
  private:
   /// A piece that a merge thread has, or whose partials came early.

@@ -128,10 +128,4 @@ JournalRecord Assembler::record_of(const Finished& finished) const {
   return record;
 }
 
-void Assembler::tell_resumed() const {
-  const Resumed& resumed = checkpoint_totals_.resumed;
-  if (checkpoint_options_.resumed && (resumed.pieces > 0 || resumed.is_damaged()))
-    checkpoint_options_.resumed(resumed);
-}
-
 }  // namespace stream_cqsa

@@ -22,6 +22,10 @@ std::int64_t output_bytes(const Plan& plan, const PieceKey& key) {
   return piece_rows(plan, key) * plan.problem().head_dim * size_of(plan.problem().output_dtype);
 }
 
+void tell_resumed(const CheckpointOptions& options, const Resumed& resumed) {
+  if (options.resumed && (resumed.pieces > 0 || resumed.is_damaged())) options.resumed(resumed);
+}
+
 Checkpoint::Checkpoint(const Plan& plan, const Outputs& outputs, const CheckpointOptions& options,
                        StateFile& states, std::byte* memory)
     : plan_(plan),

@@ -22,6 +22,9 @@ Block block_of(const Plan& plan, const PieceKey& key);
 /// Bytes of a piece's rows of O.
 std::int64_t output_bytes(const Plan& plan, const PieceKey& key);
 
+/// Calls CheckpointOptions::resumed where there is anything to tell.
+void tell_resumed(const CheckpointOptions& options, const Resumed& resumed);
+
 /// Reads the journal of an earlier run, checks what it names, and appends to it. A version of a
 /// piece is durable when its states, or its finished rows, and then its record are in storage.
 class Checkpoint {

@@ -24,6 +24,12 @@ namespace stream_cqsa {
 /// within `window` of the oldest that is not merged: the merging side has room for all of these. A
 /// worker whose waiting partials are in the way of an older subproblem (whose worker was lost)
 /// gives them up, see Order::abandon.
+///
+/// Where several ranks merge, each its own query chunks, `window` is the smallest of theirs. Each
+/// has room for what lies within its window of the oldest that it itself has not merged, which is
+/// never before the oldest of all, so all of them have room for these subproblems. The partials of
+/// the oldest of all are the next ones wherever they go. What is said here of it may be behind the
+/// truth, since mergers tell by messages: then less is handed out early, and no more.
 class Dispatcher {
  public:
   struct Options {

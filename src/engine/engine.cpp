@@ -4,6 +4,7 @@
 
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
+#include "engine/checkpoint.hpp"
 #include "engine/monitor.hpp"
 #include "engine/pipeline.hpp"
 #include "stream_cqsa/error.hpp"
@@ -28,6 +29,15 @@ void check_tensor(const TensorDesc& desc, const Problem& problem, std::int64_t t
 void check_checkpoint(const Plan& plan, const CheckpointOptions& options) {
   if (options.directory.empty() || plan.placement != AccumulatorPlacement::device) return;
   throw InputError("the plan keeps accumulators on the device, where no checkpoint can be made");
+}
+
+// It has accumulators for a share of the query chunks alone: one rank would wait for more of them.
+void check_mergers(const Plan& plan) {
+  if (plan.request.mergers == 0) return;
+  throw InputError(fmt::format(
+      "the plan is one for several ranks, of which {} merge beside the master; run it on these, or "
+      "plan again",
+      plan.request.mergers));
 }
 
 /// The subproblems of a plan in order: those, and of them the query chunks, that a continued run
@@ -95,6 +105,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   check_inputs(plan, inputs);
   check_outputs(plan, outputs);
   check_checkpoint(plan, options.checkpoint);
+  check_mergers(plan);
   backend.prepare(plan, telemetry);
   const HostBuffer memory(plan.host.bytes());
   const auto pinned =
@@ -104,7 +115,7 @@ RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Ba
   Abort abort;
   abort.on_failure([&] { backend.cancel(); });
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
-  assembler.tell_resumed();
+  tell_resumed(options.checkpoint, assembler.resumed());
   Pipeline pipeline(plan, inputs, memory.data() + plan.host.cache_offset(), backend, assembler,
                     telemetry, abort);
   {

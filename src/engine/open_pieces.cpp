@@ -8,7 +8,7 @@ OpenPieces::OpenPieces(const Plan& plan, bool unlimited)
       groups_(static_cast<std::int64_t>(plan.groups.size())),
       accumulators_(plan.host.accumulators) {
   std::int64_t pieces = 0;
-  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk)
+  for (std::int64_t chunk = plan.merged_chunks.begin; chunk < plan.merged_chunks.end; ++chunk)
     pieces += piece_count(plan, plan.division.chunk(chunk).queries);
   const std::int64_t batch = plan.problem().batch;
   unfinished_.assign(static_cast<std::size_t>(groups_outer_ ? batch * groups_ : batch),

@@ -11,7 +11,8 @@ namespace stream_cqsa {
 
 /// Counts accumulators so that no merge ever waits for one. A piece may be begun when there are
 /// enough for it and for all unfinished pieces of the head groups before its own, which a plan with
-/// accumulators in memory has at least for one group. Not thread-safe.
+/// accumulators in memory has at least for one group. Counts the pieces that this rank merges. Not
+/// thread-safe.
 class OpenPieces {
  public:
   /// `unlimited`: accumulators that do not fit go to a file.

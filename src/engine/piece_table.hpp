@@ -8,16 +8,20 @@
 
 namespace stream_cqsa {
 
-/// Numbers every piece from 0 on, without gaps, by (batch, group, chunk, piece).
+/// Numbers every piece of some query chunks from 0 on, without gaps, by (batch, group, chunk,
+/// piece).
 class PieceTable {
  public:
-  explicit PieceTable(const Plan& plan);
+  /// Of the chunks that this rank merges.
+  explicit PieceTable(const Plan& plan) : PieceTable(plan, plan.merged_chunks) {}
+  PieceTable(const Plan& plan, const Range& chunks);
 
   std::int64_t count() const { return batches_ * groups_ * first_.back(); }
 
-  /// Whether the plan has this piece.
+  /// Whether there is such a piece here.
   bool has(const PieceKey& key) const;
 
+  /// Throws std::logic_error for a piece of another chunk.
   std::int64_t number(const PieceKey& key) const;
 
   PieceKey key(std::int64_t number) const;
@@ -25,7 +29,8 @@ class PieceTable {
  private:
   std::int64_t batches_;
   std::int64_t groups_;
-  std::vector<std::int64_t> first_;  ///< of each chunk within a group, then all of a group
+  Range chunks_;
+  std::vector<std::int64_t> first_;  ///< of each of them within a group, then all of a group
 };
 
 }  // namespace stream_cqsa

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 #include "io/blocks.hpp"
@@ -66,6 +67,7 @@ SharedFile::SharedFile(std::unique_ptr<PartialFile> file, const std::string& hea
 }
 
 void SharedFile::commit_part() {
+  if (joined_) throw std::logic_error("the file of another process is not committed here");
   if (--missing_ == 0) file_->commit();
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "io/partial_file.hpp"
@@ -35,16 +36,20 @@ class SharedFile {
   /// Throws Error.
   SharedFile(std::unique_ptr<PartialFile> file, const std::string& header, std::int64_t data_bytes,
              std::size_t parts);
-  File& file() { return file_->file(); }
+  /// A file that another process made so, and will commit.
+  explicit SharedFile(std::unique_ptr<File> joined) : joined_(std::move(joined)) {}
+
+  File& file() { return joined_ ? *joined_ : file_->file(); }
   /// Makes what was written durable.
-  void sync() { file_->sync(); }
+  void sync() { joined_ ? joined_->sync() : file_->sync(); }
 
   /// To be called once for each part, when it is complete. The last one commits the file.
   void commit_part();
 
  private:
   std::unique_ptr<PartialFile> file_;
-  std::size_t missing_;  ///< parts
+  std::unique_ptr<File> joined_;
+  std::size_t missing_ = 0;  ///< parts
 };
 
 /// Writes a tensor, in requests of about 1 MiB or more wherever the block is that large, except

@@ -2,6 +2,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -39,19 +41,26 @@ std::vector<std::byte> read_header(File& file, std::uint64_t file_size, std::uin
 }
 
 /// `path` for messages.
-std::unique_ptr<TensorSource> open_format(Format format, const std::string& path,
-                                          const std::string& names, Layout layout,
-                                          std::unique_ptr<File> file) {
-  const std::uint64_t size = file->size();
+NamedTensor find_stored(Format format, const std::string& path, const std::string& names,
+                        File& file) {
+  const std::uint64_t size = file.size();
   NamedTensor found{path, {}};
   if (format == Format::npy) {
-    const auto start = read_header(*file, size, npy_prefix_bytes, npy_header_bytes);
+    const auto start = read_header(file, size, npy_prefix_bytes, npy_header_bytes);
     found.tensor = parse_npy_header(start, size);
   } else {
-    const auto start = read_header(*file, size, safetensors_prefix_bytes, safetensors_header_bytes);
+    const auto start = read_header(file, size, safetensors_prefix_bytes, safetensors_header_bytes);
     found = find_tensor(parse_safetensors_header(start, size), names);
     found.name = fmt::format("{}:{}", path, printable(found.name));
   }
+  return found;
+}
+
+/// `path` for messages.
+std::unique_ptr<TensorSource> open_format(Format format, const std::string& path,
+                                          const std::string& names, Layout layout,
+                                          std::unique_ptr<File> file) {
+  NamedTensor found = find_stored(format, path, names, *file);
   TensorDesc desc = describe(found.tensor, layout, std::move(found.name));
   return std::make_unique<FileSource>(std::move(desc), std::move(file), found.tensor.offset);
 }
@@ -132,6 +141,34 @@ std::unique_ptr<TensorSink> create_tensor(const std::filesystem::path& path,
   auto file = std::make_shared<SharedFile>(create_file(path, overwrite, open, keep), header,
                                            named.bytes(), std::size_t{1});
   return std::make_unique<FileSink>(std::move(named), std::move(file), header.size());
+}
+
+std::unique_ptr<TensorSink> join_tensor(const std::filesystem::path& path,
+                                        const std::string& tensor, const TensorDesc& desc,
+                                        const FileOpener& open) {
+  const Format format = format_of(path);
+  std::filesystem::path partial = path;
+  partial += ".partial";
+  check_regular(partial);
+  const std::string name = printable(partial.string());
+  try {
+    auto file = open(partial, FileMode::update);
+    const NamedTensor found = find_stored(format, name, tensor, *file);
+    const auto& shape = found.tensor.shape;
+    const std::int64_t elements =
+        std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+    if (found.tensor.dtype != desc.dtype || elements != desc.elements()) {
+      throw InputError("holds another tensor than this run's");
+    }
+    TensorDesc named = desc;
+    named.name = found.name;
+    return std::make_unique<FileSink>(
+        std::move(named), std::make_shared<SharedFile>(std::move(file)), found.tensor.offset);
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{} {}", name, error.what()));
+  } catch (const Error& error) {
+    throw InputError(error.what());
+  }
 }
 
 std::vector<std::unique_ptr<TensorSink>> create_tensors(const std::filesystem::path& path,

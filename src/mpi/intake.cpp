@@ -1,16 +1,52 @@
 #include "mpi/intake.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace stream_cqsa {
 
+namespace {
+
+// Pieces that one subproblem may have on this rank.
+std::int64_t most_pieces(const Plan& plan) {
+  std::int64_t pieces = 0;
+  const Range chunks = plan.merged_chunks;
+  for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk)
+    pieces = std::max(pieces, piece_count(plan, plan.division.chunk(chunk).queries));
+  return pieces * std::min(plan.division.quorum_size(), chunks.size());
+}
+
+std::int64_t window_of(const Plan& plan) {
+  // One buffer is left for partials that are merged as they come, and one for those dropped.
+  const std::int64_t pieces = most_pieces(plan);
+  return pieces > 0 ? (plan.host.state_buffers - 2) / pieces : plan.subproblem_count();
+}
+
+}  // namespace
+
+Intake::Intake(const Plan& plan, Assembler& assembler, Communicator& communicator,
+               Telemetry& telemetry, Received received)
+    : plan_(plan),
+      assembler_(assembler),
+      communicator_(communicator),
+      telemetry_(telemetry),
+      received_(std::move(received)),
+      window_(window_of(plan)),
+      spare_(assembler.wait_buffer()) {
+  merged();
+}
+
+void Intake::merged() {
+  while (oldest_ < plan_.subproblem_count() && assembler_.is_merged(oldest_)) ++oldest_;
+}
+
 void Intake::offer(int rank, const Message& message) {
-  const Source source{message.subproblem, rank};
+  const Source source{message.subproblem, rank, message.order};
   offers_.emplace(source, Offer{message, dropped_.contains(source)});
 }
 
-void Intake::computed(int rank, std::int64_t subproblem, std::int64_t of) {
-  count({subproblem, rank}, 0, of);
+void Intake::computed(int rank, const Message& message) {
+  count({message.subproblem, rank, message.order}, 0, message.count);
 }
 
 void Intake::count(const Source& source, std::int64_t came, std::int64_t of) {
@@ -20,16 +56,13 @@ void Intake::count(const Source& source, std::int64_t came, std::int64_t of) {
   if (count.came != count.of) return;
   counts_.erase(source);
   dropped_.erase(source);
-  dispatcher_.received(source.rank - 1, source.subproblem);
+  received_(source);
 }
 
-void Intake::drop(int rank, const std::vector<std::int64_t>& subproblems) {
-  for (const std::int64_t subproblem : subproblems) {
-    const Source source{subproblem, rank};
-    dropped_.insert(source);
-    const auto [begin, end] = offers_.equal_range(source);
-    for (auto offer = begin; offer != end; ++offer) offer->second.dropped = true;
-  }
+void Intake::drop(const Source& source) {
+  dropped_.insert(source);
+  const auto [begin, end] = offers_.equal_range(source);
+  for (auto offer = begin; offer != end; ++offer) offer->second.dropped = true;
 }
 
 void Intake::forget(int rank) {
@@ -63,11 +96,11 @@ bool Intake::poll() {
 // Asks for the states of an offer, if there is use and room for them, or none will ever be.
 bool Intake::begin(const Source& source, const Offer& offer) {
   const Message& message = offer.message;
-  if (offer.dropped || dropping_) return drop(source, message);
+  if (offer.dropped || dropping_) return receive_dropped(source, message);
   if (coming_.contains({message.piece, message.subproblem})) return false;
-  const bool in_window = message.subproblem < dispatcher_.oldest_unmerged() + dispatcher_.window();
+  const bool in_window = message.subproblem < oldest_ + window_;
   Assembler::Turn turn = assembler_.turn_of(message.piece, message.subproblem);
-  if (turn == Assembler::Turn::past) return drop(source, message);
+  if (turn == Assembler::Turn::past) return receive_dropped(source, message);
   if (turn == Assembler::Turn::early && !in_window) return false;
   PartialReceiver::Buffer buffer;
   if (!assembler_.try_buffer(buffer)) return false;
@@ -81,7 +114,7 @@ bool Intake::begin(const Source& source, const Offer& offer) {
   return true;
 }
 
-bool Intake::drop(const Source& source, const Message& message) {
+bool Intake::receive_dropped(const Source& source, const Message& message) {
   if (spare_in_use_) return false;
   spare_in_use_ = true;
   begin_transfer(source, message, spare_, true);

@@ -10,49 +10,56 @@
 #include <vector>
 
 #include "engine/assembler.hpp"
-#include "engine/dispatcher.hpp"
 #include "mpi/communicator.hpp"
 #include "mpi/protocol.hpp"
 #include "stream_cqsa/telemetry.hpp"
 
 namespace stream_cqsa {
 
+/// The partials of one subproblem that one worker computed by one order: the same worker may be
+/// given it again later.
+struct Source {
+  std::int64_t subproblem = 0;
+  int rank = 0;
+  std::int64_t order = 0;
+  friend auto operator<=>(const Source&, const Source&) = default;
+};
+
 /// Keeps the offers of partials, oldest subproblem first, and has the states sent of those that the
 /// assembler has a use and room for: the next one of its piece, and early ones of subproblems
-/// within the dispatcher's window. One that nobody needs is received as well, since its worker
+/// within a window of the oldest that this rank has not merged. There is room for all of these,
+/// whatever other ranks have merged. One that nobody needs is received as well, since its worker
 /// waits for its buffer, and dropped. Used by the communication thread alone.
 class Intake {
  public:
-  Intake(const Plan& plan, Assembler& assembler, Dispatcher& dispatcher, Communicator& communicator,
-         Telemetry& telemetry)
-      : plan_(plan),
-        assembler_(assembler),
-        dispatcher_(dispatcher),
-        communicator_(communicator),
-        telemetry_(telemetry),
-        spare_(assembler.wait_buffer()) {}
+  /// Called when all partials of a source have come to this rank.
+  using Received = std::function<void(const Source&)>;
+
+  Intake(const Plan& plan, Assembler& assembler, Communicator& communicator, Telemetry& telemetry,
+         Received received);
+
+  /// The subproblems whose partials all find room here while those before are not merged.
+  std::int64_t window() const { return window_; }
 
   void offer(int rank, const Message& message);
   /// All `count` partials of a subproblem were offered.
-  void computed(int rank, std::int64_t subproblem, std::int64_t count);
+  void computed(int rank, const Message& message);
 
-  /// From now on the partials of these subproblems of `rank` are dropped.
-  void drop(int rank, const std::vector<std::int64_t>& subproblems);
+  /// From now on the partials of this source are dropped.
+  void drop(const Source& source);
   /// From now on all are.
   void drop_all() { dropping_ = true; }
   /// The rank is gone, with what it offered.
   void forget(int rank);
+
+  /// Something has been merged.
+  void merged();
 
   /// Moves transfers on and begins new ones. True where anything happened.
   bool poll();
   bool under_way() const { return !transfers_.empty(); }
 
  private:
-  struct Source {
-    std::int64_t subproblem = 0;
-    int rank = 0;
-    friend auto operator<=>(const Source&, const Source&) = default;
-  };
   struct Offer {
     Message message;
     bool dropped = false;
@@ -72,7 +79,7 @@ class Intake {
   };
 
   bool begin(const Source& source, const Offer& offer);
-  bool drop(const Source& source, const Message& message);
+  bool receive_dropped(const Source& source, const Message& message);
   void begin_transfer(const Source& source, const Message& message, PartialReceiver::Buffer buffer,
                       bool dropped);
   void end(Transfer& transfer);
@@ -80,9 +87,11 @@ class Intake {
 
   const Plan& plan_;
   Assembler& assembler_;
-  Dispatcher& dispatcher_;
   Communicator& communicator_;
   Telemetry& telemetry_;
+  Received received_;
+  std::int64_t window_;
+  std::int64_t oldest_ = 0;  ///< smallest subproblem that is not merged here
   /// Those that are dropped go here, one at a time: the others may not give a buffer back.
   PartialReceiver::Buffer spare_;
   bool spare_in_use_ = false;

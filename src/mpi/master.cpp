@@ -2,14 +2,22 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <list>
-#include <mutex>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <utility>
 
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
+#include "engine/checkpoint.hpp"
 #include "engine/dispatcher.hpp"
+#include "engine/merge_shares.hpp"
 #include "engine/monitor.hpp"
 #include "mpi/intake.hpp"
+#include "mpi/merged_list.hpp"
+#include "mpi/mergers.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
 #include "stream_cqsa/error.hpp"
@@ -20,56 +28,23 @@ namespace {
 // One that computes, one whose inputs are on their way, one whose partials are.
 constexpr int ahead = 3;
 
-// Pieces of the subproblem that has most of them.
-std::int64_t most_pieces(const Plan& plan) {
-  const Range longest = plan.division.chunk(plan.division.chunk_count() - 1).queries;
-  std::int64_t pieces = piece_count(plan, longest);
-  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk)
-    pieces = std::max(pieces, piece_count(plan, plan.division.chunk(chunk).queries));
-  return pieces * plan.division.quorum_size();
-}
-
-Dispatcher::Options dispatch_options(const Plan& plan) {
-  Dispatcher::Options options;
-  options.ahead = ahead;
-  // One buffer is left for partials that are merged as they come, and one for those dropped.
-  options.window = (plan.host.state_buffers - 2) / most_pieces(plan);
-  options.chunks_kept = plan.device.kv_slots;
-  return options;
-}
-
-/// Subproblems whose pieces merge threads have merged, for the communication thread.
-class Merged {
- public:
-  void add(std::int64_t subproblem) {
-    const std::scoped_lock lock(mutex_);
-    subproblems_.push_back(subproblem);
-  }
-  std::vector<std::int64_t> take() {
-    const std::scoped_lock lock(mutex_);
-    return std::exchange(subproblems_, {});
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::int64_t> subproblems_;
-};
-
 /// The communication thread's work.
 class Master {
  public:
-  Master(const Plan& plan, Assembler& assembler, Merged& merged, const Abort& abort,
-         Telemetry& telemetry, Communicator& communicator)
-      : merged_(merged),
+  Master(const Plan& plan, const MergeShares& shares, Assembler& assembler, MergedList& merged,
+         const Abort& abort, const CheckpointOptions& checkpoint, Telemetry& telemetry,
+         Communicator& communicator)
+      : plan_(plan),
+        assembler_(assembler),
+        merged_(merged),
         abort_(abort),
+        checkpoint_(checkpoint),
         telemetry_(telemetry),
         communicator_(communicator),
-        dispatcher_(plan, communicator.size() - 1, dispatch_options(plan),
-                    [&](const SubproblemKey& key, std::int64_t chunk) {
-                      return assembler.lacking_pieces(key, chunk);
-                    }),
-        intake_(plan, assembler, dispatcher_, communicator, telemetry),
-        ended_(static_cast<std::size_t>(communicator.size() - 1), false) {
+        mergers_(plan, shares, communicator),
+        intake_(plan, assembler, communicator, telemetry,
+                [this](const Source& source) { received(source); }),
+        ended_(static_cast<std::size_t>(communicator.size() - shares.ranks()), false) {
     result_.failures.resize(ended_.size());
     result_.subproblems.resize(ended_.size());
     listen();
@@ -77,22 +52,28 @@ class Master {
 
   /// Until everything is merged, or something has failed: then nothing more can be done.
   void work() {
-    while (!dispatcher_.all_merged() && !abort_.failed()) {
-      if (dispatcher_.workers_left() == 0) throw Error(nobody_left());
-      step([this] { return assign(); });
+    while (!all_merged() && !abort_.failed() && !mergers_.failed()) {
+      if (!dispatcher_ && mergers_.are_ready()) begin();
+      if (dispatcher_ && dispatcher_->workers_left() == 0) throw Error(nobody_left());
+      step([this] {
+        const bool told = tell_mergers();
+        return assign() || told;
+      });
     }
   }
-  /// Stops the workers and waits until they have ended.
+  /// Stops the other ranks and waits until they have ended.
   void end() {
     intake_.drop_all();
     Message stop;
     stop.said = Said::stop;
-    for (int worker = 0; worker < workers(); ++worker) send(worker, stop);
-    while (!all_ended() || !sends_.empty() || intake_.under_way()) {
+    stop.ending = ending();
+    for (int rank = 1; rank < communicator_.size(); ++rank) send(rank, stop);
+    while (!all_ended() || !sends_.empty() || intake_.under_way() || mergers_.under_way()) {
       step([] { return false; });
     }
-    result_.repeated = dispatcher_.repeated();
+    if (dispatcher_) result_.repeated = dispatcher_->repeated();
   }
+  const Mergers& mergers() const { return mergers_; }
   MasterResult& result() { return result_; }
   /// When the first worker's work began, now_seconds().
   double began() const { return began_; }
@@ -102,17 +83,41 @@ class Master {
     Message message;
     Request request;
   };
+  /// How many of a source's receivers have all that comes to them.
+  struct Arrival {
+    int came = 0;
+    int of = -1;  ///< -1: not known yet
+  };
   int workers() const { return static_cast<int>(ended_.size()); }
-  bool all_ended() const { return std::find(ended_.begin(), ended_.end(), false) == ended_.end(); }
+  int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
+  int worker_of(int rank) const { return rank - 1 - mergers_.count(); }
+  bool all_merged() const { return dispatcher_ && dispatcher_->all_merged(); }
+  bool all_ended() const {
+    return mergers_.have_ended() && std::find(ended_.begin(), ended_.end(), false) == ended_.end();
+  }
+
+  Ending ending() const {
+    if (mergers_.failed()) return Ending::abandon;
+    try {
+      abort_.rethrow_if_failed();
+      return all_merged() ? Ending::complete : Ending::abandon;
+    } catch (const Stopped&) {
+      return Ending::checkpoint;
+    } catch (...) {
+      return Ending::abandon;
+    }
+  }
 
   template <typename Assign>
   void step(const Assign& assign) {
     const double begin = now_seconds();
     bool did_something = false;
-    for (const std::int64_t id : merged_.take()) {
-      dispatcher_.merged_piece(id);
+    for (const auto& [id, pieces] : merged_.take()) {
+      merged(id, pieces);
       did_something = true;
     }
+    if (did_something) intake_.merged();
+    did_something |= mergers_.poll();
     while (!all_ended() && incoming_request_.done(source_)) {
       hear(source_, incoming_);
       if (!all_ended()) listen();
@@ -129,8 +134,29 @@ class Master {
     incoming_request_ = communicator_.receive(MPI_ANY_SOURCE, to_master_tag, incoming_.bytes());
   }
 
+  // All ranks that merge have said what they have.
+  void begin() {
+    const Resumed resumed = mergers_.resumed(assembler_.resumed());
+    telemetry_.add_restored_scores(resumed.scores - assembler_.resumed().scores);
+    tell_resumed(checkpoint_, resumed);
+    Dispatcher::Options options;
+    options.ahead = ahead;
+    options.window = mergers_.window(intake_.window());
+    options.chunks_kept = plan_.device.kv_slots;
+    dispatcher_.emplace(
+        plan_, workers(), options, [this](const SubproblemKey& key, std::int64_t chunk) {
+          return plan_.merged_chunks.contains(chunk) ? assembler_.lacking_pieces(key, chunk)
+                                                     : mergers_.lacking_pieces(key, chunk);
+        });
+    for (int worker = 0; worker < workers(); ++worker) {
+      if (!result_.failures[static_cast<std::size_t>(worker)].empty())
+        dispatcher_->lost(worker, false);
+    }
+  }
+
   void hear(int rank, const Message& message) {
-    const int worker = rank - 1;
+    if (rank <= mergers_.count()) return hear_merger(rank, message);
+    const int worker = worker_of(rank);
     switch (message.said) {
       case Said::ready:
         if (began_ == 0) began_ = now_seconds();
@@ -140,59 +166,117 @@ class Master {
       case Said::computed:
         ++result_.subproblems[static_cast<std::size_t>(worker)];
         telemetry_.add_subproblem();
-        dispatcher_.computed(worker, message.subproblem);
-        return intake_.computed(rank, message.subproblem, message.count);
+        dispatcher_->computed(worker, message.subproblem);
+        arrivals_[{message.subproblem, rank, message.order}].of = 1 + message.mergers;
+        return intake_.computed(rank, message);
       case Said::failed:
         result_.failures[static_cast<std::size_t>(worker)] = message.text.data();
         fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
                    message.text.data());
-        return dispatcher_.lost(worker, false);
+        if (dispatcher_) dispatcher_->lost(worker, false);
+        return;
       case Said::ended:
         ended_[static_cast<std::size_t>(worker)] = true;
         return;
-      case Said::assign:
-      case Said::stop:
-        break;
+      default:
+        throw Error(fmt::format("rank {} sent a message that a worker does not send", rank));
     }
-    throw Error(fmt::format("rank {} sent a message that only the master sends", rank));
+  }
+
+  void hear_merger(int rank, const Message& message) {
+    switch (message.said) {
+      case Said::merged:
+        telemetry_.add_scores(static_cast<std::uint64_t>(message.scores));
+        return merged(message.subproblem, message.count);
+      case Said::received:
+        return received({message.subproblem, message.rank, message.order});
+      default:
+        return mergers_.hear(rank, message);
+    }
+  }
+
+  void merged(std::int64_t id, std::int64_t pieces) {
+    for (std::int64_t piece = 0; piece < pieces; ++piece) dispatcher_->merged_piece(id);
+  }
+
+  // By this rank, or a merger.
+  void received(const Source& source) {
+    Arrival& arrival = arrivals_[source];
+    if (++arrival.came != arrival.of) return;
+    arrivals_.erase(source);
+    orders_.erase({source.rank, source.subproblem});
+    dispatcher_->received(worker_of(source.rank), source.subproblem);
   }
 
   // Gives each worker what it may have.
   bool assign() {
     bool did_something = false;
+    if (!dispatcher_) return false;
     for (int worker = 0; worker < workers(); ++worker) {
-      while (const auto order = dispatcher_.next(worker)) {
-        intake_.drop(worker + 1, order->abandon);
+      while (const auto order = dispatcher_->next(worker)) {
+        for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);
         Message message;
         message.said = Said::assign;
         message.subproblem = order->assignment.id;
+        message.order = orders_[{rank_of(worker), message.subproblem}] = ++last_order_;
         message.set_wanted(order->assignment.wanted);
-        send(worker, message);
+        send(rank_of(worker), message);
         did_something = true;
       }
     }
     return did_something;
   }
 
-  void send(int worker, const Message& message) {
+  // The partials of the order that a worker has given up come to every rank that merges.
+  void drop(int rank, std::int64_t id) {
+    Message message;
+    message.said = Said::drop;
+    message.rank = rank;
+    message.subproblem = id;
+    message.order = orders_.at({rank, id});
+    intake_.drop({id, rank, message.order});
+    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
+  }
+
+  // Only this rank hears signals. A stop is told when this rank has made its own checkpoint.
+  bool tell_mergers() {
+    const std::int64_t asked = checkpoint_.stop ? checkpoint_.stop->checkpoints.load() : 0;
+    if (asked == std::exchange(checkpoints_told_, asked)) return false;
+    Message message;
+    message.said = Said::checkpoint;
+    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
+    return true;
+  }
+
+  void send(int rank, const Message& message) {
     Sending& sending = sends_.emplace_back(Sending{message, {}});
-    sending.request = communicator_.send(worker + 1, to_worker_tag, sending.message.bytes());
+    const Tag tag = rank <= mergers_.count() ? to_master_tag : to_worker_tag;
+    sending.request = communicator_.send(rank, tag, sending.message.bytes());
   }
 
   std::string nobody_left() const {
     const auto first = std::find_if(result_.failures.begin(), result_.failures.end(),
                                     [](const std::string& text) { return !text.empty(); });
     return fmt::format("no worker is left; rank {} failed with: {}",
-                       first - result_.failures.begin() + 1, *first);
+                       rank_of(static_cast<int>(first - result_.failures.begin())), *first);
   }
 
-  Merged& merged_;
+  const Plan& plan_;
+  Assembler& assembler_;
+  MergedList& merged_;
   const Abort& abort_;
+  const CheckpointOptions& checkpoint_;
+  std::int64_t checkpoints_told_ = 0;
   Telemetry& telemetry_;
   Communicator& communicator_;
-  Dispatcher dispatcher_;
+  Mergers mergers_;
+  std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
   Intake intake_;
-  std::vector<bool> ended_;
+  std::map<Source, Arrival> arrivals_;
+  /// The number of the order by which (rank, subproblem) is computed.
+  std::map<std::pair<int, std::int64_t>, std::int64_t> orders_;
+  std::int64_t last_order_ = 0;
+  std::vector<bool> ended_;  ///< by worker
   std::list<Sending> sends_;
   Message incoming_;
   Request incoming_request_;
@@ -202,20 +286,34 @@ class Master {
   MasterResult result_;
 };
 
+// A checkpoint is what all ranks have made durable.
+void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t scores_of_mergers) {
+  try {
+    abort.rethrow_if_failed();
+  } catch (const Stopped& stopped) {
+    const auto expected = expected_scores(plan);
+    const auto all =
+        static_cast<double>(std::accumulate(expected.begin(), expected.end(), std::uint64_t{0}));
+    const double more = all > 0 ? static_cast<double>(scores_of_mergers) / all : 0.0;
+    throw Stopped(std::min(1.0, stopped.merged() + more));
+  }
+}
+
 }  // namespace
 
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
                         const std::function<void()>& ready) {
   check_outputs(plan, outputs);
+  const MergeShares shares(plan, options.mergers);
   const HostBuffer memory(plan.host.bytes());
   Abort abort;
-  Merged merged;
+  MergedList merged;
   Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
   assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
-  assembler.tell_resumed();
   ready();
-  Master master(plan, assembler, merged, abort, telemetry, communicator);
+  Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry,
+                communicator);
   {
     Crew crew(abort);
     try {
@@ -233,7 +331,8 @@ MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptio
     }
     crew.join();
   }
-  abort.rethrow_if_failed();
+  master.mergers().rethrow_if_failed();
+  rethrow_if_failed(abort, plan, master.mergers().durable_scores());
 
   MasterResult result = std::move(master.result());
   result.run.seconds = now_seconds() - master.began();

@@ -19,12 +19,15 @@ struct MasterResult {
   double dispatch_seconds = 0;            ///< busy with messages and assignments
 };
 
-/// Has the workers, ranks 1 and up, compute `plan` (see master_plan()). Sinks are written in full
-/// and not committed. Worker i is rank i + 1. A worker that fails is told of on standard error, and
-/// its subproblems go to the others.
+/// Has the workers compute `plan`, which is this rank's own (see merger_plan()): the ranks behind
+/// RunOptions::mergers mergers (see run_merger()), of which worker i is rank mergers + 1 + i. Sinks
+/// are written as far as the plan has this rank merge, and not committed; when this returns the
+/// mergers have written their parts. A worker that fails is told of on standard error, and its
+/// subproblems go to the others.
 /// `ready` is called when this rank is, before any message: until then workers need not be there,
 /// and what is thrown concerns this rank alone. Only the calling thread sends and receives. Throws
-/// Error when merging or writing fails or no worker is left; the workers are stopped before that.
+/// Error when merging or writing fails, here or at a merger, or no worker is left; the others are
+/// stopped before that.
 MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
                         const std::function<void()>& ready);

@@ -5,16 +5,19 @@
 
 namespace stream_cqsa {
 
-PartialSender::PartialSender(const Plan& plan, std::byte* memory, Communicator& communicator,
-                             Abort& abort)
+PartialSender::PartialSender(const Plan& plan, int mergers, std::byte* memory,
+                             Communicator& communicator, Abort& abort)
     : memory_(memory),
       buffer_bytes_(plan.host.state_buffer_bytes),
       communicator_(communicator),
-      buffers_(abort, [&] {
-        std::vector<std::int32_t> numbers(static_cast<std::size_t>(plan.host.state_buffers));
-        std::iota(numbers.rbegin(), numbers.rend(), 0);
-        return numbers;
-      }()) {}
+      buffers_(
+          abort,
+          [&] {
+            std::vector<std::int32_t> numbers(static_cast<std::size_t>(plan.host.state_buffers));
+            std::iota(numbers.rbegin(), numbers.rend(), 0);
+            return numbers;
+          }()),
+      shares_(plan, mergers) {}
 
 // --- the pipeline's threads ---
 
@@ -36,9 +39,12 @@ void PartialSender::deliver(const Partial& partial) {
   offer.subproblem = partial.subproblem;
   offer.piece = partial.key;
   offer.scores = partial.scores;
+  const int to = shares_.rank_of(partial.key.chunk);
   const std::scoped_lock lock(mutex_);
-  ++offered_[partial.subproblem];
-  waiting_.push_back({offer, partial.states});
+  Order& order = orders_[partial.subproblem];
+  offer.order = order.number;
+  ++order.offered[to];
+  waiting_.push_back({to, offer, partial.states});
 }
 
 void PartialSender::end_of_subproblem(std::int64_t id) {
@@ -46,9 +52,18 @@ void PartialSender::end_of_subproblem(std::int64_t id) {
   computed.said = Said::computed;
   computed.subproblem = id;
   const std::scoped_lock lock(mutex_);
-  computed.count = offered_[id];
-  offered_.erase(id);
-  waiting_.push_back({computed, {}});
+  Order& order = orders_[id];
+  computed.order = order.number;
+  for (const auto& [rank, partials] : order.offered) {
+    if (rank == 0) continue;
+    ++computed.mergers;
+    Message own = computed;
+    own.count = partials;
+    waiting_.push_back({rank, own, {}});
+  }
+  computed.count = order.offered[0];
+  waiting_.push_back({0, computed, {}});
+  orders_.erase(id);
 }
 
 bool PartialSender::try_output_buffer(Buffer&) {
@@ -62,6 +77,11 @@ void PartialSender::deliver_finished(const FinishedRows&) {
 }
 
 // --- the communication thread ---
+
+void PartialSender::ordered(std::int64_t subproblem, std::int64_t order) {
+  const std::scoped_lock lock(mutex_);
+  orders_[subproblem].number = order;
+}
 
 bool PartialSender::send() {
   bool did_something = false;
@@ -86,13 +106,13 @@ bool PartialSender::send() {
 
 void PartialSender::send_one(const Waiting& waiting) {
   Header& header = headers_.emplace_back(Header{waiting.message, {}});
-  header.request = communicator_.send(0, to_master_tag, header.message.bytes());
+  header.request = communicator_.send(waiting.to, to_master_tag, header.message.bytes());
   if (waiting.message.said != Said::offer) return;
   const SoftmaxStates& rows = waiting.states;
   const std::int64_t bytes = softmax_state_bytes(rows.rows, rows.dim);
   const std::int32_t buffer = waiting.message.buffer;
   const std::span<const std::byte> data(data_of(buffer), static_cast<std::size_t>(bytes));
-  states_.push_back({communicator_.send(0, states_tag + buffer, data), buffer});
+  states_.push_back({communicator_.send(waiting.to, states_tag + buffer, data), buffer});
 }
 
 bool PartialSender::empty() const {

@@ -1,4 +1,4 @@
-// Partials of a worker on their way to the master.
+// Partials of a worker on their way to the ranks that merge.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "engine/merge_shares.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
 #include "mpi/communicator.hpp"
@@ -16,12 +17,17 @@
 
 namespace stream_cqsa {
 
-/// Takes partials from the pipeline's threads and offers them to the master, which asks for their
-/// states when it has room. A buffer is free again when its states have been sent.
+/// Takes partials from the pipeline's threads and offers each to the rank that merges its query
+/// chunk, which asks for the states when it has room. A buffer is free again when its states have
+/// been sent.
 class PartialSender : public PartialReceiver {
  public:
-  /// `memory` holds the plan's state buffers.
-  PartialSender(const Plan& plan, std::byte* memory, Communicator& communicator, Abort& abort);
+  /// `memory` holds the plan's state buffers. The ranks 0 to `mergers` merge.
+  PartialSender(const Plan& plan, int mergers, std::byte* memory, Communicator& communicator,
+                Abort& abort);
+
+  /// From now on the partials of this subproblem are those of the order numbered `order`.
+  void ordered(std::int64_t subproblem, std::int64_t order);
 
   // For the pipeline's threads.
   bool try_buffer(Buffer& buffer) override;
@@ -49,8 +55,14 @@ class PartialSender : public PartialReceiver {
     Request request;
   };
   struct Waiting {
+    int to = 0;  ///< rank
     Message message;
     SoftmaxStates states;  ///< of an offer
+  };
+  /// A subproblem that is computed.
+  struct Order {
+    std::int64_t number = 0;
+    std::map<int, std::int64_t> offered;  ///< partials, by the rank that they are for
   };
   void send_one(const Waiting& waiting);
   std::byte* data_of(std::int32_t buffer) const { return memory_ + buffer * buffer_bytes_; }
@@ -59,9 +71,10 @@ class PartialSender : public PartialReceiver {
   std::int64_t buffer_bytes_;
   Communicator& communicator_;
   Pool<std::int32_t> buffers_;
-  mutable std::mutex mutex_;  // guards waiting_ and offered_
+  const MergeShares shares_;
+  mutable std::mutex mutex_;  // guards waiting_ and orders_
   std::deque<Waiting> waiting_;
-  std::map<std::int64_t, std::int64_t> offered_;  ///< partials, by subproblem
+  std::map<std::int64_t, Order> orders_;  ///< by subproblem
   // The communication thread's own.
   std::list<Header> headers_;
   std::list<States> states_;

@@ -1,4 +1,4 @@
-// What master and workers say to each other.
+// What master, mergers and workers say to each other.
 #pragma once
 
 #include <algorithm>
@@ -12,31 +12,55 @@
 
 #include "engine/assignment.hpp"
 #include "engine/partial.hpp"
+#include "stream_cqsa/checkpoint.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
 
-/// Tags. The states of an offered partial come under states_tag plus the number of the worker's
-/// buffer, which belongs to no other partial until they have come.
-enum Tag : int { to_master_tag = 1, to_worker_tag = 2, states_tag = 16 };
+/// Tags. to_master_tag: to the master, and to mergers. The states of an offered partial come under
+/// states_tag plus the number of the worker's buffer, which belongs to no other partial until they
+/// have come; a MergerStart under start_tag.
+enum Tag : int { to_master_tag = 1, to_worker_tag = 2, start_tag = 3, states_tag = 16 };
 
 enum class Said : std::int32_t {
-  // A worker to the master.
-  ready,     ///< it has its memory: its work begins
-  offer,     ///< a partial waits: its states are sent when the master asks MPI for them
-  computed,  ///< `count` partials of `subproblem` were offered; there are no more
-  failed,    ///< the worker computes no more, see `text`; what it offered can still be had
-  ended,     ///< the worker's last message
+  // A worker, or a merger, to the master.
+  ready,   ///< it has its memory: its work begins; of a merger, `count` bytes of MergerStart follow
+  failed,  ///< it goes on no more, see `text`; what a worker offered can still be had
+  // A worker to the rank that merges the query chunk: the master or a merger.
+  offer,  ///< a partial waits: its states are sent when the receiver asks MPI for them
+  // A worker to the master, and to each merger to which it offered any.
+  computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more
+  // A worker to the master and all mergers, or a merger to the master.
+  ended,  ///< its last message; of a merger, `count` scores are in its checkpoint
   // The master to a worker.
   assign,  ///< compute `subproblem`, those of its query chunks that are in `wanted`
-  stop,    ///< compute no more, say `ended` when all that was offered has been sent
+  // The master to workers and mergers.
+  stop,  ///< end as `ending` says: workers when all that they offered has been sent, then mergers
+  // A merger to the master.
+  merged,  ///< `count` pieces of `subproblem`; and `scores` have come, of all heads, since the last
+  received,  ///< all partials of the order `order` of `subproblem` to the worker `rank` have come
+  // The master to a merger.
+  drop,        ///< from now on, the partials of `order` of `subproblem` to the worker `rank`
+  checkpoint,  ///< make one
+};
+
+/// How mergers end.
+enum class Ending : std::int32_t {
+  complete,    ///< all is merged: write the rest
+  checkpoint,  ///< make what is merged durable
+  abandon,     ///< something has failed
 };
 
 /// Every message but the states themselves: small, of one size.
 struct Message {
   Said said = Said::ready;
   std::int32_t buffer = 0;  ///< of the worker, of an offer
+  std::int32_t rank = 0;
+  std::int32_t mergers = 0;  ///< of `computed` to the master: how many were offered any
+  Ending ending = Ending::complete;
+  bool bad_input = false;  ///< of `failed`: an InputError
   std::int64_t subproblem = 0;
+  std::int64_t order = 0;   ///< the number of the order, among all, by which it was computed
   PieceKey piece;           ///< of an offer
   std::int64_t scores = 0;  ///< of an offer, see Partial
   std::int64_t count = 0;
@@ -63,5 +87,13 @@ struct Message {
   }
 };
 static_assert(std::is_trivially_copyable_v<Message>);
+
+/// What a merger has when it is ready, and behind it, where a checkpoint had anything, how many
+/// partials each of its pieces has merged: a std::int32_t by number in PieceTable.
+struct MergerStart {
+  std::int64_t window = 0;  ///< see Intake::window()
+  Resumed resumed;
+};
+static_assert(std::is_trivially_copyable_v<MergerStart>);
 
 }  // namespace stream_cqsa

@@ -25,7 +25,7 @@ class Computing {
   Computing(const Plan& plan, const Inputs& inputs, Backend& backend, const RunOptions& options,
             Telemetry& telemetry, Communicator& communicator, std::byte* memory)
       : backend_(backend),
-        sender_(plan, memory + plan.host.state_offset(), communicator, abort_),
+        sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_),
         assignments_(abort_, most_assignments),
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
                   abort_),
@@ -42,6 +42,7 @@ class Computing {
 
   PartialSender& sender() { return sender_; }
   void assign(const Message& message) {
+    sender_.ordered(message.subproblem, message.order);
     try {
       assignments_.push({message.subproblem, message.wanted_positions()});
     } catch (const Aborted&) {
@@ -71,8 +72,8 @@ class Computing {
 /// The communication thread's work.
 class Worker {
  public:
-  Worker(Backend& backend, Communicator& communicator)
-      : backend_(backend), communicator_(communicator) {
+  Worker(Backend& backend, int mergers, Communicator& communicator)
+      : backend_(backend), mergers_(mergers), communicator_(communicator) {
     listen();
   }
 
@@ -109,7 +110,7 @@ class Worker {
       pause_.after(did_something, !all_sent());
     }
     if (computing_) computing_->end();
-    say(Said::ended, "");
+    for (int rank = mergers_; rank >= 0; --rank) say(Said::ended, "", rank);
     for (; !all_sent(); pause_.after(send(), true)) {
     }
   }
@@ -148,15 +149,16 @@ class Worker {
     say(Said::failed, failure);
   }
 
-  void say(Said said, const std::string& text) {
+  void say(Said said, const std::string& text, int to = 0) {
     send();  // behind every offer
     Sending& sending = sends_.emplace_back();
     sending.message.said = said;
     sending.message.set_text(text);
-    sending.request = communicator_.send(0, to_master_tag, sending.message.bytes());
+    sending.request = communicator_.send(to, to_master_tag, sending.message.bytes());
   }
 
   Backend& backend_;
+  int mergers_;
   Communicator& communicator_;
   std::string failure_;
   std::optional<Plan> plan_;  ///< with this rank's arenas
@@ -175,7 +177,7 @@ class Worker {
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator) {
-  Worker worker(backend, communicator);
+  Worker worker(backend, options.mergers, communicator);
   worker.start(plan, budgets, inputs, options, telemetry);
   worker.work();
   return worker.result();

@@ -21,10 +21,11 @@ struct WorkerResult {
   std::int64_t host_bytes = 0;
 };
 
-/// Computes subproblems of `plan`, with the arenas of worker_plan() for the budgets given, until
-/// the master says stop, with the backend, which is prepared here. Failures are told to the master
-/// and returned, once all partials that were offered have been sent. Only the calling thread sends
-/// and receives; reader threads read through MPI I/O. Throws Error when messages themselves fail.
+/// Computes subproblems of `plan` for the ranks 0 to RunOptions::mergers, which merge, with the
+/// arenas of worker_plan() for the budgets given, until the master says stop, with the backend,
+/// which is prepared here. Failures are told to the master and returned, once all partials that
+/// were offered have been sent. Only the calling thread sends and receives; reader threads read
+/// through MPI I/O. Throws Error when messages themselves fail.
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator);

@@ -124,6 +124,98 @@ class SameBytes(Ranks):
         self.assertEqual(self.bytes_of("o.npy"), expected)
 
 
+class Mergers(Ranks):
+
+    def compare(self, expected, ranks, mergers, *extra):
+        with self.subTest(ranks=ranks, mergers=mergers):
+            path = self.path("r.json")
+            self.mpirun(ranks, self.command("--overwrite", "--mergers", mergers, "--report", path,
+                                            *extra))
+            self.assertEqual(self.bytes_of("o.npy"), expected)
+            return json.loads(path.read_text())
+
+    def test_bytes_and_certificate_do_not_depend_on_mergers(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone("--report", self.path("alone.json"))
+        certificate = json.loads(self.path("alone.json").read_text())["certificate"]
+        for ranks, mergers in ((3, 1), (4, 2), (7, 3), (16, 14)):
+            report = self.compare(expected, ranks, mergers)
+            for name in ("ok", "scores_merged", "rows", "output"):
+                self.assertEqual(report["certificate"][name], certificate[name])
+            self.assertEqual(report["ranks"], ranks)
+            self.assertEqual([merger["rank"] for merger in report["mergers"]],
+                             list(range(1, mergers + 1)))
+            self.assertEqual([worker["rank"] for worker in report["workers"]],
+                             list(range(mergers + 1, ranks)))
+            ends = [0] + [merger["chunks"][0] for merger in report["mergers"]] + [13]
+            self.assertEqual(ends[1:-1], sorted(ends[1:-1]))
+            self.assertEqual([merger["chunks"][1] for merger in report["mergers"]], ends[2:])
+            for merger in report["mergers"]:
+                self.assertLessEqual(merger["host_bytes"], merger["host_budget"])
+                self.assertEqual(merger["bytes_written"] > 0,
+                                 merger["chunks"][0] < merger["chunks"][1])
+
+    def test_layouts_head_groups_and_dtypes(self):
+        self.save_inputs(shape=(2, 1500, 4, 32), kv_shape=(2, 1100, 2, 32), dtype=np.float32)
+        for options in (["--heads-per-group", "1"], ["--output-dtype", "f64"], []):
+            self.options = ["--chunks", "7", *options]
+            self.compare(self.alone("--overwrite"), 4, 2)
+        self.save_inputs(shape=(2, 4, 1500, 32), dtype=np.float32)
+        for options in (["--heads-per-group", "1"], []):
+            self.options = ["--chunks", "7", "--layout", "bhsd", *options]
+            self.compare(self.alone("--overwrite"), 5, 3)
+
+    def test_safetensors_and_rank_2(self):
+        for name, array in zip("qkv", self.save_inputs(shape=(3000, 48))):
+            np.save(self.path(f"{name}.npy"), array)
+        self.options = ["--chunks", "7"]
+        expected = self.alone()
+        self.compare(expected, 3, 1)
+        self.succeed("run", *self.inputs(), *self.options, "--output", self.path("e.safetensors"),
+                     "--quiet")
+        self.mpirun(4, ["run", *self.inputs(), *self.options, "--output",
+                        self.path("o.safetensors"), "--quiet", "--mergers", "2"])
+        self.assertEqual(self.path("o.safetensors").read_bytes(),
+                         self.path("e.safetensors").read_bytes())
+
+    def test_memory_that_is_too_small_for_one_rank_is_enough_for_several(self):
+        self.save_inputs(shape=(1, 20000, 2, 64), dtype=np.float16)
+        self.options = ["--chunks", "57", "--threads", "1"]
+        expected = self.alone()
+        small = self.command("--overwrite", "--host-memory", "8MiB")
+        error = self.mpirun(3, small, status=2)
+        self.assertIn("host memory", error)
+        report = self.compare(expected, 5, 3, "--host-memory", "8MiB")
+        for merger in report["mergers"]:
+            self.assertLessEqual(merger["host_bytes"], 8 << 20)
+
+    def test_too_few_ranks(self):
+        self.save_inputs(shape=(1, 50, 2, 16))
+        self.assertIn("start 4 ranks or more",
+                      self.mpirun(3, self.command("--mergers", "2"), status=2))
+        self.assertIn("--mergers must not be negative",
+                      self.mpirun(3, self.command("--mergers", "-1"), status=2))
+        self.refuse(*self.command("--mergers", "1"), names=["--mergers", "mpirun"])
+
+    def test_a_merger_that_does_not_see_the_output_is_named(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        common = self.command("--mergers", "1")
+        other = self.command("--mergers", "1", output="other.npy")
+        error = self.mpirun((1, 1, 1), common, other, common, status=2)
+        lines = [line for line in error.splitlines() if line.startswith("stream-cqsa:")]
+        self.assertEqual(len(lines), 1, error)
+        for text in ("rank 1: ", "other.npy", "share"):
+            self.assertIn(text, lines[0])
+        self.assertFalse(list(self.folder.glob("*.partial")))
+
+    def test_a_merger_with_too_little_memory_is_named(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        common = self.command("--mergers", "1")
+        error = self.mpirun((1, 1, 1), common, [*common, "--host-memory", "64KiB"], common,
+                            status=2)
+        self.assertIn("rank 1: host memory", error)
+
+
 class Wrong(Ranks):
 
     def only_line(self, error):
@@ -174,9 +266,9 @@ class Disturbed(Ranks):
         self.path("o.npy").unlink()
         self.path("lse-o.npy").unlink()
 
-    def finish(self, ranks, expected):
+    def finish(self, ranks, expected, *extra):
         if not self.path("o.npy").exists():
-            self.mpirun(ranks, self.durable())
+            self.mpirun(ranks, self.durable(*extra))
         self.assertEqual(self.bytes_of("o.npy"), expected)
         self.assertFalse(list(self.folder.glob("*.partial")))
 
@@ -207,6 +299,76 @@ class Disturbed(Ranks):
                 self.finish(3, expected)
                 self.forget_outputs()
         self.finish(2 + KILLS % 3, expected)
+
+    def kill_at_random(self, launcher, victims, seconds):
+        """SIGKILL for some ranks, or for all and the launcher."""
+        time.sleep(self.random_moment.uniform(0.1, 1.1) * seconds)
+        ranks = self.rank_processes(launcher)
+        pids = [ranks.get(rank) for rank in victims] or [launcher.pid, *ranks.values()]
+        for pid in pids:
+            try:
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        launcher.communicate(timeout=100)
+        while any(os.path.exists(f"/proc/{pid}") for pid in ranks.values()):
+            time.sleep(0.01)
+
+    def test_kills_where_several_ranks_merge(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        begin = time.monotonic()
+        self.mpirun(5, self.command("--mergers", "2"))
+        seconds = time.monotonic() - begin
+        self.forget_outputs()
+        for kill in range(KILLS // 2):
+            process = self.start(5, self.durable("--mergers", "2"))
+            self.kill_at_random(process, [[0], [1], [2], [3], [1, 2], []][kill % 6], seconds)
+            if self.path("o.npy").exists():
+                self.finish(5, expected, "--mergers", "2")
+                self.forget_outputs()
+        self.finish(4 + KILLS % 3, expected, "--mergers", "2")
+        self.assertFalse(list(self.path("ckpt").iterdir()))
+
+    def test_stopped_and_continued_where_several_ranks_merge(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        parts = [self.path("ckpt") / part for part in ("journal", "merger-1/journal",
+                                                       "merger-2/journal")]
+
+        def progress():
+            return [path.stat().st_size if path.exists() else 0 for path in parts]
+
+        process = self.start(4, self.durable("--mergers", "2"))
+        while process.poll() is None and min(progress()) <= 32:
+            time.sleep(0.005)
+        self.assertIsNone(process.poll(), "the run ended before its first checkpoints")
+        ranks = self.rank_processes(process)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            for pid in ranks.values():
+                os.kill(pid, number)
+            time.sleep(0.1)
+        _, error = process.communicate(timeout=100)
+        self.assertEqual(process.returncode, 75, error)
+        self.assertIn("the same command continues", error)
+        self.assertGreater(int(error.split(" of the scores are merged")[0].split()[-1][:-1]), 0)
+        for mergers in ("1", "3"):
+            error = self.mpirun(5, self.durable("--mergers", mergers), status=2)
+            self.assertIn("--mergers was 2", error)
+        states = self.path("ckpt") / "merger-1" / "states"
+        raw = bytearray(states.read_bytes())
+        for place in range(1000, len(raw), max(1, len(raw) // 40)):
+            raw[place] ^= 1
+        states.write_bytes(raw)
+        report = self.path("r.json")
+        error = self.mpirun(5, self.durable("--mergers", "2", "--report", report))
+        self.assertIn("is damaged", error)
+        report = json.loads(report.read_text())
+        self.assertGreater(report["checkpoint"]["recomputed_pieces"], 0)
+        self.assertGreater(report["checkpoint"]["resumed_from"], 0)
+        self.assertTrue(report["certificate"]["ok"])
+        self.assertEqual(self.bytes_of("o.npy"), expected)
 
     def test_stopped_and_continued_on_other_ranks(self):
         self.save_inputs(shape=self.shape, dtype=np.float16)

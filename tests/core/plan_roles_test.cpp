@@ -69,6 +69,64 @@ BOOST_AUTO_TEST_CASE(a_worker_has_room_for_every_chunk_within_its_own_budgets) {
   BOOST_TEST(fitted > 200);
 }
 
+BOOST_AUTO_TEST_CASE(ranks_that_merge_have_accumulators_for_their_chunks_within_their_own_budgets) {
+  std::mt19937_64 random(5);
+  int fitted = 0, smaller = 0;
+  for (int trial = 0; trial < 400; ++trial) {
+    PlanRequest request = random_request(random);
+    request.mergers = static_cast<std::int64_t>(random() % 4);
+    request.scratch = random() % 4 == 0;
+    try {
+      const Plan plan = make_plan(request);
+      const std::int64_t c = plan.division.chunk_count();
+      const auto begin = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(c));
+      const Range chunks{begin, std::min(c, begin + c / (request.mergers + 1))};
+      const std::int64_t budget = plan.request.host_budget * 3 / (2 + random() % 4);
+      const Plan own = merger_plan(plan, request.workers, chunks, budget);
+      ++fitted;
+      BOOST_TEST(own.host.bytes() <= budget);
+      BOOST_TEST(own.device.bytes() == 0);
+      BOOST_TEST((own.merged_chunks == chunks));
+      BOOST_TEST(own.host.state_buffers >= 2);
+      BOOST_TEST(own.host.output_buffers >= 1);
+      BOOST_TEST(own.piece_tokens == plan.piece_tokens);
+      std::int64_t pieces = 0;
+      for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk)
+        pieces += ceil_div(plan.division.chunk(chunk).queries.size(), plan.piece_tokens);
+      if (own.placement == AccumulatorPlacement::memory && c > 1)
+        BOOST_TEST(own.host.accumulators >= pieces);
+      BOOST_TEST((own.placement == AccumulatorPlacement::memory || request.scratch));
+      smaller += own.host.accumulators < master_plan(plan, request.workers).host.accumulators;
+    } catch (const InputError&) {
+      // Too small: said so.
+    }
+  }
+  BOOST_TEST(fitted > 200);
+  BOOST_TEST(smaller > 20);
+}
+
+BOOST_AUTO_TEST_CASE(mergers_make_room_for_problems_that_one_rank_has_none_for) {
+  PlanRequest request;
+  request.problem.query_heads = request.problem.kv_heads = 1;
+  request.problem.query_length = request.problem.key_length = 1 << 20;
+  request.problem.head_dim = 64;
+  request.problem.scale = default_scale(64);
+  request.host_accumulators = true;
+  request.workers = 4;
+  request.device_budget = std::int64_t{1} << 30;
+  request.host_budget = std::int64_t{160} << 20;  // of 264 MiB of accumulators
+  request.chunks = 133;
+  BOOST_CHECK_THROW(make_plan(request), InputError);
+  request.mergers = 3;
+  const Plan plan = make_plan(request);
+  BOOST_TEST(plan.host.bytes() <= request.host_budget);
+  BOOST_TEST(plan.request.mergers == 3);
+  BOOST_CHECK_THROW(master_plan(plan, 4), InputError);
+  const Plan own = merger_plan(plan, 4, {33, 66}, request.host_budget);
+  BOOST_TEST(own.host.bytes() <= request.host_budget);
+  BOOST_TEST((own.placement == AccumulatorPlacement::memory));
+}
+
 BOOST_AUTO_TEST_CASE(a_master_stays_within_the_host_budget_and_needs_no_device) {
   std::mt19937_64 random(4);
   for (int trial = 0; trial < 200; ++trial) {

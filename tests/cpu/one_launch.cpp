@@ -117,7 +117,8 @@ Plan resident_plan(const Problem& problem, const Cut& cut, const DeviceTraits& d
   PlanRequest request;
   request.problem = problem;
   request.device = device;
-  Plan plan{request, Division(problem, cut.chunks, cut.tile), {}, {}, {}, {}, {}, 0, 0, 0, 0};
+  Plan plan{request,        Division(problem, cut.chunks, cut.tile), {}, {}, {}, {}, {}, 0, 0, 0, 0,
+            {0, cut.chunks}};
   for (std::int64_t head = 0; head < problem.kv_heads; head += cut.heads_per_group) {
     plan.groups.push_back({head, std::min(cut.heads_per_group, problem.kv_heads - head)});
   }

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "engine/buffer.hpp"
+#include "engine/merge_shares.hpp"
 #include "stream_cqsa/files.hpp"
 #include "support/small_plan.hpp"
 
@@ -118,6 +119,43 @@ BOOST_AUTO_TEST_CASE(any_order_of_delivery_gives_the_same_bits) {
     const Outcome shuffled = assemble(roomy, partials, 1 + trial % 4);
     BOOST_TEST(shuffled.output == in_order.output);
     BOOST_TEST(shuffled.lse == in_order.lse);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(shares_of_the_chunks_give_together_the_same_bits) {
+  // Keyless chunks, too.
+  const Plan plan = small_plan({.batch = 2,
+                                .ratio = 2,
+                                .kv_heads = 2,
+                                .length = 40,
+                                .key_length = 20,
+                                .causal = true,
+                                .chunks = 13});
+  std::vector<std::vector<std::byte>> storage;
+  const std::vector<Partial> partials = all_partials(plan, storage);
+  const Outcome expected = assemble(plan, partials, 1);
+  for (const int mergers : {1, 2, 5, 20}) {
+    const MergeShares shares(plan, mergers);
+    Outcome all;
+    for (int rank = 0; rank < shares.ranks(); ++rank) {
+      const Range chunks = shares.chunks(rank);
+      const Plan own = merger_plan(plan, 2, chunks, plan.request.host_budget);
+      std::vector<Partial> theirs;
+      std::copy_if(partials.begin(), partials.end(), std::back_inserter(theirs),
+                   [&](const Partial& partial) { return chunks.contains(partial.key.chunk); });
+      const Outcome part = assemble(own, theirs, 2);
+      all.output.resize(part.output.size());
+      all.lse.resize(part.lse.size());
+      for (std::size_t i = 0; i < part.output.size(); ++i) all.output[i] |= part.output[i];
+      for (std::size_t i = 0; i < part.lse.size(); ++i) all.lse[i] |= part.lse[i];
+    }
+    BOOST_TEST(all.output == expected.output);
+    BOOST_TEST(all.lse == expected.lse);
+    const Plan first = merger_plan(plan, 2, shares.chunks(0), plan.request.host_budget);
+    BOOST_CHECK_EXCEPTION(
+        assemble(first, {partials.back()}, 1), std::logic_error, [](const std::logic_error& error) {
+          return std::string(error.what()).find("another rank") != std::string::npos;
+        });
   }
 }
 

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <deque>
+#include <functional>
 #include <map>
 #include <random>
 #include <set>
 
+#include "engine/merge_shares.hpp"
 #include "engine/partial.hpp"
 #include "engine/use_table.hpp"
 #include "support/small_plan.hpp"
@@ -17,20 +19,31 @@ using namespace stream_cqsa::testing;
 
 namespace {
 
-/// A run in which messages are calls: workers compute in the order given and hold a few partials,
-/// the merging side takes those in turn, and early ones within the window.
+/// A run with several ranks that merge, which tell the dispatcher late what they have merged and
+/// received, and hear late what it has dropped. Workers compute in the order given and hold a few
+/// partials; a merging rank takes those in turn, and early ones within its own window.
 class Simulation {
  public:
-  Simulation(const Plan& plan, int workers, std::int64_t window, int buffers, std::uint64_t seed)
+  Simulation(const Plan& plan, int workers, std::int64_t window, int buffers, std::uint64_t seed,
+             int mergers = 0)
       : plan_(plan),
         uses_(plan),
-        window_(window),
+        shares_(plan, mergers),
         buffers_(buffers),
         random_(seed),
         workers_(static_cast<std::size_t>(workers)),
+        mergers_(static_cast<std::size_t>(shares_.ranks())),
         dispatcher_(plan, workers, {window, 3, 4}, [&](const SubproblemKey&, std::int64_t chunk) {
           return piece_count(plan_, plan_.division.chunk(chunk).queries);
-        }) {}
+        }) {
+    for (Merger& merger : mergers_) {
+      merger.window = window + static_cast<std::int64_t>(random_() % 3);
+      if (mergers == 0) merger.window = window;
+    }
+    for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {
+      for (const PieceKey& key : pieces_of(id)) ++merger_of(key).unmerged[id];
+    }
+  }
 
   /// One event somewhere. False where nothing can happen any more.
   bool step() {
@@ -38,19 +51,21 @@ class Simulation {
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
     std::shuffle(order.begin(), order.end(), random_);
     const bool assign_first = random_() % 2 == 0;
+    if (random_() % 2 == 0 && hear()) return true;
     for (const int worker : order)
       if (assign_first && assign(worker)) return true;
     for (const int worker : order)
       if (send(worker) || compute(worker)) return true;
     for (const int worker : order)
       if (assign(worker)) return true;
-    return false;
+    return hear();
   }
   void lose(int worker, bool with_partials) {
     Worker& lost = workers_[static_cast<std::size_t>(worker)];
     lost.lost = true;
     // What was offered of the one that it computed can still be had, but never all of it.
-    if (!lost.undelivered.empty()) lost.waiting[lost.orders.front()] += 1000;
+    if (!lost.undelivered.empty()) parts_[lost.undelivered.front().order].computed = false;
+    for (const Held& held : lost.undelivered) parts_[held.order].waiting[held.merger] += 1000;
     lost.orders.clear();
     lost.undelivered.clear();
     if (with_partials) lost.held.clear();
@@ -67,18 +82,75 @@ class Simulation {
   }
 
  private:
+  struct Order {
+    std::int64_t number = 0;
+    std::int64_t id = 0;
+  };
   struct Held {
     PieceKey key;
     std::int64_t id = 0;
-    bool dropped = false;
+    std::int64_t order = 0;
+    int merger = 0;
   };
   struct Worker {
     bool lost = false;
-    std::deque<std::int64_t> orders;
+    std::deque<Order> orders;
     std::deque<Held> undelivered;  ///< of the subproblem that it computes
     std::deque<Held> held;
-    std::map<std::int64_t, int> waiting;  ///< undelivered and held, by subproblem
+    std::map<std::int64_t, std::int64_t> given;  ///< order numbers, by subproblem
   };
+  struct Merger {
+    std::int64_t window = 0;
+    std::map<std::int64_t, std::int64_t> unmerged;  ///< pieces, by subproblem
+    std::set<std::int64_t> dropped;                 ///< order numbers
+    std::deque<std::int64_t> to_drop;               ///< told, and not heard yet
+    std::deque<std::function<void()>> told;         ///< to the dispatcher, and not heard yet
+  };
+  /// What an order's merging ranks still wait for.
+  struct Parts {
+    int worker = 0;
+    std::int64_t id = 0;
+    bool computed = false;
+    std::map<int, std::int64_t> waiting;  ///< partials, by merger
+    std::set<int> unheard;                ///< mergers of which the dispatcher has not heard that
+  };
+
+  std::vector<PieceKey> pieces_of(std::int64_t id) const {
+    const QuorumWork work = plan_.work(id);
+    std::set<std::int32_t> queries;
+    for (const ChunkPair& pair : work.pairs) queries.insert(pair.query);
+    const auto [batch, group, quorum] = plan_.key(id);
+    std::vector<PieceKey> keys;
+    for (const std::int32_t query : queries) {
+      const Chunk& chunk = work.chunks[static_cast<std::size_t>(query)];
+      for (std::int64_t piece = 0; piece < piece_count(plan_, chunk.queries); ++piece)
+        keys.push_back({batch, group, chunk.index, piece});
+    }
+    return keys;
+  }
+  Merger& merger_of(const PieceKey& key) {
+    return mergers_[static_cast<std::size_t>(shares_.rank_of(key.chunk))];
+  }
+
+  // A message between dispatcher and a merger arrives.
+  bool hear() {
+    std::vector<Merger*> order;
+    for (Merger& merger : mergers_) order.push_back(&merger);
+    std::shuffle(order.begin(), order.end(), random_);
+    for (Merger* merger : order) {
+      if (!merger->told.empty()) {
+        merger->told.front()();
+        merger->told.pop_front();
+        return true;
+      }
+      if (!merger->to_drop.empty()) {
+        merger->dropped.insert(merger->to_drop.front());
+        merger->to_drop.pop_front();
+        return true;
+      }
+    }
+    return false;
+  }
 
   bool assign(int number) {
     const auto order = dispatcher_.next(number);
@@ -86,12 +158,13 @@ class Simulation {
     Worker& worker = workers_[static_cast<std::size_t>(number)];
     BOOST_TEST(!worker.lost);
     for (const std::int64_t id : order->abandon) {
-      for (Held& held : worker.held) held.dropped |= held.id == id;
-      for (Held& held : worker.undelivered) held.dropped |= held.id == id;
-      abandoned_.insert({number, id});
+      for (Merger& merger : mergers_) merger.to_drop.push_back(worker.given.at(id));
     }
-    worker.orders.push_back(order->assignment.id);
-    furthest_ = std::max(furthest_, order->assignment.id - dispatcher_.oldest_unmerged());
+    const std::int64_t id = order->assignment.id;
+    worker.given[id] = ++last_order_;
+    parts_[last_order_] = {number, id, false, {}, {}};
+    worker.orders.push_back({last_order_, id});
+    furthest_ = std::max(furthest_, id - dispatcher_.oldest_unmerged());
     return true;
   }
 
@@ -99,26 +172,24 @@ class Simulation {
     Worker& worker = workers_[static_cast<std::size_t>(number)];
     if (worker.undelivered.empty()) {
       if (worker.orders.empty()) return false;
-      const std::int64_t id = worker.orders.front();
-      const bool dropped = abandoned_.contains({number, id});
-      const QuorumWork work = plan_.work(id);
-      std::set<std::int32_t> queries;
-      for (const ChunkPair& pair : work.pairs) queries.insert(pair.query);
-      const auto [batch, group, quorum] = plan_.key(id);
-      for (const std::int32_t query : queries) {
-        const Chunk& chunk = work.chunks[static_cast<std::size_t>(query)];
-        for (std::int64_t piece = 0; piece < piece_count(plan_, chunk.queries); ++piece) {
-          worker.undelivered.push_back({{batch, group, chunk.index, piece}, id, dropped});
-          ++worker.waiting[id];
-        }
+      const Order order = worker.orders.front();
+      Parts& parts = parts_[order.number];
+      for (const PieceKey& key : pieces_of(order.id)) {
+        const int merger = shares_.rank_of(key.chunk);
+        worker.undelivered.push_back({key, order.id, order.number, merger});
+        ++parts.waiting[merger];
+        parts.unheard.insert(merger);
       }
     }
     if (worker.held.size() >= static_cast<std::size_t>(buffers_)) return false;
     worker.held.push_back(worker.undelivered.front());
     worker.undelivered.pop_front();
     if (worker.undelivered.empty()) {
-      dispatcher_.computed(number, worker.orders.front());
+      const Order order = worker.orders.front();
       worker.orders.pop_front();
+      dispatcher_.computed(number, order.id);
+      parts_[order.number].computed = true;
+      received(order.number);
     }
     return true;
   }
@@ -127,19 +198,25 @@ class Simulation {
     Worker& worker = workers_[static_cast<std::size_t>(number)];
     for (auto held = worker.held.begin(); held != worker.held.end(); ++held) {
       if (!take(*held)) continue;
-      const std::int64_t id = held->id;
+      const Held taken = *held;
       worker.held.erase(held);
-      if (--worker.waiting[id] == 0) {
-        abandoned_.erase({number, id});
-        dispatcher_.received(number, id);
-      }
+      if (--parts_[taken.order].waiting[taken.merger] > 0) return true;
+      mergers_[static_cast<std::size_t>(taken.merger)].told.push_back([this, taken] {
+        parts_[taken.order].unheard.erase(taken.merger);
+        received(taken.order);
+      });
       return true;
     }
     return false;
   }
+  void received(std::int64_t order) {
+    const Parts& parts = parts_[order];
+    if (parts.computed && parts.unheard.empty()) dispatcher_.received(parts.worker, parts.id);
+  }
 
   bool take(const Held& held) {
-    if (held.dropped) return true;
+    Merger& merger = mergers_[static_cast<std::size_t>(held.merger)];
+    if (merger.dropped.contains(held.order)) return true;
     std::vector<std::int64_t>& merged = merged_[held.key];
     const std::int64_t quorum = plan_.key(held.id).quorum;
     const auto& quorums = uses_.quorums(Side::query, held.key.chunk);
@@ -147,7 +224,7 @@ class Simulation {
     if (std::find(done, quorums.end(), quorum) == quorums.end()) return true;  // a duplicate
     if (early_.contains({held.key, held.id})) return true;
     if (quorum != *done) {
-      if (held.id >= dispatcher_.oldest_unmerged() + window_) return false;
+      if (held.id >= merger.unmerged.begin()->first + merger.window) return false;
       early_.insert({held.key, held.id});
       return true;
     }
@@ -158,7 +235,9 @@ class Simulation {
     std::vector<std::int64_t>& merged = merged_[key];
     merged.push_back(plan_.key(id).quorum);
     early_.erase({key, id});
-    dispatcher_.merged_piece(id);
+    Merger& merger = merger_of(key);
+    if (--merger.unmerged.at(id) == 0) merger.unmerged.erase(id);
+    merger.told.push_back([this, id] { dispatcher_.merged_piece(id); });
     const auto& quorums = uses_.quorums(Side::query, key.chunk);
     if (merged.size() == quorums.size()) return;
     const std::int64_t next = plan_.id({key.batch, key.group, quorums[merged.size()]});
@@ -167,12 +246,14 @@ class Simulation {
 
   const Plan& plan_;
   mutable UseTable uses_;
-  std::int64_t window_;
+  MergeShares shares_;
   int buffers_;
   std::mt19937_64 random_;
   std::vector<Worker> workers_;
+  std::vector<Merger> mergers_;
   Dispatcher dispatcher_;
-  std::set<std::pair<int, std::int64_t>> abandoned_;
+  std::int64_t last_order_ = 0;
+  std::map<std::int64_t, Parts> parts_;  ///< by order number
   std::map<PieceKey, std::vector<std::int64_t>> merged_;
   std::set<std::pair<PieceKey, std::int64_t>> early_;
   std::int64_t furthest_ = 0;
@@ -196,8 +277,10 @@ BOOST_AUTO_TEST_CASE(every_piece_gets_every_partial_once_and_nobody_waits_for_ev
     const Plan plan = small_plan(random_plan(random));
     const int workers = 1 + static_cast<int>(random() % 7);
     const auto window = static_cast<std::int64_t>(random() % 6);
-    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 4), random());
-    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, window " << window) {
+    const int mergers = trial % 4;
+    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 4), random(), mergers);
+    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, " << mergers
+                                << " mergers, window " << window) {
       while (run.step()) {
       }
       BOOST_TEST(run.dispatcher().all_merged());
@@ -212,9 +295,11 @@ BOOST_AUTO_TEST_CASE(what_lost_workers_had_goes_to_the_others) {
     const Plan plan = small_plan(random_plan(random));
     const int workers = 2 + static_cast<int>(random() % 5);
     const auto window = static_cast<std::int64_t>(random() % 4);
-    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 3), random());
+    const int mergers = trial % 4;
+    Simulation run(plan, workers, window, 1 + static_cast<int>(random() % 3), random(), mergers);
     const int survivor = static_cast<int>(random() % static_cast<std::uint64_t>(workers));
-    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, window " << window) {
+    BOOST_TEST_CONTEXT("trial " << trial << ", " << workers << " workers, " << mergers
+                                << " mergers, window " << window) {
       int next = 0;
       for (int steps = 0;; ++steps) {
         if (random() % 40 == 0 && next < workers) {

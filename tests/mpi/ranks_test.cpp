@@ -1,16 +1,21 @@
-// Master and workers against the same plan on one rank: the same bytes. Every rank runs this file.
+// Master, mergers and workers against the same plan on one rank: the same bytes. Every rank runs
+// this file.
 #define BOOST_TEST_MODULE mpi_ranks
 #include <boost/test/unit_test.hpp>
+#include <cstring>
 #include <optional>
 #include <random>
 
+#include "engine/merge_shares.hpp"
 #include "mpi/communicator.hpp"
 #include "mpi/environment.hpp"
 #include "mpi/master.hpp"
+#include "mpi/merger.hpp"
 #include "mpi/worker.hpp"
 #include "stream_cqsa/error.hpp"
 #include "support/attention.hpp"
 #include "support/delayed_backend.hpp"
+#include "support/durable_run.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;
@@ -40,13 +45,14 @@ struct Case {
   TestInput input;
 };
 
-Case random_case(std::mt19937_64& random, AccumulatorPlacement placement) {
+Case random_case(std::mt19937_64& random, AccumulatorPlacement placement, int mergers = 0) {
   const Problem problem = random_problem(random, 150, 24, 1);
   const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
   const auto backend = make_cpu_backend({1});
   PlanRequest request = roomy_request(problem, layout, *backend);
   request.chunks = std::array<std::int64_t, 7>{1, 2, 3, 7, 12, 13, 31}[random() % 7];
-  request.workers = world().size() - 1;
+  request.mergers = mergers;
+  request.workers = world().size() - 1 - mergers;
   if (random() % 2) request.heads_per_group = 1;
   Plan plan = make_plan(request);
   if (placement == AccumulatorPlacement::file) plan = with_accumulators_in_a_file(plan);
@@ -55,41 +61,101 @@ Case random_case(std::mt19937_64& random, AccumulatorPlacement placement) {
 
 using MakeBackend = std::function<std::unique_ptr<Backend>()>;
 
-/// This rank's part of a distributed run. Rank 0 returns what came of it.
-Outcome run_on_ranks(const Case& own, const MakeBackend& make_backend, MasterResult& master,
-                     WorkerResult& worker) {
+/// Called before a rank writes to O for the nth time, from 0 on.
+using BeforeWrite = std::function<void(int)>;
+
+/// The part of a rank that merges: the rows that it merges are in the outcome.
+Outcome merge_on_rank(const Case& own, const RunOptions& options, Telemetry& telemetry,
+                      MasterResult& master, MergerResult& merger, const BeforeWrite& before_write) {
   const Plan& plan = own.plan;
   Outcome outcome;
+  TensorDesc desc = own.input.query.desc;
+  desc.name = "o";
+  desc.dtype = own.problem.output_dtype;
+  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
+  const TensorDesc lse =
+      lse_desc(own.problem.batch, own.problem.query_heads, own.problem.query_length);
+  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  WatchedSink output_sink(make_memory_sink(desc, outcome.output), before_write);
+  const auto lse_sink = make_memory_sink(lse, outcome.lse);
+  const Outputs outputs{output_sink, lse_sink.get()};
+  const std::int64_t budget = plan.request.host_budget;
+  if (world().rank() == 0) {
+    const int workers = world().size() - 1 - options.mergers;
+    const MergeShares shares(plan, options.mergers);
+    master = run_master(merger_plan(plan, workers, shares.chunks(0), budget), outputs, options,
+                        telemetry, world(), [] {});
+    outcome.result = master.run;
+  } else {
+    merger = run_merger(
+        plan, budget, [&] { return outputs; }, options, telemetry, world());
+    outcome.result = merger.run;
+  }
+  BOOST_TEST(outcome.result.host_bytes <= budget);
+  return outcome;
+}
+
+/// This rank's part of a distributed run.
+Outcome run_on_ranks(
+    const Case& own, const MakeBackend& make_backend, MasterResult& master, WorkerResult& worker,
+    int mergers = 0, MergerResult* merger = nullptr, const BeforeWrite& before_write = [](int) {}) {
+  // Rank 0 has ended the run before this one, and would take a message of this one for one of it.
+  world().broadcast("");
+  const Plan& plan = own.plan;
   Telemetry telemetry;
   RunOptions options;
   options.scratch = std::filesystem::temp_directory_path();
-  const int workers = world().size() - 1;
-  if (world().rank() == 0) {
-    TensorDesc desc = own.input.query.desc;
-    desc.name = "o";
-    desc.dtype = own.problem.output_dtype;
-    outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
-    const TensorDesc lse =
-        lse_desc(own.problem.batch, own.problem.query_heads, own.problem.query_length);
-    outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
-    const auto output_sink = make_memory_sink(desc, outcome.output);
-    const auto lse_sink = make_memory_sink(lse, outcome.lse);
-    master = run_master(master_plan(plan, workers), {*output_sink, lse_sink.get()}, options,
-                        telemetry, world(), [] {});
-    outcome.result = master.run;
-    return outcome;
+  options.mergers = mergers;
+  MergerResult unseen;
+  if (world().rank() <= mergers) {
+    return merge_on_rank(own, options, telemetry, master, merger ? *merger : unseen, before_write);
   }
   const auto backend = make_backend();
   const auto query = block_source(own.input.query), key = block_source(own.input.key),
              value = block_source(own.input.value);
   worker = run_worker(plan, {plan.request.device_budget, plan.request.host_budget},
                       {*query, *key, *value}, *backend, options, telemetry, world());
-  return outcome;
+  return {};
+}
+
+/// The parts of all ranks that merged, which share no byte, at rank 0.
+Outcome together(const Outcome& part, int mergers) {
+  const auto text = [](const auto& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()),
+                       values.size() * sizeof values[0]);
+  };
+  const auto outputs = world().gather(text(part.output)), lses = world().gather(text(part.lse)),
+             scores = world().gather(text(part.result.merged_scores)),
+             nans = world().gather(std::to_string(part.result.output.nan));
+  Outcome all = part;
+  if (world().rank() > 0) return all;
+  const auto add = [](std::vector<std::byte>& to, const std::string& from) {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] |= static_cast<std::byte>(from.at(i));
+  };
+  for (int rank = 1; rank <= mergers; ++rank) {
+    const auto at = static_cast<std::size_t>(rank);
+    add(all.output, outputs[at]);
+    add(all.lse, lses[at]);
+    std::vector<std::uint64_t> own(scores[at].size() / sizeof(std::uint64_t));
+    std::memcpy(own.data(), scores[at].data(), scores[at].size());
+    for (std::size_t i = 0; i < own.size(); ++i) all.result.merged_scores.at(i) += own[i];
+    all.result.output.nan += std::stoll(nans[at]);
+  }
+  return all;
 }
 
 void check_same_bytes(const Case& own, const Outcome& outcome) {
   const auto backend = make_cpu_backend({1});
-  const Outcome alone = run_plan(own.plan, own.input, *backend, true);
+  Plan plan = own.plan;
+  if (plan.request.mergers > 0) {
+    // The same division for one rank, which needs all accumulators.
+    PlanRequest request = roomy_request(own.problem, own.layout, *backend);
+    request.chunks = plan.request.chunks;
+    request.heads_per_group = plan.request.heads_per_group;
+    plan = make_plan(request);
+    BOOST_TEST(plan.groups.size() == own.plan.groups.size());
+  }
+  const Outcome alone = run_plan(plan, own.input, *backend, true);
   BOOST_TEST(outcome.output == alone.output);
   BOOST_TEST(outcome.lse == alone.lse);
   BOOST_TEST(outcome.result.merged_scores == expected_scores(own.plan));
@@ -175,5 +241,150 @@ BOOST_AUTO_TEST_CASE(when_every_worker_fails_the_run_says_so) {
   BOOST_CHECK_EXCEPTION(run(), Error, [](const Error& error) {
     return std::string(error.what()).find("no worker is left") != std::string::npos &&
            std::string(error.what()).find("injected failure") != std::string::npos;
+  });
+}
+
+namespace {
+
+// Calls `test(mergers)` for every number of mergers that leaves a worker.
+template <typename Test>
+void for_mergers(const Test& test) {
+  for (int mergers = 1; mergers <= 3 && mergers + 2 <= world().size(); ++mergers) {
+    BOOST_TEST_CONTEXT(mergers << " mergers, " << world().size() << " ranks") { test(mergers); }
+  }
+}
+
+// Runs a case with mergers and delayed workers, and compares with one rank.
+void check_with_mergers(const Case& own, int mergers, std::uint64_t seed) {
+  MasterResult master;
+  WorkerResult worker;
+  MergerResult merger;
+  const Outcome part = run_on_ranks(
+      own,
+      [&] {
+        const auto delays = 100 * seed + static_cast<std::uint64_t>(world().rank());
+        return std::make_unique<DelayedBackend>(make_cpu_backend({1}), delays);
+      },
+      master, worker, mergers, &merger);
+  const Outcome all = together(part, mergers);
+  BOOST_TEST_CONTEXT("seed " << seed << ", c " << own.plan.division.chunk_count()) {
+    if (world().rank() == 0) check_same_bytes(own, all);
+    BOOST_TEST(worker.failure == "");
+    BOOST_TEST(merger.failure == "");
+  }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_mergers) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(15);
+    for (std::uint64_t trial = 0; trial < 24; ++trial) {
+      // Planned for so many mergers, or for none.
+      check_with_mergers(
+          random_case(random,
+                      trial % 4 == 3 ? AccumulatorPlacement::file : AccumulatorPlacement::memory,
+                      trial % 2 ? mergers : 0),
+          mergers, trial);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(little_memory_at_mergers_is_enough) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(16);
+    for (std::uint64_t trial = 0; trial < 16; ++trial) {
+      Case own = random_case(random, AccumulatorPlacement::memory, mergers);
+      own.plan.host.state_buffers = 2;
+      own.plan.host.output_buffers = 1;
+      own.plan.request.host_budget = own.plan.host.bytes();
+      check_with_mergers(own, mergers, trial);
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_where_several_ranks_merge) {
+  for_mergers([](int mergers) {
+    const int workers = world().size() - 1 - mergers;
+    if (workers < 2) return;
+    std::mt19937_64 random(17);
+    for (int trial = 0; trial < 16; ++trial) {
+      Case own = random_case(random, AccumulatorPlacement::memory, mergers);
+      if (trial % 2) {
+        own.plan.host.state_buffers = 2;
+        own.plan.request.host_budget = own.plan.host.bytes();
+      }
+      const int failing = 1 + mergers + trial % workers;
+      const auto lane = static_cast<Lane>(trial % lane_count);
+      const int after = static_cast<int>(random() % 6);
+      MasterResult master;
+      WorkerResult worker;
+      const Outcome part = run_on_ranks(
+          own,
+          [&]() -> std::unique_ptr<Backend> {
+            if (world().rank() == failing)
+              return std::make_unique<FailingBackend>(make_cpu_backend({1}), lane, after);
+            return std::make_unique<DelayedBackend>(make_cpu_backend({1}), 1);
+          },
+          master, worker, mergers);
+      const Outcome all = together(part, mergers);
+      BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+        if (world().rank() == 0) check_same_bytes(own, all);
+        if (world().rank() != failing) BOOST_TEST(worker.failure == "");
+      }
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_merger_that_fails_ends_the_run_with_its_rank_and_reason) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(18);
+    for (int trial = 0; trial < 6; ++trial) {
+      Case own = random_case(random, AccumulatorPlacement::memory, mergers);
+      while (own.plan.division.chunk_count() < 7)
+        own = random_case(random, AccumulatorPlacement::memory, mergers);
+      const int failing = 1 + trial % mergers;
+      MasterResult master;
+      WorkerResult worker;
+      MergerResult merger;
+      const auto run = [&] {
+        run_on_ranks(
+            own, [] { return std::make_unique<DelayedBackend>(make_cpu_backend({1}), 1); }, master,
+            worker, mergers, &merger,
+            [&](int) {
+              if (world().rank() == failing) throw Error("the disk is full");
+            });
+      };
+      const bool writes = !MergeShares(own.plan, mergers).chunks(failing).empty();
+      if (world().rank() > 0 || !writes) {
+        run();
+        BOOST_TEST(merger.failure ==
+                   (world().rank() == failing && writes ? "the disk is full" : ""));
+        continue;
+      }
+      BOOST_CHECK_EXCEPTION(run(), Error, [&](const Error& error) {
+        return error.what() == "rank " + std::to_string(failing) + ": the disk is full";
+      });
+    }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_merger_with_too_little_memory_ends_the_run_before_it_begins) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(19);
+    Case own = random_case(random, AccumulatorPlacement::memory, mergers);
+    if (world().rank() == mergers) own.plan.request.host_budget = 1;
+    MasterResult master;
+    WorkerResult worker;
+    MergerResult merger;
+    const auto run = [&] {
+      run_on_ranks(
+          own, [] { return make_cpu_backend({1}); }, master, worker, mergers, &merger);
+    };
+    if (world().rank() > 0) return run();
+    BOOST_CHECK_EXCEPTION(run(), InputError, [&](const InputError& error) {
+      const std::string text = error.what();
+      return text.find("rank " + std::to_string(mergers) + ": host memory") == 0;
+    });
   });
 }
