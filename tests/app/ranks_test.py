@@ -181,15 +181,15 @@ class Mergers(Ranks):
                          self.path("e.safetensors").read_bytes())
 
     def test_memory_that_is_too_small_for_one_rank_is_enough_for_several(self):
-        self.save_inputs(shape=(1, 20000, 2, 64), dtype=np.float16)
+        self.save_inputs(shape=(1, 20000, 1, 64), dtype=np.float16)
         self.options = ["--chunks", "57", "--threads", "1"]
         expected = self.alone()
-        small = self.command("--overwrite", "--host-memory", "8MiB")
+        small = self.command("--overwrite", "--host-memory", "4MiB")
         error = self.mpirun(3, small, status=2)
         self.assertIn("host memory", error)
-        report = self.compare(expected, 5, 3, "--host-memory", "8MiB")
+        report = self.compare(expected, 5, 3, "--host-memory", "4MiB")
         for merger in report["mergers"]:
-            self.assertLessEqual(merger["host_bytes"], 8 << 20)
+            self.assertLessEqual(merger["host_bytes"], 4 << 20)
 
     def test_too_few_ranks(self):
         self.save_inputs(shape=(1, 50, 2, 16))
