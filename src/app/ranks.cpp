@@ -10,6 +10,8 @@
 
 #include "app/machine.hpp"
 #include "app/report.hpp"
+#include "mpi/error.hpp"
+#include "mpi/protocol.hpp"
 #include "mpi/worker.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
@@ -127,6 +129,17 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
           {"stages", stages_json(telemetry.totals())}};
 }
 
+// Of a rank that tells no more: what it did is not known.
+json report_of_lost(const json& offer, int rank) {
+  WorkerResult result;
+  result.failure = lost_text;
+  json report = report_of(result, Telemetry(), Means(), rank);
+  report["host"] = offer["host"];
+  report["device"] = device_traits_from_json(offer["traits"].get<std::string>()).name;
+  report["peak_resident"] = 0;
+  return report;
+}
+
 }  // namespace
 
 Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communicator_(communicator) {
@@ -150,21 +163,32 @@ Ranks::Ranks(Communicator& communicator, ResourceOptions& resources) : communica
 Ranks::~Ranks() {
   if (!is_master()) return;
   try {
-    if (next_ == Step::offers) gather(Step::offers, {});
+    if (next_ == Step::offers) gather_offers({});
     if (next_ == Step::plan) {
       broadcast_plan("");
       next_ = Step::none;
     }
-    if (next_ == Step::reports) gather(Step::reports, {});
+    if (next_ == Step::reports) receive_reports();
   } catch (const std::exception& error) {
     fmt::print(stderr, "stream-cqsa: {}\n", error.what());
   }
 }
 
-std::vector<json> Ranks::gather(Step step, const json& own) {
-  next_ = step == Step::offers ? Step::plan : Step::none;
+std::vector<json> Ranks::gather_offers(const json& own) {
+  next_ = Step::plan;
   std::vector<json> all;
   for (const std::string& text : communicator_.gather(text_of(own))) all.push_back(parse(text));
+  return all;
+}
+
+std::vector<json> Ranks::receive_reports() {
+  next_ = Step::none;
+  std::vector<json> all;
+  for (int rank = 1; rank < communicator_.size(); ++rank) {
+    const auto text = communicator_.receive_text(rank, report_tag);
+    all.push_back(text ? parse(*text)
+                       : report_of_lost(offers_.at(static_cast<std::size_t>(rank)), rank));
+  }
   return all;
 }
 
@@ -174,10 +198,10 @@ std::string Ranks::broadcast_plan(const std::string& text) {
 }
 
 Capacity Ranks::capacity(const ResourceOptions& own) {
-  const std::vector<json> offers = gather(Step::offers, {});
+  offers_ = gather_offers({});
   Capacity all;
-  for (std::size_t rank = 1; rank < offers.size(); ++rank) {
-    const json& offer = offers[rank];
+  for (std::size_t rank = 1; rank < offers_.size(); ++rank) {
+    const json& offer = offers_[rank];
     if (offer.contains("error"))
       throw InputError(fmt::format("rank {}: {}", rank, offer["error"].get<std::string>()));
     const DeviceTraits traits = device_traits_from_json(offer["traits"].get<std::string>());
@@ -187,7 +211,7 @@ Capacity Ranks::capacity(const ResourceOptions& own) {
   }
   all.device.merges = false;
   all.host_budget = host_budget_of(own);
-  all.workers = static_cast<std::int64_t>(offers.size()) - 1;
+  all.workers = static_cast<std::int64_t>(offers_.size()) - 1;
   return all;
 }
 
@@ -199,10 +223,11 @@ RanksResult Ranks::run(const Plan& plan, const Outputs& outputs, const RunOption
   const std::int64_t workers = communicator_.size() - 1;
   result.master = run_master(master_plan(plan, workers), outputs, options, telemetry, communicator_,
                              [&] { broadcast_plan(text.str()); });
-  result.workers = gather(Step::reports, {});
-  result.workers.erase(result.workers.begin());
+  result.workers = receive_reports();
   RunResult& run = result.master.run;
   for (const json& worker : result.workers) {
+    std::string& failure = result.master.failures[worker["rank"].get<std::size_t>() - 1];
+    if (failure.empty()) failure = worker["failure"].get<std::string>();  // lost since it ended
     run.scores_computed += worker["scores_computed"].get<std::uint64_t>();
     run.device_bytes = std::max(run.device_bytes, worker["device_bytes"].get<std::int64_t>());
     run.device_in_use = std::max(run.device_in_use, worker["device_in_use"].get<std::int64_t>());
@@ -214,6 +239,10 @@ int Ranks::work(const JobOptions& options) {
   if (refused_) return 0;
   try {
     compute(options);
+  } catch (const LostRank& lost) {
+    communicator_.newly_lost();
+    if (communicator_.is_lost(0)) return end_without_master(options.resources.checkpoint);
+    communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), lost.what()));
   } catch (const std::exception& error) {
     // The master waits for messages that will not come.
     communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), error.what()));
@@ -221,9 +250,22 @@ int Ranks::work(const JobOptions& options) {
   return 0;
 }
 
+// All workers come here; the first one that is left speaks for them.
+int Ranks::end_without_master(const std::string& checkpoint) const {
+  int speaker = 1;
+  while (communicator_.is_lost(speaker)) ++speaker;
+  if (speaker == communicator_.rank()) {
+    fmt::print(stderr, "stream-cqsa: rank 0, the master, was lost; {}\n",
+               checkpoint.empty()
+                   ? "nothing is kept of a run without --checkpoint DIR"
+                   : "the same command continues from the checkpoint in " + checkpoint);
+  }
+  return checkpoint.empty() ? 1 : stopped_status;
+}
+
 void Ranks::compute(const JobOptions& options) {
   Means means;
-  gather(Step::offers, offer_of(options, means));
+  gather_offers(offer_of(options, means));
   const std::string text = broadcast_plan("");
   if (text.empty()) return;
   std::istringstream in(text);
@@ -234,7 +276,8 @@ void Ranks::compute(const JobOptions& options) {
       run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget},
                  {*open.query, *open.key, *open.value}, *means.backend,
                  run_options(options.resources, plan), telemetry, communicator_);
-  gather(Step::reports, report_of(result, telemetry, means, communicator_.rank()));
+  communicator_.send_text(0, report_tag,
+                          text_of(report_of(result, telemetry, means, communicator_.rank())));
 }
 
 }  // namespace stream_cqsa

@@ -35,17 +35,23 @@ class Ranks {
   RanksResult run(const Plan& plan, const Outputs& outputs, const RunOptions& options,
                   Telemetry& telemetry);
 
-  /// A worker's part: computes until the master says stop. Returns the exit status.
+  /// A worker's part: computes until the master says stop, or is lost. Returns the exit status.
   int work(const JobOptions& options);
 
  private:
-  /// Collective calls, in the order in which all ranks make them.
+  /// What all ranks do together, in this order. Reports are messages of their own: by then a worker
+  /// may be lost.
   enum class Step { offers, plan, reports, none };
-  std::vector<nlohmann::json> gather(Step step, const nlohmann::json& own);
+  std::vector<nlohmann::json> gather_offers(const nlohmann::json& own);
+  /// The master's part of the last step: by worker, what it has to report, or what is known of it
+  /// where it is lost.
+  std::vector<nlohmann::json> receive_reports();
   void compute(const JobOptions& options);
+  int end_without_master(const std::string& checkpoint) const;
   std::string broadcast_plan(const std::string& text);
 
   Communicator& communicator_;
+  std::vector<nlohmann::json> offers_;  ///< at the master
   Step next_ = Step::offers;
   bool refused_ = false;
 };

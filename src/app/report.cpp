@@ -7,6 +7,7 @@
 #include <ctime>
 #include <numeric>
 #include <sstream>
+#include <string_view>
 
 #include "app/machine.hpp"
 #include "app/text.hpp"
@@ -92,6 +93,11 @@ AllTotals totals_of(const RunRecord& record) {
   return totals;
 }
 
+std::string_view ending_of(const std::string& failure) {
+  if (failure.empty()) return "";
+  return failure == lost_text ? "; lost" : "; gave up";
+}
+
 std::string ranks_text(const RanksResult& ranks) {
   std::string text;
   for (std::size_t i = 0; i < ranks.workers.size(); ++i) {
@@ -105,8 +111,7 @@ std::string ranks_text(const RanksResult& ranks) {
         fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n", i + 1,
                     worker["device"].get<std::string>(), worker["host"].get<std::string>(),
                     counted(ranks.master.subproblems[i], "subproblem"), format_duration(computing),
-                    bytes(Stage::read), bytes(Stage::copy_in),
-                    ranks.master.failures[i].empty() ? "" : "; gave up");
+                    bytes(Stage::read), bytes(Stage::copy_in), ending_of(ranks.master.failures[i]));
   }
   return text;
 }

@@ -87,9 +87,15 @@ class Master {
     intake_.drop_all();
     Message stop;
     stop.said = Said::stop;
-    for (int worker = 0; worker < workers(); ++worker) send(worker, stop);
+    for (int worker = 0; worker < workers(); ++worker) {
+      if (!ended_[static_cast<std::size_t>(worker)]) send(worker, stop);
+    }
     while (!all_ended() || !sends_.empty() || intake_.under_way()) {
       step([] { return false; });
+    }
+    // Where the last one to end was lost, one more message is waited for.
+    incoming_request_.cancel();
+    while (!incoming_request_.settled()) {
     }
     result_.repeated = dispatcher_.repeated();
   }
@@ -113,14 +119,11 @@ class Master {
       dispatcher_.merged_piece(id);
       did_something = true;
     }
-    while (!all_ended() && incoming_request_.done(source_)) {
-      hear(source_, incoming_);
-      if (!all_ended()) listen();
-      did_something = true;
+    for (; !all_ended() && receive(); did_something = true) {
     }
     did_something |= intake_.poll();
     did_something |= assign();
-    sends_.remove_if([](Sending& sending) { return sending.request.done(); });
+    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
     if (did_something) result_.dispatch_seconds += now_seconds() - begin;
     pause_.after(did_something, intake_.under_way() || !sends_.empty());
   }
@@ -129,7 +132,31 @@ class Master {
     incoming_request_ = communicator_.receive(MPI_ANY_SOURCE, to_master_tag, incoming_.bytes());
   }
 
+  // False where no message has come and no rank is lost.
+  bool receive() {
+    const Request::State state = incoming_request_.test(source_);
+    if (state == Request::State::pending) return false;
+    if (state == Request::State::lost) {
+      for (const int rank : communicator_.newly_lost()) lose(rank);
+      return true;
+    }
+    hear(source_, incoming_);
+    if (!all_ended()) listen();
+    return true;
+  }
+
+  void lose(int rank) {
+    const auto worker = static_cast<std::size_t>(rank - 1);
+    if (result_.failures[worker].empty()) result_.failures[worker] = lost_text;
+    fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
+               dispatcher_.all_merged() ? "" : "; its work goes to the others");
+    ended_[worker] = true;
+    dispatcher_.lost(rank - 1, true);
+    intake_.forget(rank);
+  }
+
   void hear(int rank, const Message& message) {
+    if (communicator_.is_lost(rank)) return;
     const int worker = rank - 1;
     switch (message.said) {
       case Said::ready:

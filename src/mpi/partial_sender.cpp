@@ -66,7 +66,7 @@ void PartialSender::deliver_finished(const FinishedRows&) {
 bool PartialSender::send() {
   bool did_something = false;
   for (auto states = states_.begin(); states != states_.end();) {
-    if (!states->request.done()) {
+    if (!states->request.settled()) {
       ++states;
       continue;
     }
@@ -74,7 +74,7 @@ bool PartialSender::send() {
     states = states_.erase(states);
     did_something = true;
   }
-  headers_.remove_if([](Header& header) { return header.request.done(); });
+  headers_.remove_if([](Header& header) { return header.request.settled(); });
   std::deque<Waiting> waiting;
   {
     const std::scoped_lock lock(mutex_);

@@ -18,7 +18,7 @@ namespace stream_cqsa {
 
 /// Tags. The states of an offered partial come under states_tag plus the number of the worker's
 /// buffer, which belongs to no other partial until they have come.
-enum Tag : int { to_master_tag = 1, to_worker_tag = 2, states_tag = 16 };
+enum Tag : int { to_master_tag = 1, to_worker_tag = 2, report_tag = 8, states_tag = 16 };
 
 enum class Said : std::int32_t {
   // A worker to the master.

@@ -24,7 +24,8 @@ struct WorkerResult {
 /// Computes subproblems of `plan`, with the arenas of worker_plan() for the budgets given, until
 /// the master says stop, with the backend, which is prepared here. Failures are told to the master
 /// and returned, once all partials that were offered have been sent. Only the calling thread sends
-/// and receives; reader threads read through MPI I/O. Throws Error when messages themselves fail.
+/// and receives; reader threads read through MPI I/O. Throws LostRank when the master is lost, and
+/// Error when messages fail otherwise.
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator);
