@@ -21,6 +21,7 @@ Request::Request(MPI_Request handle, int code, const char* call) : handle_(handl
 Request& Request::operator=(Request&& other) noexcept {
   std::swap(handle_, other.handle_);
   std::swap(lost_, other.lost_);
+  std::swap(cancelled_, other.cancelled_);
   return *this;
 }
 
@@ -35,8 +36,9 @@ Request::State Request::test(int& source) {
   MPI_Status status;
   const int code = MPI_Test(&handle_, &flag, &status);
   if (says_lost(code)) {
-    lost_ = !says_lost_and_pending(code);
-    if (lost_) handle_ = MPI_REQUEST_NULL;
+    lost_ = cancelled_ || !says_lost_and_pending(code);
+    // Cancelled after the loss was noticed, it is over for MPI and stays an error all the same.
+    if (lost_ && handle_ != MPI_REQUEST_NULL) STREAM_CQSA_MPI(MPI_Request_free(&handle_));
     return State::lost;
   }
   check_mpi(code, "MPI_Test", __FILE__, __LINE__);
@@ -62,7 +64,9 @@ bool Request::settled() {
 }
 
 void Request::cancel() {
-  if (handle_ != MPI_REQUEST_NULL) STREAM_CQSA_MPI(MPI_Cancel(&handle_));
+  if (handle_ == MPI_REQUEST_NULL) return;
+  STREAM_CQSA_MPI(MPI_Cancel(&handle_));
+  cancelled_ = true;
 }
 
 Communicator::Communicator() {

@@ -44,6 +44,7 @@ class Request {
  private:
   MPI_Request handle_ = MPI_REQUEST_NULL;
   bool lost_ = false;
+  bool cancelled_ = false;
 };
 
 /// A communicator of its own, freed on destruction. Calls block only where they say so. Messages
