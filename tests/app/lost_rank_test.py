@@ -30,9 +30,11 @@ class Lost(Ranks):
         self.save_inputs(shape=self.shape, dtype=np.float16)
         self.expected = self.alone()
 
+    def plain(self, *extra):
+        return self.command("--overwrite", *extra)
+
     def durable(self, *extra):
-        return self.command("--overwrite", "--checkpoint", self.path("ckpt"),
-                            "--checkpoint-interval", "0.05", *extra)
+        return self.plain("--checkpoint", self.path("ckpt"), "--checkpoint-interval", "0.05", *extra)
 
     def begin(self, ranks, command):
         """A run of which the work has begun: its first rows, or its first merged partials, are kept."""
@@ -75,7 +77,7 @@ class Lost(Ranks):
         report = self.path("r.json")
         for number in range(KILLS):
             ranks = (3, 5)[number % 2]
-            command = (self.command, self.durable)[number // 2 % 2]
+            command = (self.plain, self.durable)[number // 2 % 2]
             victims = self.random_moment.sample(range(1, ranks), ranks // 2)
             with self.subTest(number=number, ranks=ranks, victims=victims):
                 process = self.begin(ranks, command("--report", report))
