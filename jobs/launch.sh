@@ -1,6 +1,7 @@
 # Starting ranks, sourced: under Open MPI's mpirun or Slurm's srun, in a job or on one host without Slurm.
 #   LAUNCH            mpirun or srun (default: srun in a Slurm job, else mpirun)
-#   LAUNCH_OPTIONS    more options of the launcher
+#   LAUNCH_OPTIONS    more options of the launcher, such as --with-ft ulfm: with it mpirun of Open MPI 5 lets
+#                     a run go on without a worker that is lost, but without UCX (see ompi_info)
 # Rank 0 is the master, the others are workers. With several nodes the first one holds the master
 # besides its workers, and a node is filled before the next one is begun.
 # Where a script that sources this has a failure of its own, that one is used.

@@ -5,6 +5,7 @@
 #include <sstream>
 
 #include "mpi/environment.hpp"
+#include "mpi/fault.hpp"
 #include "stream_cqsa/error.hpp"
 #include "version.hpp"
 
@@ -168,9 +169,12 @@ bool parse(const Arguments& arguments, const std::string& intro, OptionGroup opt
 }
 
 int print_version() {
-  fmt::print("stream-cqsa {}\ncommit    {}\nbuild     {}\nbackends  {}\nmpi       {}\n",
-             version_number, version_commit, version_build, version_backends,
-             MpiEnvironment::library_version());
+  fmt::print(
+      "stream-cqsa {}\ncommit    {}\nbuild     {}\nbackends  {}\nmpi       {}\n          {}\n",
+      version_number, version_commit, version_build, version_backends,
+      MpiEnvironment::library_version(),
+      survives_lost_ranks() ? "a run survives a lost worker under mpirun --with-ft ulfm"
+                            : "a lost worker ends a run: no user-level fault mitigation");
   return 0;
 }
 

@@ -15,7 +15,9 @@
 #include "app/merger.hpp"
 #include "app/report.hpp"
 #include "engine/merge_shares.hpp"
+#include "mpi/error.hpp"
 #include "mpi/merger.hpp"
+#include "mpi/protocol.hpp"
 #include "mpi/worker.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
@@ -159,7 +161,7 @@ DeviceTraits common(const DeviceTraits& one, const DeviceTraits& other) {
 }
 
 json report_of(const WorkerResult& result, const Telemetry& telemetry, const Means& means,
-               const AuditedInputs& audited, int rank) {
+               int rank) {
   return {{"rank", rank},
           {"host", host_name()},
           {"device", means.capacity.device.name},
@@ -169,11 +171,18 @@ json report_of(const WorkerResult& result, const Telemetry& telemetry, const Mea
           {"device_in_use", result.device_in_use},
           {"host_bytes", result.host_bytes},
           {"peak_resident", peak_resident_bytes()},
-          {"stages", stages_json(telemetry.totals())},
-          {"inputs",
-           {{"query", audited.query.parts().to_text()},
-            {"key", audited.key.parts().to_text()},
-            {"value", audited.value.parts().to_text()}}}};
+          {"stages", stages_json(telemetry.totals())}};
+}
+
+// Of a rank that tells no more: what it did is not known.
+json report_of_lost(const json& offer, int rank) {
+  WorkerResult result;
+  result.failure = lost_text;
+  json report = report_of(result, Telemetry(), Means(), rank);
+  report["host"] = offer["host"];
+  report["device"] = device_traits_from_json(offer["traits"].get<std::string>()).name;
+  report["peak_resident"] = 0;
+  return report;
 }
 
 }  // namespace
@@ -204,22 +213,37 @@ Ranks::~Ranks() {
   if (!is_master()) return;
   try {
     // Nothing to be told: the workers end.
-    if (next_ == Step::offers) gather(Step::offers, {});
+    if (next_ == Step::offers) gather_offers({});
     if (next_ == Step::inputs || next_ == Step::plan) {
       broadcast(next_, "");
       next_ = Step::none;
     }
-    if (next_ == Step::reports) gather(Step::reports, {});
+    if (next_ == Step::reports) receive_reports();
   } catch (const std::exception& error) {
     fmt::print(stderr, "stream-cqsa: {}\n", error.what());
   }
 }
 
-std::vector<json> Ranks::gather(Step step, const json& own) {
-  next_ = step == Step::offers ? Step::plan : Step::none;
+std::vector<json> Ranks::gather_offers(const json& own) {
+  next_ = Step::plan;
   std::vector<json> all;
   for (const std::string& text : communicator_.gather(text_of(own))) all.push_back(parse(text));
   return all;
+}
+
+std::vector<json> Ranks::receive_reports() {
+  next_ = Step::none;
+  std::vector<json> all;
+  for (int rank = 1; rank < communicator_.size(); ++rank) {
+    const auto text = communicator_.receive_text(rank, report_tag);
+    all.push_back(text ? parse(*text)
+                       : report_of_lost(offers_.at(static_cast<std::size_t>(rank)), rank));
+  }
+  return all;
+}
+
+void Ranks::send_report(const json& report) {
+  communicator_.send_text(0, report_tag, text_of(report));
 }
 
 std::string Ranks::broadcast(Step step, const std::string& text) {
@@ -229,18 +253,15 @@ std::string Ranks::broadcast(Step step, const std::string& text) {
 
 Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
   if (input_through_master_) broadcast(Step::inputs, text_of(describe_inputs(open)));
-  const std::vector<json> offers = gather(Step::offers, {});
+  offers_ = gather_offers({});
   const auto first_worker = static_cast<std::size_t>(mergers_) + 1;
   Capacity all;
   std::set<std::string> numerics;
-  for (std::size_t rank = 1; rank < offers.size(); ++rank) {
-    const json& offer = offers[rank];
+  for (std::size_t rank = 1; rank < offers_.size(); ++rank) {
+    const json& offer = offers_[rank];
     if (offer.contains("error"))
       throw InputError(fmt::format("rank {}: {}", rank, offer["error"].get<std::string>()));
-    if (rank < first_worker) {
-      merger_budgets_.push_back(offer["host_budget"].get<std::int64_t>());
-      continue;
-    }
+    if (rank < first_worker) continue;
     const DeviceTraits traits = device_traits_from_json(offer["traits"].get<std::string>());
     const auto budget = offer["device_budget"].get<std::int64_t>();
     const bool first = rank == first_worker;
@@ -251,7 +272,7 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
   all.device.merges = false;
   all.numerics = fmt::format("{}", fmt::join(numerics, "; "));
   all.host_budget = host_budget_of(own);
-  all.workers = static_cast<std::int64_t>(offers.size() - first_worker);
+  all.workers = static_cast<std::int64_t>(offers_.size() - first_worker);
   return all;
 }
 
@@ -268,8 +289,10 @@ Plan Ranks::plan_of_master(const Plan& plan) const {
       throw InputError(fmt::format("rank {}: {}", rank, error.what()));
     }
   };
-  for (int rank = 1; rank <= mergers_; ++rank)
-    plan_of(rank, merger_budgets_[static_cast<std::size_t>(rank) - 1]);
+  for (int rank = 1; rank <= mergers_; ++rank) {
+    const json& offer = offers_[static_cast<std::size_t>(rank)];
+    plan_of(rank, offer["host_budget"].get<std::int64_t>());
+  }
   return plan_of(0, plan.request.host_budget);
 }
 
@@ -285,14 +308,18 @@ RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& ou
   result.master = run_master(
       plan_of_master(plan), outputs, own, telemetry, communicator_,
       [&] { broadcast(Step::plan, text.str()); }, input_through_master_ ? &inputs : nullptr);
-  const std::vector<json> reports = gather(Step::reports, {});
-  const auto first_worker = reports.begin() + 1 + mergers_;
-  result.mergers.assign(reports.begin() + 1, first_worker);
+  const std::vector<json> reports = receive_reports();
+  const auto first_worker = reports.begin() + mergers_;
+  result.mergers.assign(reports.begin(), first_worker);
   result.workers.assign(first_worker, reports.end());
   result.read = take_inputs(result.workers);
   RunResult& run = result.master.run;
   for (const json& merger : result.mergers) add_merger(merger, run);
   for (const json& worker : result.workers) {
+    std::string& failure =
+        result.master
+            .failures[worker["rank"].get<std::size_t>() - 1 - static_cast<std::size_t>(mergers_)];
+    if (failure.empty()) failure = worker["failure"].get<std::string>();  // lost since it ended
     run.scores_computed += worker["scores_computed"].get<std::uint64_t>();
     run.device_bytes = std::max(run.device_bytes, worker["device_bytes"].get<std::int64_t>());
     run.device_in_use = std::max(run.device_in_use, worker["device_in_use"].get<std::int64_t>());
@@ -308,11 +335,28 @@ int Ranks::work(const JobOptions& options) {
     } else {
       compute(options);
     }
+  } catch (const LostRank& lost) {
+    communicator_.newly_lost();
+    if (communicator_.is_lost(0)) return end_without_master(options.resources.checkpoint);
+    communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), lost.what()));
   } catch (const std::exception& error) {
     // The master waits for messages that will not come.
     communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), error.what()));
   }
   return 0;
+}
+
+// All workers come here; the first one that is left speaks for them.
+int Ranks::end_without_master(const std::string& checkpoint) const {
+  int speaker = 1;
+  while (communicator_.is_lost(speaker)) ++speaker;
+  if (speaker == communicator_.rank()) {
+    fmt::print(stderr, "stream-cqsa: rank 0, the master, was lost; {}\n",
+               checkpoint.empty()
+                   ? "nothing is kept of a run without --checkpoint DIR"
+                   : "the same command continues from the checkpoint in " + checkpoint);
+  }
+  return checkpoint.empty() ? 1 : stopped_status;
 }
 
 void Ranks::compute(const JobOptions& options) {
@@ -324,7 +368,7 @@ void Ranks::compute(const JobOptions& options) {
     means.remote = std::move(described.inputs);
     means.open.problem = described.problem;
   }
-  gather(Step::offers, offer_of(options, means));
+  gather_offers(offer_of(options, means));
   const std::string text = broadcast(Step::plan, "");
   if (text.empty()) return;
   const auto [plan, merging] = read_broadcast(text);
@@ -337,13 +381,17 @@ void Ranks::compute(const JobOptions& options) {
       run_worker(plan, {means.capacity.device_budget, means.capacity.host_budget},
                  means.remote ? means.inputs() : audited.inputs(), *means.backend, run, telemetry,
                  communicator_, means.remote.get());
-  gather(Step::reports, report_of(result, telemetry, means, audited, communicator_.rank()));
+  json report = report_of(result, telemetry, means, communicator_.rank());
+  report["inputs"] = {{"query", audited.query.parts().to_text()},
+                      {"key", audited.key.parts().to_text()},
+                      {"value", audited.value.parts().to_text()}};
+  send_report(report);
 }
 
 void Ranks::merge(const JobOptions& options) {
   if (input_through_master_ && broadcast(Step::inputs, "").empty()) return;
   const json offer = merger_offer(options.resources);
-  gather(Step::offers, offer);
+  gather_offers(offer);
   const std::string text = broadcast(Step::plan, "");
   if (text.empty()) return;
   const auto [plan, merging] = read_broadcast(text);
@@ -361,7 +409,7 @@ void Ranks::merge(const JobOptions& options) {
   report["host"] = host_name();
   report["host_budget"] = host_budget;
   outputs.add_seen(report);
-  gather(Step::reports, report);
+  send_report(report);
 }
 
 }  // namespace stream_cqsa

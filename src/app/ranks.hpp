@@ -39,22 +39,29 @@ class Ranks {
                   const std::vector<RowIndex>& rows, const RunOptions& options,
                   Telemetry& telemetry);
 
-  /// A worker's part, or a merger's, until the master says stop. Returns the exit status.
+  /// A worker's part, or a merger's, until the master says stop, or is lost. Returns the exit
+  /// status.
   int work(const JobOptions& options);
 
  private:
-  /// Collective calls, in the order in which all ranks make them.
+  /// What all ranks do together, in this order. Reports are messages of their own: by then a worker
+  /// may be lost.
   enum class Step { inputs, offers, plan, reports, none };
-  std::vector<nlohmann::json> gather(Step step, const nlohmann::json& own);
-  void compute(const JobOptions& options);
-  void merge(const JobOptions& options);
+  std::vector<nlohmann::json> gather_offers(const nlohmann::json& own);
   /// What rank 0 has to tell, everywhere.
   std::string broadcast(Step step, const std::string& text);
+  /// The master's part of the last step: by rank from 1 on, what it has to report, or what is known
+  /// of it where it is lost.
+  std::vector<nlohmann::json> receive_reports();
+  void send_report(const nlohmann::json& report);
+  void compute(const JobOptions& options);
+  void merge(const JobOptions& options);
+  int end_without_master(const std::string& checkpoint) const;
   Plan plan_of_master(const Plan& plan) const;
 
   Communicator& communicator_;
   int mergers_ = 0;
-  std::vector<std::int64_t> merger_budgets_;  ///< at rank 0: of host memory, in bytes
+  std::vector<nlohmann::json> offers_;  ///< at the master: by rank
   Step next_ = Step::offers;
   bool input_through_master_ = false;
   bool refused_ = false;

@@ -7,6 +7,7 @@
 #include <ctime>
 #include <numeric>
 #include <sstream>
+#include <string_view>
 
 #include "app/machine.hpp"
 #include "app/text.hpp"
@@ -94,6 +95,11 @@ AllTotals totals_of(const RunRecord& record) {
   return totals;
 }
 
+std::string_view ending_of(const std::string& failure) {
+  if (failure.empty()) return "";
+  return failure == lost_text ? "; lost" : "; gave up";
+}
+
 std::string mergers_text(const RanksResult& ranks) {
   std::string text;
   for (const json& merger : ranks.mergers) {
@@ -124,12 +130,12 @@ std::string ranks_text(const RanksResult& ranks) {
       return format_bytes(stages[static_cast<std::size_t>(stage)].bytes);
     };
     const double computing = stages[static_cast<std::size_t>(Stage::compute)].busy_seconds;
-    text += fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n",
-                        worker["rank"].get<int>(), worker["device"].get<std::string>(),
-                        worker["host"].get<std::string>(),
-                        counted(ranks.master.subproblems[i], "subproblem"),
-                        format_duration(computing), bytes(Stage::read), bytes(Stage::copy_in),
-                        ranks.master.failures[i].empty() ? "" : "; gave up");
+    text +=
+        fmt::format("rank {:<5} {} on {}: {}, computed for {}, {} read, {} copied in{}\n",
+                    worker["rank"].get<int>(), worker["device"].get<std::string>(),
+                    worker["host"].get<std::string>(),
+                    counted(ranks.master.subproblems[i], "subproblem"), format_duration(computing),
+                    bytes(Stage::read), bytes(Stage::copy_in), ending_of(ranks.master.failures[i]));
   }
   return text;
 }

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "mpi/error.hpp"
+#include "mpi/fault.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -15,6 +16,7 @@ MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
   // same, and its component sm does so in files whose names programs that start at once on one
   // machine can share. What the user chose stands; other MPI libraries do not look.
   ::setenv("OMPI_MCA_sharedfp", "^sm", 0);
+  prepare_for_lost_ranks();
   int provided = MPI_THREAD_SINGLE;
   STREAM_CQSA_MPI(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided));
   try {

@@ -6,7 +6,7 @@
 #include <array>
 #include <string_view>
 
-#include "stream_cqsa/error.hpp"
+#include "mpi/fault.hpp"
 
 namespace stream_cqsa {
 
@@ -22,8 +22,11 @@ std::string mpi_error_text(int code) {
 void check_mpi(int code, const char* call, const char* file, int line) {
   if (code == MPI_SUCCESS) return;
   const std::string_view path = file;
-  throw Error(fmt::format("{} failed with MPI error {} ({}) at {}:{}", call, code,
-                          mpi_error_text(code), path.substr(path.rfind('/') + 1), line));
+  const std::string text =
+      fmt::format("{} failed with MPI error {} ({}) at {}:{}", call, code, mpi_error_text(code),
+                  path.substr(path.rfind('/') + 1), line);
+  if (says_lost(code)) throw LostRank("a rank was lost: " + text);
+  throw Error(text);
 }
 
 }  // namespace stream_cqsa

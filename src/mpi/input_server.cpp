@@ -67,10 +67,12 @@ void InputServer::request(int rank, const Message& message) {
   asked_[rank].push_back(message);
 }
 
+void InputServer::forget(int rank) { asked_.erase(rank); }
+
 bool InputServer::poll() {
   bool did_something = false;
   for (auto answer = sending_.begin(); answer != sending_.end();) {
-    (*answer)->under_way.remove_if([](Request& request) { return request.done(); });
+    (*answer)->under_way.remove_if([](Request& request) { return request.settled(); });
     if (!(*answer)->under_way.empty()) {
       ++answer;
       continue;

@@ -47,6 +47,8 @@ class InputServer {
 
   // For the communication thread.
   void request(int rank, const Message& message);
+  /// The rank is lost: what it asked for is not read. What is sent to it is dropped.
+  void forget(int rank);
   /// From now on nothing is read: requests are answered with Said::too_late.
   void refuse_all() { refusing_ = true; }
   /// Moves answers on. True where anything happened.

@@ -68,16 +68,27 @@ void Intake::drop(const Source& source) {
 void Intake::forget(int rank) {
   std::erase_if(offers_, [&](const auto& offer) { return offer.first.rank == rank; });
   std::erase_if(counts_, [&](const auto& count) { return count.first.rank == rank; });
+  std::erase_if(dropped_, [&](const auto& source) { return source.rank == rank; });
+  for (Transfer& transfer : transfers_) {
+    if (transfer.source.rank != rank || transfer.forgotten) continue;
+    transfer.forgotten = true;
+    transfer.request.cancel();
+  }
 }
 
 bool Intake::poll() {
   bool did_something = false;
   for (auto transfer = transfers_.begin(); transfer != transfers_.end();) {
-    if (!transfer->request.done()) {
+    const Request::State state = transfer->request.test();
+    if (state == Request::State::pending) {
       ++transfer;
       continue;
     }
-    end(*transfer);
+    if (transfer->forgotten || state == Request::State::lost) {
+      give_up(*transfer);
+    } else {
+      end(*transfer);
+    }
     transfer = transfers_.erase(transfer);
     did_something = true;
   }
@@ -129,7 +140,17 @@ void Intake::begin_transfer(const Source& source, const Message& message,
   if (transfers_.empty()) busy_since_ = now_seconds();
   transfers_.push_back(
       {communicator_.receive(source.rank, states_tag + message.buffer, {buffer.data, bytes}),
-       source, message, dropped, buffer, states});
+       source, message, dropped, buffer, states, false});
+}
+
+// The partial will be computed again. An accumulator that is kept for it stays kept.
+void Intake::give_up(const Transfer& transfer) {
+  if (transfer.dropped) {
+    spare_in_use_ = false;
+    return;
+  }
+  coming_.erase({transfer.message.piece, transfer.message.subproblem});
+  assembler_.give_back(transfer.buffer.number);
 }
 
 void Intake::end(Transfer& transfer) {

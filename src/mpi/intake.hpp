@@ -49,7 +49,8 @@ class Intake {
   void drop(const Source& source);
   /// From now on all are.
   void drop_all() { dropping_ = true; }
-  /// The rank is gone, with what it offered.
+  /// The rank is lost, with what it offered: transfers from it are given up, their buffers freed as
+  /// soon as MPI lets go of them. There must be no offers of this rank after that.
   void forget(int rank);
 
   /// Something has been merged.
@@ -71,6 +72,7 @@ class Intake {
     bool dropped = false;
     PartialReceiver::Buffer buffer;
     SoftmaxStates states;
+    bool forgotten = false;  ///< its rank is lost
   };
   /// How many of a subproblem's partials have come from a rank.
   struct Count {
@@ -83,6 +85,7 @@ class Intake {
   void begin_transfer(const Source& source, const Message& message, PartialReceiver::Buffer buffer,
                       bool dropped);
   void end(Transfer& transfer);
+  void give_up(const Transfer& transfer);
   void count(const Source& source, std::int64_t came, std::int64_t of);
 
   const Plan& plan_;

@@ -68,10 +68,17 @@ class Master {
     Message stop;
     stop.said = Said::stop;
     stop.ending = ending();
-    for (int rank = 1; rank < communicator_.size(); ++rank) send(rank, stop);
+    for (int rank = 1; rank < communicator_.size(); ++rank) {
+      if (rank <= mergers_.count() || !ended_[static_cast<std::size_t>(worker_of(rank))])
+        send(rank, stop);
+    }
     if (inputs_) inputs_->refuse_all();
     while (!all_ended() || under_way()) {
       step([] { return false; });
+    }
+    // Where the last one to end was lost, one more message is waited for.
+    incoming_request_.cancel();
+    while (!incoming_request_.settled()) {
     }
     if (dispatcher_) result_.repeated = dispatcher_->repeated();
     if (inputs_) result_.served = inputs_->served();
@@ -125,15 +132,12 @@ class Master {
     }
     if (did_something) intake_.merged();
     did_something |= mergers_.poll();
-    while (!all_ended() && incoming_request_.done(source_)) {
-      hear(source_, incoming_);
-      if (!all_ended()) listen();
-      did_something = true;
+    for (; !all_ended() && receive(); did_something = true) {
     }
     did_something |= intake_.poll();
     did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
-    sends_.remove_if([](Sending& sending) { return sending.request.done(); });
+    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
     if (did_something) result_.dispatch_seconds += now_seconds() - begin;
     pause_.after(did_something, under_way());
   }
@@ -162,7 +166,36 @@ class Master {
     }
   }
 
+  // False where no message has come and no rank is lost.
+  bool receive() {
+    const Request::State state = incoming_request_.test(source_);
+    if (state == Request::State::pending) return false;
+    if (state == Request::State::lost) {
+      for (const int rank : communicator_.newly_lost()) lose(rank);
+      return true;
+    }
+    hear(source_, incoming_);
+    if (!all_ended()) listen();
+    return true;
+  }
+
+  void lose(int rank) {
+    if (rank <= mergers_.count())
+      communicator_.abort(fmt::format("rank {}, which merges, was lost", rank));
+    const auto worker = static_cast<std::size_t>(worker_of(rank));
+    if (result_.failures[worker].empty()) result_.failures[worker] = lost_text;
+    fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
+               all_merged() ? "" : "; its work goes to the others");
+    ended_[worker] = true;
+    if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
+    intake_.forget(rank);
+    if (inputs_) inputs_->forget(rank);
+    std::erase_if(arrivals_, [&](const auto& arrival) { return arrival.first.rank == rank; });
+    std::erase_if(orders_, [&](const auto& order) { return order.first.first == rank; });
+  }
+
   void hear(int rank, const Message& message) {
+    if (communicator_.is_lost(rank)) return;
     if (rank <= mergers_.count()) return hear_merger(rank, message);
     const int worker = worker_of(rank);
     switch (message.said) {
@@ -213,6 +246,7 @@ class Master {
 
   // By this rank, or a merger.
   void received(const Source& source) {
+    if (communicator_.is_lost(source.rank)) return;
     Arrival& arrival = arrivals_[source];
     if (++arrival.came != arrival.of) return;
     arrivals_.erase(source);

@@ -11,10 +11,13 @@
 
 namespace stream_cqsa {
 
+/// What is told of a worker whose rank is lost.
+inline constexpr const char* lost_text = "lost";
+
 /// What the master did beside merging.
 struct MasterResult {
   RunResult run;
-  std::vector<std::string> failures;      ///< by worker: why it gave up, or empty
+  std::vector<std::string> failures;      ///< by worker: why it gave up, `lost_text`, or empty
   std::vector<std::int64_t> subproblems;  ///< by worker: computed
   std::int64_t repeated = 0;              ///< subproblems that were handed out more than once
   double dispatch_seconds = 0;            ///< busy with messages and assignments
@@ -25,8 +28,8 @@ struct MasterResult {
 /// RunOptions::mergers mergers (see run_merger()), of which worker i is rank mergers + 1 + i.
 /// `served` are the inputs of those that have RemoteInputs; the plan then has cache blocks. Sinks
 /// are written as far as the plan has this rank merge, and not committed; when this returns the
-/// mergers have written their parts. A worker that fails is told of on standard error, and its
-/// subproblems go to the others.
+/// mergers have written their parts. A worker that fails, or is lost where MPI can go on, is told
+/// of on standard error, and its subproblems go to the others; a merger that is lost ends all.
 /// `ready` is called when this rank is, before any message: until then workers need not be there,
 /// and what is thrown concerns this rank alone. Only the calling thread sends and receives. Throws
 /// Error when merging or writing fails, here or at a merger, or no worker is left; the others are

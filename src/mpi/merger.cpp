@@ -6,11 +6,13 @@
 #include <list>
 #include <memory>
 #include <optional>
+#include <set>
 
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
 #include "engine/merge_shares.hpp"
 #include "engine/monitor.hpp"
+#include "mpi/error.hpp"
 #include "mpi/intake.hpp"
 #include "mpi/merged_list.hpp"
 #include "mpi/poll.hpp"
@@ -82,8 +84,11 @@ class Merging {
 /// The communication thread's work.
 class Merger {
  public:
-  Merger(Telemetry& telemetry, Communicator& communicator, int workers)
-      : telemetry_(telemetry), communicator_(communicator), workers_left_(workers) {
+  Merger(Telemetry& telemetry, Communicator& communicator, int mergers)
+      : telemetry_(telemetry),
+        communicator_(communicator),
+        mergers_(mergers),
+        workers_left_(communicator.size() - 1 - mergers) {
     listen();
   }
 
@@ -104,12 +109,16 @@ class Merger {
 
   /// Until the master says how to end and the workers have ended.
   void work() {
-    while (!ending_ || workers_left_ > 0 || !sends_.empty() || under_way()) {
+    while (!all_heard() || !sends_.empty() || under_way()) {
       bool did_something = hear();
       did_something |= merge();
       if (!ending_ && failure_.empty() && merging_ && merging_->failed()) end_merging();
       forget_sent();
       pause_.after(did_something, under_way() || !sends_.empty());
+    }
+    // Where the last one to end was lost, one more message is waited for.
+    request_.cancel();
+    while (!request_.settled()) {
     }
     end_merging();
     Message& ended = say(Said::ended);
@@ -146,17 +155,36 @@ class Merger {
   // Nothing comes after the master's stop and the last worker's end.
   bool hear() {
     bool did_something = false;
-    for (; (!ending_ || workers_left_ > 0) && request_.done(source_); did_something = true) {
-      hear(source_, incoming_);
-      if (!ending_ || workers_left_ > 0) listen();
+    for (; !all_heard() && receive(); did_something = true) {
     }
     return did_something;
   }
+  bool all_heard() const { return ending_ && workers_left_ == 0; }
+
+  // False where no message has come and no rank is lost.
+  bool receive() {
+    const Request::State state = request_.test(source_);
+    if (state == Request::State::pending) return false;
+    if (state == Request::State::lost) {
+      for (const int rank : communicator_.newly_lost()) lose(rank);
+      return true;
+    }
+    hear(source_, incoming_);
+    if (!all_heard()) listen();
+    return true;
+  }
+
+  void lose(int rank) {
+    if (rank <= mergers_) throw LostRank(fmt::format("rank {}, which merges, was lost", rank));
+    if (merging_) merging_->intake().forget(rank);
+    if (ended_.insert(rank).second) --workers_left_;
+  }
 
   void hear(int rank, const Message& message) {
+    if (communicator_.is_lost(rank)) return;
     switch (message.said) {
       case Said::ended:
-        --workers_left_;
+        if (ended_.insert(rank).second) --workers_left_;
         return;
       case Said::stop:
         ending_ = message.ending;
@@ -269,7 +297,9 @@ class Merger {
 
   Telemetry& telemetry_;
   Communicator& communicator_;
+  int mergers_;
   int workers_left_;
+  std::set<int> ended_;  ///< workers, well or lost
   std::string failure_;
   std::optional<Plan> plan_;  ///< with this rank's arenas
   std::vector<std::byte> start_;
@@ -289,7 +319,7 @@ MergerResult run_merger(const Plan& plan, std::int64_t host_budget,
                         const std::function<Outputs()>& open, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator) {
   const MergeShares shares(plan, options.mergers);
-  Merger merger(telemetry, communicator, communicator.size() - shares.ranks());
+  Merger merger(telemetry, communicator, options.mergers);
   try {
     merger.start(plan, shares.chunks(communicator.rank()), host_budget, open, options);
     merger.work();

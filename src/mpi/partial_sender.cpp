@@ -86,7 +86,7 @@ void PartialSender::ordered(std::int64_t subproblem, std::int64_t order) {
 bool PartialSender::send() {
   bool did_something = false;
   for (auto states = states_.begin(); states != states_.end();) {
-    if (!states->request.done()) {
+    if (!states->request.settled()) {
       ++states;
       continue;
     }
@@ -94,7 +94,7 @@ bool PartialSender::send() {
     states = states_.erase(states);
     did_something = true;
   }
-  headers_.remove_if([](Header& header) { return header.request.done(); });
+  headers_.remove_if([](Header& header) { return header.request.settled(); });
   std::deque<Waiting> waiting;
   {
     const std::scoped_lock lock(mutex_);

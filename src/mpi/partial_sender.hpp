@@ -40,7 +40,8 @@ class PartialSender : public PartialReceiver {
   void deliver_finished(const FinishedRows&) override;
 
   // For the communication thread.
-  /// Sends what there is to send. True where anything was.
+  /// Sends what there is to send. True where anything was. What a lost rank will not take is
+  /// dropped: the caller's part is to notice.
   bool send();
   /// Nothing waits to be sent and nothing is being sent.
   bool empty() const;

@@ -25,11 +25,12 @@ inline constexpr int most_input_requests = 32;
 /// Tags. to_master_tag: to the master, and to mergers. The states of an offered partial come under
 /// states_tag plus the number of the worker's buffer, which belongs to no other partial until they
 /// have come; a MergerStart under start_tag; the answer to a request for input rows under
-/// inputs_tag plus the number of the request.
+/// inputs_tag plus the number of the request; a rank's report under report_tag.
 enum Tag : int {
   to_master_tag = 1,
   to_worker_tag = 2,
   start_tag = 3,
+  report_tag = 8,
   inputs_tag = 16,
   states_tag = inputs_tag + most_input_requests
 };

@@ -66,7 +66,7 @@ bool RemoteInputs::poll() {
   bool did_something = false;
   for (auto exchange = active_.begin(); exchange != active_.end();) {
     std::list<Request>& under_way = (*exchange)->under_way;
-    under_way.remove_if([](Request& request) { return request.done(); });
+    under_way.remove_if([](Request& request) { return request.settled(); });
     if (!under_way.empty()) {
       ++exchange;
       continue;

@@ -8,6 +8,7 @@
 #include "engine/buffer.hpp"
 #include "engine/monitor.hpp"
 #include "engine/pipeline.hpp"
+#include "mpi/error.hpp"
 #include "mpi/partial_sender.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
@@ -112,9 +113,11 @@ class Worker {
       pause_.after(did_something, !all_sent());
     }
     if (computing_) computing_->end();
-    for (int rank = mergers_; rank >= 0; --rank) say(Said::ended, "", rank);
+    for (int rank = mergers_; rank >= 0 && !master_lost_; --rank) say(Said::ended, "", rank);
+    // Until then MPI may read what this would free, of a lost master too.
     for (; !all_sent(); pause_.after(send(), true)) {
     }
+    if (master_lost_) throw LostRank("rank 0, the master, was lost");
   }
 
   WorkerResult result() {
@@ -132,16 +135,18 @@ class Worker {
 
   bool hear() {
     bool did_something = false;
-    for (; !stopped_ && request_.done(); did_something = true) {
-      stopped_ = incoming_.said == Said::stop;
+    for (; !stopped_ && request_.settled(); did_something = true) {
+      master_lost_ = request_.test() == Request::State::lost;
+      stopped_ = master_lost_ || incoming_.said == Said::stop;
+      if (stopped_) continue;
       if (incoming_.said == Said::assign && failure_.empty()) computing_->assign(incoming_);
-      if (!stopped_) listen();
+      listen();
     }
     return did_something;
   }
 
   bool send() {
-    sends_.remove_if([](Sending& sending) { return sending.request.done(); });
+    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
     const bool asked = remote_ && remote_->poll();
     return (computing_ && computing_->sender().send()) || asked;
   }
@@ -176,6 +181,7 @@ class Worker {
   Message incoming_;
   Request request_;
   bool stopped_ = false;
+  bool master_lost_ = false;
   std::list<Sending> sends_;
   Pause pause_;
 };

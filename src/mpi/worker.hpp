@@ -26,8 +26,8 @@ struct WorkerResult {
 /// arenas of worker_plan() for the budgets given, until the master says stop, with the backend,
 /// which is prepared here. Failures are told to the master and returned, once all partials that
 /// were offered have been sent. Only the calling thread sends and receives; reader threads read
-/// through MPI I/O. With `remote`, `inputs` read from there. Throws Error when messages themselves
-/// fail.
+/// through MPI I/O. With `remote`, `inputs` read from there. Throws LostRank when the
+/// master is lost, and Error when messages fail otherwise.
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator, RemoteInputs* remote = nullptr);

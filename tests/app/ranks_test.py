@@ -23,6 +23,7 @@ class Ranks(CliTest):
 
     shape = (1, 6000, 2, 64)
     options = ["--chunks", "13", "--causal", "--threads", "1"]
+    launch_options = []
 
     def setUp(self):
         super().setUp()
@@ -37,7 +38,7 @@ class Ranks(CliTest):
         their own where these are given."""
         environment = {key: value for key, value in os.environ.items()
                        if key != "OMPI_MCA_ess_singleton_isolated"}
-        command = [MPIRUN, "--bind-to", "none"]
+        command = [MPIRUN, "--bind-to", "none", *self.launch_options]
         for index, part in enumerate(parts):
             count = ranks if len(parts) == 1 else ranks[index]
             folder = ["-wdir", folders[index]] if folders else []
