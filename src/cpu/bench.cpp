@@ -36,7 +36,18 @@ Plan whole_plan(const Problem& problem, const DeviceTraits& traits) {
   PlanRequest request;
   request.problem = problem;
   request.device = traits;
-  Plan plan{std::move(request), Division(problem, 1, traits.tile), {}, {}, {}, {}, {}, 0, 0, 0, 0, {0, 1}};
+  Plan plan{std::move(request),
+            Division(problem, 1, traits.tile),
+            {},
+            {},
+            {},
+            {},
+            {},
+            0,
+            0,
+            0,
+            0,
+            {0, 1}};
   plan.groups.push_back({0, problem.kv_heads});
   const std::int64_t vector = problem.head_dim * size_of(storage_type(problem.dtype));
   const std::int64_t rows = problem.query_length * problem.query_heads;

@@ -192,6 +192,17 @@ class Mergers(Ranks):
         for merger in report["mergers"]:
             self.assertLessEqual(merger["host_bytes"], 4 << 20)
 
+    def test_a_plan_for_mergers(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        plan = self.path("plan.json")
+        plan.write_text(self.succeed("plan", *self.inputs(), *self.options, "--lse", "lse.npy",
+                                     "--mergers", "2", "--json").stdout)
+        self.options = ["--causal", "--threads", "1", "--plan", plan]
+        self.compare(expected, 5, 2)
+        self.compare(expected, 3, 0)
+        self.refuse(*self.command("--overwrite"), names=["plan", "2 merge"])
+
     def test_too_few_ranks(self):
         self.save_inputs(shape=(1, 50, 2, 16))
         self.assertIn("start 4 ranks or more",
