@@ -180,14 +180,16 @@ Plan make_plan(const PlanRequest& request);
 /// host cache blocks and buffers for partials that are sent. `device` is its device. Division and
 /// pieces are the plan's. Where the device has no room for a whole subproblem there are fewer query
 /// and state slots than a quorum has chunks, but at least one. Throws InputError when a budget is
-/// too small, naming what it takes.
+/// too small, naming what it takes. Where the plan has accumulators on the device they are on that
+/// of this rank, which takes whole head groups.
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget);
 
 /// The plan on the rank that merges what `workers` others compute: no device memory, and more
 /// buffers for partials where the host budget has room. No cache blocks, but where it `serves` the
-/// inputs: then they are buffers for rows on their way. The plan's accumulators must be on the
-/// host. Throws InputError as merger_plan().
+/// inputs: then they are buffers for rows on their way. Where the plan's accumulators are on
+/// devices, those of the workers, finished rows come and are only written. Throws InputError as
+/// merger_plan().
 Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 
 /// The same on one of several ranks that merge, within a host budget of its own: accumulators and

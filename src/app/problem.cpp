@@ -10,6 +10,7 @@
 
 #include "app/machine.hpp"
 #include "core/counted.hpp"
+#include "core/plan_sizes.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
@@ -300,14 +301,15 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.host_budget = capacity.host_budget;
   request.workers = std::max<std::int64_t>(capacity.workers, 1);
   request.mergers = resources.mergers;
-  request.host_accumulators =
-      capacity.workers > 0 || resources.mergers > 0 || !resources.checkpoint.empty();
+  request.host_accumulators = !resources.checkpoint.empty();
   request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
   request.chunks = resources.chunks;
   request.heads_per_group = resources.heads_per_group;
   if (resources.plan.empty()) return make_plan(request);
   const Plan plan = read_plan_file(resources, request);
-  return request.host_accumulators ? with_host_accumulators(plan) : plan;
+  const bool on_host = request.host_accumulators ||
+                       !shares_by_groups(request, static_cast<std::int64_t>(plan.groups.size()));
+  return on_host ? with_host_accumulators(plan) : plan;
 }
 
 RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {

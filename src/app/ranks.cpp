@@ -157,6 +157,7 @@ DeviceTraits common(const DeviceTraits& one, const DeviceTraits& other) {
   traits.workspace_bytes = std::max(one.workspace_bytes, other.workspace_bytes);
   traits.query_item_bytes = std::max(one.query_item_bytes, other.query_item_bytes);
   traits.key_item_bytes = std::max(one.key_item_bytes, other.key_item_bytes);
+  traits.merges = one.merges && other.merges;
   return traits;
 }
 
@@ -269,7 +270,6 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
     numerics.insert(offer["numerics"].get<std::string>());
     all.device_budget = first ? budget : std::min(all.device_budget, budget);
   }
-  all.device.merges = false;
   all.numerics = fmt::format("{}", fmt::join(numerics, "; "));
   all.host_budget = host_budget_of(own);
   all.workers = static_cast<std::int64_t>(offers_.size() - first_worker);

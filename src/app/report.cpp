@@ -116,8 +116,20 @@ std::string mergers_text(const RanksResult& ranks) {
   return text;
 }
 
+// Where workers waited for rank 0.
+std::string bottleneck_text(const RanksResult& ranks) {
+  constexpr double worth_saying = 0.05;
+  const double share = ranks.master.stalled_seconds / ranks.master.run.seconds;
+  if (!(share > worth_saying)) return "";
+  return fmt::format(
+      "rank 0     was the bottleneck for {} ({:.0f}%), in which what workers had computed waited "
+      "to be "
+      "merged or written; --mergers, more --host-memory there or a faster disk would lift that\n",
+      format_duration(ranks.master.stalled_seconds), 100 * share);
+}
+
 std::string ranks_text(const RanksResult& ranks) {
-  std::string text = mergers_text(ranks);
+  std::string text = bottleneck_text(ranks) + mergers_text(ranks);
   if (const ServedInputs& served = ranks.master.served; served.buffers > 0) {
     text += fmt::format("rank 0     sent {} of the inputs, through {} of {} host memory\n",
                         format_bytes(served.bytes), counted(served.buffers, "buffer"),
@@ -155,6 +167,7 @@ json master_json(const RunRecord& record) {
   return {{"wall_seconds", record.result.seconds},
           {"busy_seconds_merge", totals[static_cast<std::size_t>(Stage::merge)].busy_seconds},
           {"busy_seconds_other", master.dispatch_seconds},
+          {"stalled_seconds", master.stalled_seconds},
           {"repeated_subproblems", master.repeated},
           {"inputs_served", served_json(master.served)},
           {"stages", stages_json(totals)}};

@@ -10,7 +10,7 @@
 namespace stream_cqsa {
 namespace {
 
-constexpr std::int64_t minimum_state_buffers = 3;
+constexpr std::int64_t minimum_buffers = 3;
 // One for partials that are merged as they come, and one for those that are dropped.
 constexpr std::int64_t merging_state_buffers = 2;
 // In memory, where the others are in a file: each merge thread has one open.
@@ -69,6 +69,20 @@ void require(const char* what, std::int64_t budget, std::int64_t needed) {
       format_bytes(budget), format_bytes(needed), needed));
 }
 
+// For its own request: room for the accumulators, where the plan has them on the device.
+DeviceArena worker_device(const Plan& own, const Cut& cut) {
+  const std::int64_t budget = own.request.device_budget;
+  if (own.placement != AccumulatorPlacement::device) {
+    require("device", budget, smallest_device_arena(own.request, cut).bytes());
+    return device_arena(own.request, cut);
+  }
+  if (const auto arena = accumulating_device_arena(own.request, cut)) return *arena;
+  throw InputError(fmt::format(
+      "device memory {} is too small for this rank's part of the plan: the accumulators of a whole "
+      "head group",
+      format_bytes(budget)));
+}
+
 }  // namespace
 
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
@@ -79,23 +93,25 @@ Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t devi
   own.request.device_budget = device_budget;
   own.request.host_budget = host_budget;
   const Cut cut = cut_of(own);
-  require("device", device_budget, smallest_device_arena(own.request, cut).bytes());
-  own.device = device_arena(own.request, cut);
-  own.placement = AccumulatorPlacement::memory;
+  own.device = worker_device(own, cut);
   own.scratch_bytes = 0;
+  const bool by_groups = own.placement == AccumulatorPlacement::device;
+  if (!by_groups) own.placement = AccumulatorPlacement::memory;
 
   HostArena& host = own.host;
-  host.output_buffers = host.accumulators = 0;
-  host.state_buffers = minimum_state_buffers;
+  host.output_buffers = host.state_buffers = host.accumulators = 0;
+  // For what is on its way: finished rows, or partials.
+  std::int64_t& buffers = by_groups ? host.output_buffers : host.state_buffers;
+  const std::int64_t buffer_bytes = by_groups ? host.output_buffer_bytes : host.state_buffer_bytes;
+  buffers = minimum_buffers;
   const std::int64_t most = most_blocks(own, cut);
   host.cache_blocks = std::min(minimum_blocks, most);
   require("host", host_budget, host.bytes());
   std::int64_t room = host_budget - host.bytes();
   spend(room, host.cache_blocks, std::min(read_ahead_blocks, most), host.cache_block_bytes);
-  spend(room, host.state_buffers,
-        std::min(2 * pieces_of_quorum(own, cut),
-                 host_budget / largest_buffer_share / host.state_buffer_bytes),
-        host.state_buffer_bytes);
+  spend(room, buffers,
+        std::min(2 * pieces_of_quorum(own, cut), host_budget / largest_buffer_share / buffer_bytes),
+        buffer_bytes);
   spend(room, host.cache_blocks, most, host.cache_block_bytes);
   return own;
 }
@@ -117,13 +133,16 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   HostArena& host = own.host;
   const std::int64_t most_served = serves ? most_blocks(own, cut) : 0;
   host.cache_blocks = std::min(minimum_blocks, most_served);
-  host.output_buffers = std::min<std::int64_t>(1, plan.host.output_buffers);
+  // Where rows come finished, one buffer is for those that are dropped.
+  host.output_buffers = std::min<std::int64_t>(
+      plan.placement == AccumulatorPlacement::device ? 2 : 1, plan.host.output_buffers);
   host.state_buffers = std::min(merging_state_buffers, plan.host.state_buffers);
-  host.accumulators = open;
+  const bool by_groups = plan.placement == AccumulatorPlacement::device;
+  host.accumulators = by_groups ? 0 : open;
   own.scratch_bytes = 0;
   const bool all = chunks.size() == plan.division.chunk_count();
   if (plan.placement == AccumulatorPlacement::file ||
-      (host.bytes() > host_budget && own.request.scratch)) {
+      (!by_groups && host.bytes() > host_budget && own.request.scratch)) {
     host.accumulators = std::min(file_accumulators, open);
     own.placement = AccumulatorPlacement::file;
     own.scratch_bytes = all && plan.scratch_bytes > 0
@@ -136,7 +155,8 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   std::int64_t room = host_budget - host.bytes();
   spend(room, host.output_buffers, plan.host.output_buffers, host.output_buffer_bytes);
   spend(room, host.state_buffers, plan.host.state_buffers, host.state_buffer_bytes);
-  spend(room, host.accumulators, all ? plan.host.accumulators : open, host.accumulator_bytes);
+  if (!by_groups)
+    spend(room, host.accumulators, all ? plan.host.accumulators : open, host.accumulator_bytes);
   if (serves) {
     const std::int64_t largest = host_budget / largest_buffer_share;
     spend(room, host.cache_blocks,
@@ -144,11 +164,15 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
                     largest / std::max<std::int64_t>(host.cache_block_bytes, 1)}),
           host.cache_block_bytes);
   }
-  // Room for the partials of two subproblems of every worker, and for those just passing.
-  spend(room, host.state_buffers,
-        (2 * workers + 1) *
-            std::min(pieces_of_quorum(own, cut), chunks.size() * pieces_of_chunk(own, cut)),
-        host.state_buffer_bytes);
+  // Room for what two subproblems of every worker send, and for what is just passing.
+  const std::int64_t passing =
+      (2 * workers + 1) *
+      std::min(pieces_of_quorum(own, cut), chunks.size() * pieces_of_chunk(own, cut));
+  if (by_groups) {
+    spend(room, host.output_buffers, passing, host.output_buffer_bytes);
+    return own;
+  }
+  spend(room, host.state_buffers, passing, host.state_buffer_bytes);
   // Head groups overlap: workers go on to the next one while the last of one are computed.
   const std::int64_t sweeps = std::min<std::int64_t>(2, own.problem().batch * cut.groups);
   const std::int64_t pieces = std::min(chunks.size(), cut.query_chunks) * pieces_of_chunk(own, cut);

@@ -339,6 +339,7 @@ void Assembler::deliver_finished(const FinishedRows& rows) {
     if (merged(rows.key) == partials_of(rows.key)) return output_buffers_.give(rows.buffer);
     merged(rows.key) = partials_of(rows.key);
     count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
+    if (on_merged_) on_merged_(group_number(plan_, rows.key.batch, rows.key.group));
   }
   if (outputs_.lse) {
     const StageTimer timer(telemetry_, Stage::merge, 0, -1);

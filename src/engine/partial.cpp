@@ -24,6 +24,20 @@ std::int64_t keyless_tokens(const Problem& problem, const Range& queries) {
   return std::clamp<std::int64_t>(1 - problem.visible_keys(queries.begin), 0, queries.size());
 }
 
+std::int64_t pieces_of_group(const Plan& plan) {
+  std::int64_t pieces = 0;
+  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+    const Range queries = plan.division.chunk(chunk).queries;
+    const bool any = !queries.empty() && plan.problem().visible_keys(queries.end - 1) > 0;
+    if (any) pieces += piece_count(plan, queries);
+  }
+  return pieces;
+}
+
+std::int64_t finished_bytes(const Plan& plan, const PieceKey& key) {
+  return FinishedLayout(plan.problem(), piece_rows(plan, key), plan.request.lse).bytes;
+}
+
 FinishedStates finished_at(const Plan& plan, const PieceKey& key, std::byte* buffer) {
   if (!plan.request.lse) return {buffer, nullptr, nullptr};
   const FinishedLayout layout(plan.problem(), piece_rows(plan, key), true);

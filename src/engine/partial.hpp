@@ -31,6 +31,22 @@ std::int64_t piece_rows(const Plan& plan, const PieceKey& key);
 /// How many of these query tokens see no key: always the first ones.
 std::int64_t keyless_tokens(const Problem& problem, const Range& queries);
 
+/// Whether the ranks that compute take whole head groups of a batch entry, merge them on their
+/// devices and deliver finished rows: then such a group is what is handed out, and what messages
+/// call a subproblem.
+inline bool computes_by_groups(const Plan& plan) {
+  return plan.placement == AccumulatorPlacement::device;
+}
+/// The number of a head group of a batch entry: its subproblems are c * number and the c - 1 after.
+inline std::int64_t group_number(const Plan& plan, std::int64_t batch, std::int64_t group) {
+  return batch * static_cast<std::int64_t>(plan.groups.size()) + group;
+}
+/// Pieces of a head group with any partials.
+std::int64_t pieces_of_group(const Plan& plan);
+
+/// Bytes of a piece's finished rows in an output buffer.
+std::int64_t finished_bytes(const Plan& plan, const PieceKey& key);
+
 /// The states of one piece from one subproblem, in a buffer lent by the receiver.
 struct Partial {
   PieceKey key;

@@ -19,6 +19,7 @@ std::int64_t most_pieces(const Plan& plan) {
 std::int64_t window_of(const Plan& plan) {
   // One buffer is left for partials that are merged as they come, and one for those dropped.
   const std::int64_t pieces = most_pieces(plan);
+  if (computes_by_groups(plan)) return plan.subproblem_count();  // finished rows need not wait
   return pieces > 0 ? (plan.host.state_buffers - 2) / pieces : plan.subproblem_count();
 }
 
@@ -32,7 +33,7 @@ Intake::Intake(const Plan& plan, Assembler& assembler, Communicator& communicato
       telemetry_(telemetry),
       received_(std::move(received)),
       window_(window_of(plan)),
-      spare_(assembler.wait_buffer()) {
+      spare_(computes_by_groups(plan) ? assembler.wait_output_buffer() : assembler.wait_buffer()) {
   merged();
 }
 
@@ -96,10 +97,16 @@ bool Intake::poll() {
     telemetry_.record(Stage::transfer, {busy_since_, now_seconds()},
                       std::exchange(bytes_under_way_, 0), -1);
   }
+  const bool was_stalled = std::exchange(no_room_, false);
   for (auto offer = offers_.begin(); offer != offers_.end();) {
     const bool begun = begin(offer->first, offer->second);
     did_something |= begun;
     offer = begun ? offers_.erase(offer) : std::next(offer);
+  }
+  if (no_room_ != was_stalled) {
+    const double now = now_seconds();
+    if (was_stalled) stalled_ += now - stalled_since_;
+    stalled_since_ = now;
   }
   return did_something;
 }
@@ -109,17 +116,32 @@ bool Intake::begin(const Source& source, const Offer& offer) {
   const Message& message = offer.message;
   if (offer.dropped || dropping_) return receive_dropped(source, message);
   if (coming_.contains({message.piece, message.subproblem})) return false;
+  if (computes_by_groups(plan_)) return begin_finished(source, message);
   const bool in_window = message.subproblem < oldest_ + window_;
   Assembler::Turn turn = assembler_.turn_of(message.piece, message.subproblem);
   if (turn == Assembler::Turn::past) return receive_dropped(source, message);
   if (turn == Assembler::Turn::early && !in_window) return false;
   PartialReceiver::Buffer buffer;
-  if (!assembler_.try_buffer(buffer)) return false;
+  if (!assembler_.try_buffer(buffer)) return wait_for_room();
   turn = assembler_.admit(message.piece, message.subproblem);
   if (turn == Assembler::Turn::past || (turn == Assembler::Turn::early && !in_window)) {
     assembler_.give_back(buffer.number);
     return false;
   }
+  begin_transfer(source, message, buffer, false);
+  coming_.emplace(message.piece, message.subproblem);
+  return true;
+}
+
+bool Intake::wait_for_room() {
+  no_room_ = true;
+  return false;
+}
+
+bool Intake::begin_finished(const Source& source, const Message& message) {
+  if (assembler_.has_finished(message.piece)) return receive_dropped(source, message);
+  PartialReceiver::Buffer buffer;
+  if (!assembler_.try_output_buffer(buffer)) return wait_for_room();
   begin_transfer(source, message, buffer, false);
   coming_.emplace(message.piece, message.subproblem);
   return true;
@@ -134,13 +156,14 @@ bool Intake::receive_dropped(const Source& source, const Message& message) {
 
 void Intake::begin_transfer(const Source& source, const Message& message,
                             PartialReceiver::Buffer buffer, bool dropped) {
-  const SoftmaxStates states =
-      softmax_states_at(buffer.data, piece_rows(plan_, message.piece), plan_.problem().head_dim);
-  const auto bytes = static_cast<std::size_t>(softmax_state_bytes(states.rows, states.dim));
+  const std::int64_t bytes =
+      computes_by_groups(plan_)
+          ? finished_bytes(plan_, message.piece)
+          : softmax_state_bytes(piece_rows(plan_, message.piece), plan_.problem().head_dim);
+  const std::span<std::byte> into(buffer.data, static_cast<std::size_t>(bytes));
   if (transfers_.empty()) busy_since_ = now_seconds();
-  transfers_.push_back(
-      {communicator_.receive(source.rank, states_tag + message.buffer, {buffer.data, bytes}),
-       source, message, dropped, buffer, states, false});
+  transfers_.push_back({communicator_.receive(source.rank, states_tag + message.buffer, into),
+                        source, message, dropped, buffer, bytes, false});
 }
 
 // The partial will be computed again. An accumulator that is kept for it stays kept.
@@ -150,25 +173,37 @@ void Intake::give_up(const Transfer& transfer) {
     return;
   }
   coming_.erase({transfer.message.piece, transfer.message.subproblem});
-  assembler_.give_back(transfer.buffer.number);
+  give_back(transfer.buffer.number);
+}
+
+void Intake::give_back(std::int32_t buffer) {
+  if (computes_by_groups(plan_)) return assembler_.give_back_output(buffer);
+  assembler_.give_back(buffer);
 }
 
 void Intake::end(Transfer& transfer) {
   const Message& message = transfer.message;
-  bytes_under_way_ += softmax_state_bytes(transfer.states.rows, transfer.states.dim);
+  bytes_under_way_ += transfer.bytes;
   if (transfer.dropped) {
     spare_in_use_ = false;
   } else if (dropping_) {
-    assembler_.give_back(transfer.buffer.number);
+    give_back(transfer.buffer.number);
   } else {
     const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(message.piece.group)];
     telemetry_.add_scores(static_cast<std::uint64_t>(message.scores) *
                           static_cast<std::uint64_t>(heads.query_heads(plan_.problem()).size()));
     coming_.erase({message.piece, message.subproblem});
-    assembler_.deliver({message.piece, message.subproblem, message.scores, transfer.buffer.number,
-                        transfer.states});
+    deliver(message, transfer.buffer);
   }
   count(transfer.source, 1, -1);
+}
+
+void Intake::deliver(const Message& message, PartialReceiver::Buffer buffer) {
+  if (computes_by_groups(plan_))
+    return assembler_.deliver_finished({message.piece, message.scores, buffer.number});
+  assembler_.deliver(
+      {message.piece, message.subproblem, message.scores, buffer.number,
+       softmax_states_at(buffer.data, piece_rows(plan_, message.piece), plan_.problem().head_dim)});
 }
 
 }  // namespace stream_cqsa

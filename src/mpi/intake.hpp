@@ -29,7 +29,8 @@ struct Source {
 /// assembler has a use and room for: the next one of its piece, and early ones of subproblems
 /// within a window of the oldest that this rank has not merged. There is room for all of these,
 /// whatever other ranks have merged. One that nobody needs is received as well, since its worker
-/// waits for its buffer, and dropped. Used by the communication thread alone.
+/// waits for its buffer, and dropped. Finished rows wait for nothing but room. Used by the
+/// communication thread alone.
 class Intake {
  public:
   /// Called when all partials of a source have come to this rank.
@@ -60,6 +61,10 @@ class Intake {
   bool poll();
   bool under_way() const { return !transfers_.empty(); }
 
+  /// Seconds in which something that could have been taken in waited for a free buffer: merging or
+  /// writing was slower than the workers.
+  double stalled_seconds() const { return stalled_; }
+
  private:
   struct Offer {
     Message message;
@@ -71,7 +76,7 @@ class Intake {
     Message message;
     bool dropped = false;
     PartialReceiver::Buffer buffer;
-    SoftmaxStates states;
+    std::int64_t bytes = 0;
     bool forgotten = false;  ///< its rank is lost
   };
   /// How many of a subproblem's partials have come from a rank.
@@ -81,10 +86,14 @@ class Intake {
   };
 
   bool begin(const Source& source, const Offer& offer);
+  bool wait_for_room();
+  bool begin_finished(const Source& source, const Message& message);
   bool receive_dropped(const Source& source, const Message& message);
   void begin_transfer(const Source& source, const Message& message, PartialReceiver::Buffer buffer,
                       bool dropped);
   void end(Transfer& transfer);
+  void deliver(const Message& message, PartialReceiver::Buffer buffer);
+  void give_back(std::int32_t buffer);
   void give_up(const Transfer& transfer);
   void count(const Source& source, std::int64_t came, std::int64_t of);
 
@@ -102,7 +111,10 @@ class Intake {
   std::multimap<Source, Offer> offers_;
   std::set<Source> dropped_;
   std::list<Transfer> transfers_;
-  double busy_since_ = 0;  ///< while there are transfers
+  double busy_since_ = 0;     ///< while there are transfers
+  bool no_room_ = false;      ///< as the last poll() found
+  double stalled_since_ = 0;  ///< while there is no room
+  double stalled_ = 0;
   std::int64_t bytes_under_way_ = 0;
   std::set<std::pair<PieceKey, std::int64_t>> coming_;  ///< (piece, subproblem) of transfers
   std::map<Source, Count> counts_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <ctime>
 #include <list>
 #include <map>
 #include <numeric>
@@ -27,6 +28,13 @@ namespace {
 
 // One that computes, one whose inputs are on their way, one whose partials are.
 constexpr int ahead = 3;
+
+// Of the processor, so that ranks which share cores do not count each other's work.
+double thread_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
 
 /// The communication thread's work.
 class Master {
@@ -80,6 +88,7 @@ class Master {
     incoming_request_.cancel();
     while (!incoming_request_.settled()) {
     }
+    result_.stalled_seconds = intake_.stalled_seconds();
     if (dispatcher_) result_.repeated = dispatcher_->repeated();
     if (inputs_) result_.served = inputs_->served();
   }
@@ -124,7 +133,7 @@ class Master {
 
   template <typename Assign>
   void step(const Assign& assign) {
-    const double begin = now_seconds();
+    const double begin = thread_seconds();
     bool did_something = false;
     for (const auto& [id, pieces] : merged_.take()) {
       merged(id, pieces);
@@ -138,7 +147,7 @@ class Master {
     did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
     sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
-    if (did_something) result_.dispatch_seconds += now_seconds() - begin;
+    if (did_something) result_.dispatch_seconds += thread_seconds() - begin;
     pause_.after(did_something, under_way());
   }
 
@@ -151,7 +160,24 @@ class Master {
     const Resumed resumed = mergers_.resumed(assembler_.resumed());
     telemetry_.add_restored_scores(resumed.scores - assembler_.resumed().scores);
     tell_resumed(checkpoint_, resumed);
+    make_dispatcher();
+    for (int worker = 0; worker < workers(); ++worker) {
+      if (!result_.failures[static_cast<std::size_t>(worker)].empty())
+        dispatcher_->lost(worker, false);
+    }
+  }
+
+  void make_dispatcher() {
     Dispatcher::Options options;
+    if (computes_by_groups(plan_)) {
+      // One that computes, and one to go on with: no more, for the last ones are to be shared out.
+      options.ahead = 2;
+      options.window = groups();
+      Dispatcher::Work work;
+      work.pieces = pieces_of_group(plan_);
+      dispatcher_.emplace(groups(), workers(), options, [work](std::int64_t) { return work; });
+      return;
+    }
     options.ahead = ahead;
     options.window = mergers_.window(intake_.window());
     options.chunks_kept = plan_.device.kv_slots;
@@ -160,10 +186,10 @@ class Master {
           return plan_.merged_chunks.contains(chunk) ? assembler_.lacking_pieces(key, chunk)
                                                      : mergers_.lacking_pieces(key, chunk);
         });
-    for (int worker = 0; worker < workers(); ++worker) {
-      if (!result_.failures[static_cast<std::size_t>(worker)].empty())
-        dispatcher_->lost(worker, false);
-    }
+  }
+  /// Head groups of all batch entries.
+  std::int64_t groups() const {
+    return plan_.problem().batch * static_cast<std::int64_t>(plan_.groups.size());
   }
 
   // False where no message has come and no rank is lost.
@@ -205,8 +231,7 @@ class Master {
       case Said::offer:
         return intake_.offer(rank, message);
       case Said::computed:
-        ++result_.subproblems[static_cast<std::size_t>(worker)];
-        telemetry_.add_subproblem();
+        count_computed(worker);
         dispatcher_->computed(worker, message.subproblem);
         arrivals_[{message.subproblem, rank, message.order}].of = 1 + message.mergers;
         return intake_.computed(rank, message);
@@ -226,6 +251,13 @@ class Master {
         break;
     }
     throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
+  }
+
+  void count_computed(int worker) {
+    const std::int64_t computed =
+        computes_by_groups(plan_) ? plan_.division.chunk_count() : std::int64_t{1};
+    result_.subproblems[static_cast<std::size_t>(worker)] += computed;
+    for (std::int64_t i = 0; i < computed; ++i) telemetry_.add_subproblem();
   }
 
   void hear_merger(int rank, const Message& message) {

@@ -1,22 +1,30 @@
 #include "mpi/partial_sender.hpp"
 
 #include <numeric>
-#include <stdexcept>
 
 namespace stream_cqsa {
 
+namespace {
+
+std::vector<std::int32_t> buffer_numbers(const Plan& plan) {
+  const HostArena& host = plan.host;
+  std::vector<std::int32_t> numbers(static_cast<std::size_t>(
+      computes_by_groups(plan) ? host.output_buffers : host.state_buffers));
+  std::iota(numbers.rbegin(), numbers.rend(), 0);
+  return numbers;
+}
+
+}  // namespace
+
 PartialSender::PartialSender(const Plan& plan, int mergers, std::byte* memory,
                              Communicator& communicator, Abort& abort)
-    : memory_(memory),
-      buffer_bytes_(plan.host.state_buffer_bytes),
+    : plan_(plan),
+      pieces_of_group_(computes_by_groups(plan) ? pieces_of_group(plan) : 0),
+      memory_(memory),
+      buffer_bytes_(computes_by_groups(plan) ? plan.host.output_buffer_bytes
+                                             : plan.host.state_buffer_bytes),
       communicator_(communicator),
-      buffers_(
-          abort,
-          [&] {
-            std::vector<std::int32_t> numbers(static_cast<std::size_t>(plan.host.state_buffers));
-            std::iota(numbers.rbegin(), numbers.rend(), 0);
-            return numbers;
-          }()),
+      buffers_(abort, buffer_numbers(plan)),
       shares_(plan, mergers) {}
 
 // --- the pipeline's threads ---
@@ -33,18 +41,34 @@ PartialReceiver::Buffer PartialSender::wait_buffer() {
 }
 
 void PartialSender::deliver(const Partial& partial) {
-  Message offer;
-  offer.said = Said::offer;
-  offer.buffer = partial.buffer;
-  offer.subproblem = partial.subproblem;
-  offer.piece = partial.key;
-  offer.scores = partial.scores;
-  const int to = shares_.rank_of(partial.key.chunk);
+  Message message;
+  message.buffer = partial.buffer;
+  message.subproblem = partial.subproblem;
+  message.piece = partial.key;
+  message.scores = partial.scores;
+  offer(message, softmax_state_bytes(partial.states.rows, partial.states.dim));
+}
+
+void PartialSender::deliver_finished(const FinishedRows& rows) {
+  Message message;
+  message.buffer = rows.buffer;
+  message.subproblem = group_number(plan_, rows.key.batch, rows.key.group);
+  message.piece = rows.key;
+  message.scores = rows.scores;
+  if (offer(message, finished_bytes(plan_, rows.key)) == pieces_of_group_)
+    end_of_subproblem(message.subproblem);
+}
+
+// Returns how many of its order have been offered.
+std::int64_t PartialSender::offer(Message message, std::int64_t bytes) {
+  message.said = Said::offer;
+  const int to = shares_.rank_of(message.piece.chunk);
   const std::scoped_lock lock(mutex_);
-  Order& order = orders_[partial.subproblem];
-  offer.order = order.number;
+  Order& order = orders_[message.subproblem];
+  message.order = order.number;
   ++order.offered[to];
-  waiting_.push_back({to, offer, partial.states});
+  waiting_.push_back({to, message, bytes});
+  return ++order.offered_in_all;
 }
 
 void PartialSender::end_of_subproblem(std::int64_t id) {
@@ -59,21 +83,11 @@ void PartialSender::end_of_subproblem(std::int64_t id) {
     ++computed.mergers;
     Message own = computed;
     own.count = partials;
-    waiting_.push_back({rank, own, {}});
+    waiting_.push_back({rank, own, 0});
   }
   computed.count = order.offered[0];
-  waiting_.push_back({0, computed, {}});
+  waiting_.push_back({0, computed, 0});
   orders_.erase(id);
-}
-
-bool PartialSender::try_output_buffer(Buffer&) {
-  throw std::logic_error("a worker finishes no rows");
-}
-PartialReceiver::Buffer PartialSender::wait_output_buffer() {
-  throw std::logic_error("a worker finishes no rows");
-}
-void PartialSender::deliver_finished(const FinishedRows&) {
-  throw std::logic_error("a worker finishes no rows");
 }
 
 // --- the communication thread ---
@@ -108,10 +122,8 @@ void PartialSender::send_one(const Waiting& waiting) {
   Header& header = headers_.emplace_back(Header{waiting.message, {}});
   header.request = communicator_.send(waiting.to, to_master_tag, header.message.bytes());
   if (waiting.message.said != Said::offer) return;
-  const SoftmaxStates& rows = waiting.states;
-  const std::int64_t bytes = softmax_state_bytes(rows.rows, rows.dim);
   const std::int32_t buffer = waiting.message.buffer;
-  const std::span<const std::byte> data(data_of(buffer), static_cast<std::size_t>(bytes));
+  const std::span<const std::byte> data(data_of(buffer), static_cast<std::size_t>(waiting.bytes));
   states_.push_back({communicator_.send(waiting.to, states_tag + buffer, data), buffer});
 }
 

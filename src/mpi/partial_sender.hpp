@@ -17,12 +17,13 @@
 
 namespace stream_cqsa {
 
-/// Takes partials from the pipeline's threads and offers each to the rank that merges its query
-/// chunk, which asks for the states when it has room. A buffer is free again when its states have
-/// been sent.
+/// Takes partials from the pipeline's threads, or finished rows, and offers each to the rank that
+/// merges its query chunk, which asks for them when it has room. A buffer is free again when what
+/// is in it has been sent.
 class PartialSender : public PartialReceiver {
  public:
-  /// `memory` holds the plan's state buffers. The ranks 0 to `mergers` merge.
+  /// `memory` holds the plan's state buffers, or output buffers where it computes by groups. The
+  /// ranks 0 to `mergers` merge.
   PartialSender(const Plan& plan, int mergers, std::byte* memory, Communicator& communicator,
                 Abort& abort);
 
@@ -34,10 +35,10 @@ class PartialSender : public PartialReceiver {
   Buffer wait_buffer() override;
   void deliver(const Partial& partial) override;
   void end_of_subproblem(std::int64_t id) override;
-  /// Accumulators are never on a worker's device.
-  bool try_output_buffer(Buffer&) override;
-  Buffer wait_output_buffer() override;
-  void deliver_finished(const FinishedRows&) override;
+  bool try_output_buffer(Buffer& buffer) override { return try_buffer(buffer); }
+  Buffer wait_output_buffer() override { return wait_buffer(); }
+  /// The last piece of a head group ends it as end_of_subproblem() does a subproblem.
+  void deliver_finished(const FinishedRows& rows) override;
 
   // For the communication thread.
   /// Sends what there is to send. True where anything was. What a lost rank will not take is
@@ -58,16 +59,20 @@ class PartialSender : public PartialReceiver {
   struct Waiting {
     int to = 0;  ///< rank
     Message message;
-    SoftmaxStates states;  ///< of an offer
+    std::int64_t bytes = 0;  ///< in the buffer, of an offer
   };
   /// A subproblem that is computed.
   struct Order {
     std::int64_t number = 0;
     std::map<int, std::int64_t> offered;  ///< partials, by the rank that they are for
+    std::int64_t offered_in_all = 0;
   };
+  std::int64_t offer(Message message, std::int64_t bytes);
   void send_one(const Waiting& waiting);
   std::byte* data_of(std::int32_t buffer) const { return memory_ + buffer * buffer_bytes_; }
 
+  const Plan& plan_;
+  const std::int64_t pieces_of_group_;
   std::byte* memory_;
   std::int64_t buffer_bytes_;
   Communicator& communicator_;

@@ -26,7 +26,9 @@ class Computing {
   Computing(const Plan& plan, const Inputs& inputs, Backend& backend, const RunOptions& options,
             Telemetry& telemetry, Communicator& communicator, std::byte* memory,
             RemoteInputs* remote)
-      : backend_(backend),
+      : by_groups_(computes_by_groups(plan)),
+        subproblems_of_group_(plan.division.chunk_count()),
+        backend_(backend),
         sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_),
         assignments_(abort_, most_assignments),
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
@@ -47,7 +49,12 @@ class Computing {
   void assign(const Message& message) {
     sender_.ordered(message.subproblem, message.order);
     try {
-      assignments_.push({message.subproblem, message.wanted_positions()});
+      if (!by_groups_) {
+        assignments_.push({message.subproblem, message.wanted_positions()});
+        return;
+      }
+      const std::int64_t first = message.subproblem * subproblems_of_group_;
+      for (std::int64_t i = 0; i < subproblems_of_group_; ++i) assignments_.push({first + i, {}});
     } catch (const Aborted&) {
       // The failure is told next, and the master gives the subproblem to another.
     }
@@ -63,6 +70,8 @@ class Computing {
   }
 
  private:
+  const bool by_groups_;
+  const std::int64_t subproblems_of_group_;
   Abort abort_;
   Backend& backend_;
   PartialSender sender_;
