@@ -188,7 +188,9 @@ class Signals(Checkpoint):
 
     def test_without_a_checkpoint_a_signal_ends_the_run(self):
         process = self.start(checkpoint=None)
-        while process.poll() is None and not self.path("o.npy.partial").exists():
+        partial = self.path("o.npy.partial")
+        # It gets its size when the run knows that the file is its own to remove.
+        while process.poll() is None and not (partial.exists() and partial.stat().st_size > 0):
             time.sleep(0.002)
         process.terminate()
         process.wait(60)
