@@ -44,7 +44,7 @@ struct RunOptions {
 struct RunResult {
   /// Per query chunk, the scores that were merged, over all batch entries and query heads.
   std::vector<std::uint64_t> merged_scores;
-  NonFinite output;                   ///< NaN and infinite values in O
+  NonFinite output;  ///< NaN and infinite values in the rows of O that this rank finished
   std::uint64_t scores_computed = 0;  ///< Backend::scores_computed()
   std::int64_t device_bytes = 0;      ///< Backend::allocated_bytes()
   std::int64_t device_in_use = 0;     ///< Backend::memory_in_use() at the end

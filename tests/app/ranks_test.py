@@ -15,7 +15,7 @@ import numpy as np
 from cli import PROGRAM, CliTest
 
 SEED = int(os.environ.get("STREAM_CQSA_KILL_SEED", "1"))
-KILLS = int(os.environ.get("STREAM_CQSA_KILLS", "24"))
+KILLS = int(os.environ.get("STREAM_CQSA_KILLS", "8"))
 MPIRUN = shutil.which("mpirun")
 
 
@@ -295,20 +295,7 @@ class Disturbed(Ranks):
         self.forget_outputs()
         for kill in range(KILLS):
             process = self.start(3, self.durable())
-            time.sleep(self.random_moment.uniform(0.1, 1.1) * seconds)
-            ranks = self.rank_processes(process)
-            victims = [ranks.get(1 + kill % 2)] if kill % 3 == 0 else (
-                [ranks.get(0)] if kill % 3 == 1 else [process.pid, *ranks.values()])
-            for victim in victims:
-                try:
-                    if victim:
-                        os.kill(victim, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            process.communicate(timeout=100)
-            # What mpirun leaves alone when it is killed itself ends by itself; nobody waits for it.
-            while any(os.path.exists(f"/proc/{pid}") for pid in ranks.values()):
-                time.sleep(0.01)
+            self.kill_at_random(process, [[1 + kill % 2], [0], []][kill % 3], seconds)
             if self.path("o.npy").exists():
                 self.finish(3, expected)
                 self.forget_outputs()
@@ -326,6 +313,7 @@ class Disturbed(Ranks):
             except ProcessLookupError:
                 pass
         launcher.communicate(timeout=100)
+        # What mpirun leaves alone when it is killed itself ends by itself; nobody waits for it.
         while any(os.path.exists(f"/proc/{pid}") for pid in ranks.values()):
             time.sleep(0.01)
 

@@ -13,31 +13,19 @@
 #include "engine/buffer.hpp"
 #include "engine/dispatcher.hpp"
 #include "engine/monitor.hpp"
-#include "mpi/environment.hpp"
 #include "mpi/worker.hpp"
 #include "support/attention.hpp"
+#include "support/mpi_world.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
 
+BOOST_TEST_GLOBAL_FIXTURE(MpiWorld);
+
 namespace {
 
 constexpr int silent_rank = 1;
-
-struct Mpi {
-  Mpi()
-      : environment(boost::unit_test::framework::master_test_suite().argc,
-                    boost::unit_test::framework::master_test_suite().argv) {
-    communicator.emplace();
-  }
-  ~Mpi() { communicator.reset(); }
-  MpiEnvironment environment;
-  static inline std::optional<Communicator> communicator;
-};
-BOOST_TEST_GLOBAL_FIXTURE(Mpi);
-
-Communicator& world() { return *Mpi::communicator; }
 
 void wait(Request& request) {
   while (!request.done()) std::this_thread::yield();
