@@ -24,7 +24,8 @@ usage: bash jobs/scaling_study.sh [OPTION...]
   --shrink F              divides every sequence length by F (default: 1)
   --chunks C              instead of each problem's own
   --kill-after SECONDS    from the first checkpoint to the killing of a worker (default: 1)
-  --work DIR              for outputs and checkpoints, which are removed (default: /dev/shm or TMPDIR)
+  --work DIR              for inputs, outputs and checkpoints, which are removed: in memory, or with
+                          room in the page cache (default: /dev/shm or TMPDIR)
 END
 }
 
@@ -131,16 +132,29 @@ disturbed_run() {
   done
 }
 
+# inputs_of LENGTH HEADS DIM TYPE: sets the array `inputs` to the options for files in the work folder,
+# head by head, as each GPU reads the heads that it takes; those of the last run where they are the same.
+inputs_of() {
+  local kind="$1,$2,$3 $4"
+  inputs=(--input "$work/inputs.safetensors" --layout bhsd)
+  [ "${inputs_kind:-}" != "$kind" ] || return 0
+  start 1 "$program" generate --shape "1,$1,$2,$3" --dtype "$4" "${inputs[@]/--input/--output}" --overwrite
+  wait $launch_pid || fail "no inputs of $kind in $work; --work names a folder with more room"
+  inputs_kind=$kind
+}
+
 # one_run STUDY LENGTH HEADS DIM TYPE MASK CHUNKS GROUP COUNT
 one_run() {
   # One worker needs no master beside it.
-  local ranks=$(($9 > 1 ? $9 + 1 : 1)) begin=$EPOCHREALTIME
-  local -a command more line
+  local ranks=$(($9 > 1 ? $9 + 1 : 1)) begin
+  local -a command more line inputs
   read -r -a more <<<"$options"
-  command=("$program" run --input synthetic:1 --shape "1,$2,$3,$4" --dtype "$5" --backend "$backend"
-    --chunks "${chunks:-$7}" --heads-per-group "$8" --device-memory "$device_memory"
-    --host-memory "$host_memory" --output "$work/o.safetensors" --report "$work/report.json" --overwrite
-    --no-verify --quiet "${more[@]}")
+  inputs_of "$2" "$3" "$4" "$5"
+  begin=$EPOCHREALTIME
+  command=("$program" run "${inputs[@]}" --backend "$backend" --chunks "${chunks:-$7}"
+    --heads-per-group "$8" --device-memory "$device_memory" --host-memory "$host_memory"
+    --output "$work/o.safetensors" --report "$work/report.json" --overwrite --no-verify --quiet
+    "${more[@]}")
   [ "$6" != causal ] || command+=(--causal)
   line=(--label "$(label_of "$@")" --ranks $ranks --report "$work/report.json" --append "$results")
   if [ "$1" = killed ]; then
@@ -153,7 +167,7 @@ one_run() {
     wait $launch_pid || fail "$ranks ranks, $(label_of "$@"): the run failed"
   fi
   python3 "$root/jobs/scaling_line.py" "${line[@]}"
-  rm -rf "${work:?}"/*
+  rm -rf "$work"/{o.safetensors,report.json,checkpoint}
 }
 
 mapfile -t runs < <(every_run)

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <filesystem>
+#include <future>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "app/commands.hpp"
+#include "app/machine.hpp"
 #include "app/problem.hpp"
 #include "mpi/file.hpp"
 #include "stream_cqsa/error.hpp"
@@ -18,6 +21,7 @@ namespace {
 
 // Tokens are written in pieces of about this size.
 constexpr std::int64_t piece_bytes = std::int64_t{16} << 20;
+constexpr int most_threads = 16;
 
 struct GenerateArguments {
   InputOptions input;
@@ -105,15 +109,23 @@ void copy_tensor(TensorSource& source, TensorSink& sink) {
   const TensorDesc& desc = sink.desc();
   const std::int64_t vector_bytes = desc.dim * size_of(desc.dtype);
   const std::int64_t step = std::max<std::int64_t>(1, piece_bytes / (desc.heads * vector_bytes));
-  std::vector<std::byte> rows;
-  for (std::int64_t batch = 0; batch < desc.batch; ++batch) {
-    for (std::int64_t token = 0; token < desc.tokens; token += step) {
-      const Block block{batch, {token, std::min(token + step, desc.tokens)}, {0, desc.heads}};
+  const std::int64_t pieces = ceil_div(desc.tokens, step);
+  std::atomic<std::int64_t> next{0};
+  const auto copy = [&] {
+    std::vector<std::byte> rows;
+    for (std::int64_t piece; (piece = next++) < desc.batch * pieces;) {
+      const std::int64_t token = piece % pieces * step;
+      const Block block{
+          piece / pieces, {token, std::min(token + step, desc.tokens)}, {0, desc.heads}};
       rows.resize(static_cast<std::size_t>(block.vectors() * vector_bytes));
       source.read(block, rows);
       sink.write(block, rows);
     }
-  }
+  };
+  std::vector<std::future<void>> threads;
+  for (int i = 0; i < std::clamp(this_machine().cores, 1, most_threads); ++i)
+    threads.push_back(std::async(std::launch::async, copy));
+  for (auto& thread : threads) thread.get();
 }
 
 }  // namespace

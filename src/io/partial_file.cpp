@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <system_error>
 #include <utility>
 
@@ -106,6 +107,10 @@ bool names(const std::filesystem::path& path, int descriptor) {
 std::array<std::atomic<char*>, 16> doomed_names{};
 static_assert(std::atomic<char*>::is_always_lock_free);
 
+/// BeginningFiles that live.
+std::atomic<int> beginning_files{0};
+static_assert(std::atomic<int>::is_always_lock_free);
+
 std::atomic<char*>* register_name(const std::filesystem::path& path) {
   char* name = ::strdup(path.c_str());
   if (!name) return nullptr;
@@ -136,7 +141,23 @@ void DoomedName::forget() {
   place_ = nullptr;
 }
 
+// Blocked here, the signals go to other threads, whose handlers wait, or wait themselves.
+BeginningFile::BeginningFile() {
+  sigset_t all;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_BLOCK, &all, &before_);
+  ++beginning_files;
+}
+
+BeginningFile::~BeginningFile() {
+  --beginning_files;
+  ::pthread_sigmask(SIG_SETMASK, &before_, nullptr);
+}
+
 void remove_doomed_files() noexcept {
+  constexpr timespec moment{0, 1'000'000};
+  for (int moments = 0; beginning_files > 0 && moments < 1000; ++moments)
+    ::nanosleep(&moment, nullptr);
   for (auto& place : doomed_names) {
     if (const char* name = place.exchange(nullptr)) ::unlink(name);
   }
@@ -157,9 +178,11 @@ PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open, boo
     : path_(std::move(path)),
       partial_(partial_name(path_)),
       keep_(keep),
+      beginning_(std::in_place),
       lock_(open_locked(partial_)),
       doomed_(partial_) {
   if (keep_) doomed_.forget();
+  beginning_.reset();
   try {
     file_ = open(partial_, keep_ ? FileMode::update : FileMode::create);
   } catch (...) {

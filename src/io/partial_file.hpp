@@ -2,8 +2,10 @@
 #pragma once
 
 #include <atomic>
+#include <csignal>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "stream_cqsa/files.hpp"
 
@@ -43,6 +45,19 @@ class DoomedName {
   std::atomic<char*>* place_;  ///< in a table of fixed size; null when that was full
 };
 
+/// While this object lives, remove_doomed_files() in a handler waits, a second at most: for what is
+/// between the creation of a file and its DoomedName.
+class BeginningFile {
+ public:
+  BeginningFile();
+  BeginningFile(const BeginningFile&) = delete;
+  BeginningFile& operator=(const BeginningFile&) = delete;
+  ~BeginningFile();
+
+ private:
+  sigset_t before_;  ///< signals that this thread had blocked
+};
+
 /// Removes the files of all DoomedNames. Async-signal-safe, and for a handler that ends the
 /// process.
 void remove_doomed_files() noexcept;
@@ -78,6 +93,7 @@ class PartialFile {
   std::filesystem::path path_;
   std::filesystem::path partial_;
   bool keep_;
+  std::optional<BeginningFile> beginning_;
   Descriptor lock_;
   DoomedName doomed_;
   std::unique_ptr<File> file_;

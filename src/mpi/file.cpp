@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <condition_variable>
+#include <mutex>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "io/stored_tensor.hpp"
 #include "mpi/error.hpp"
@@ -16,6 +19,10 @@ namespace stream_cqsa {
 namespace {
 
 constexpr std::size_t largest_request = std::size_t{1} << 30;
+
+// Open MPI lets one call at a time use a handle, so threads that read or write a file side by side
+// need several.
+constexpr int handles_of_a_file = 4;
 
 /// errno after a failed MPI call, where it says something about storage: MPI libraries do not
 /// promise to leave it, and most of their own codes say no more than "I/O error".
@@ -32,33 +39,40 @@ class MpiFile final : public File {
   MpiFile(const std::filesystem::path& path, FileMode mode) : path_(printable(path.string())) {
     const bool read = mode == FileMode::read;
     const int flags = read ? MPI_MODE_RDONLY : MPI_MODE_RDWR | MPI_MODE_CREATE;
-    errno = 0;
-    check(MPI_File_open(MPI_COMM_SELF, path.c_str(), flags, MPI_INFO_NULL, &handle_),
-          read ? "cannot be opened" : "cannot be created");
     try {
+      for (int i = 0; i < handles_of_a_file; ++i) {
+        MPI_File handle = MPI_FILE_NULL;
+        errno = 0;
+        check(MPI_File_open(MPI_COMM_SELF, path.c_str(), flags, MPI_INFO_NULL, &handle),
+              read ? "cannot be opened" : "cannot be created");
+        handles_.push_back(handle);
+      }
+      idle_ = handles_;
       if (mode == FileMode::create) resize(0);
     } catch (...) {
-      MPI_File_close(&handle_);
+      close();
       throw;
     }
   }
   MpiFile(const MpiFile&) = delete;
   MpiFile& operator=(const MpiFile&) = delete;
-  ~MpiFile() override { MPI_File_close(&handle_); }
+  ~MpiFile() override { close(); }
 
   std::uint64_t size() override {
+    const Handle handle(*this);
     MPI_Offset size = 0;
     errno = 0;
-    check(MPI_File_get_size(handle_, &size), "has no size");
+    check(MPI_File_get_size(handle.mpi, &size), "has no size");
     return static_cast<std::uint64_t>(size);
   }
 
   void read_at(std::uint64_t offset, std::span<std::byte> into) override {
+    const Handle handle(*this);
     while (!into.empty()) {
       const auto part = into.first(std::min(into.size(), largest_request));
       MPI_Status status;
       errno = 0;
-      check(MPI_File_read_at(handle_, static_cast<MPI_Offset>(offset), part.data(),
+      check(MPI_File_read_at(handle.mpi, static_cast<MPI_Offset>(offset), part.data(),
                              static_cast<int>(part.size()), MPI_BYTE, &status),
             fmt::format("cannot be read at byte {}", offset));
       const std::size_t got = count(status, "ends or cannot be read", offset);
@@ -68,11 +82,12 @@ class MpiFile final : public File {
   }
 
   void write_at(std::uint64_t offset, std::span<const std::byte> from) override {
+    const Handle handle(*this);
     while (!from.empty()) {
       const auto part = from.first(std::min(from.size(), largest_request));
       MPI_Status status;
       errno = 0;
-      check(MPI_File_write_at(handle_, static_cast<MPI_Offset>(offset), part.data(),
+      check(MPI_File_write_at(handle.mpi, static_cast<MPI_Offset>(offset), part.data(),
                               static_cast<int>(part.size()), MPI_BYTE, &status),
             fmt::format("cannot be written at byte {}", offset));
       const std::size_t put = count(status, "cannot be written", offset);
@@ -82,17 +97,45 @@ class MpiFile final : public File {
   }
 
   void resize(std::uint64_t size) override {
+    const Handle handle(*this);
     errno = 0;
-    check(MPI_File_set_size(handle_, static_cast<MPI_Offset>(size)),
+    check(MPI_File_set_size(handle.mpi, static_cast<MPI_Offset>(size)),
           fmt::format("cannot have {} bytes", size));
   }
 
   void sync() override {
+    const Handle handle(*this);
     errno = 0;
-    check(MPI_File_sync(handle_), "cannot be flushed to storage");
+    check(MPI_File_sync(handle.mpi), "cannot be flushed to storage");
   }
 
  private:
+  /// One that no other thread uses for as long as this lives.
+  class Handle {
+   public:
+    explicit Handle(MpiFile& file) : file_(file) {
+      std::unique_lock lock(file_.mutex_);
+      file_.given_back_.wait(lock, [&] { return !file_.idle_.empty(); });
+      mpi = file_.idle_.back();
+      file_.idle_.pop_back();
+    }
+    Handle(const Handle&) = delete;
+    Handle& operator=(const Handle&) = delete;
+    ~Handle() {
+      const std::scoped_lock lock(file_.mutex_);
+      file_.idle_.push_back(mpi);
+      file_.given_back_.notify_one();
+    }
+    MPI_File mpi = MPI_FILE_NULL;
+
+   private:
+    MpiFile& file_;
+  };
+
+  void close() {
+    for (MPI_File& handle : handles_) MPI_File_close(&handle);
+  }
+
   void check(int code, const std::string& what) const {
     if (code == MPI_SUCCESS) return;
     const std::string reason = storage_reason();
@@ -112,7 +155,10 @@ class MpiFile final : public File {
   }
 
   std::string path_;  ///< for messages
-  MPI_File handle_ = MPI_FILE_NULL;
+  std::vector<MPI_File> handles_;
+  std::mutex mutex_;  // guards idle_
+  std::condition_variable given_back_;
+  std::vector<MPI_File> idle_;
 };
 
 }  // namespace
