@@ -10,9 +10,10 @@ Sections, each with a result file of its own in the output directory, rewritten 
     accuracy       errors against fp64, of ours and of the peers, on the same input
 
 The peers: flash2 and cudnn are torch's scaled_dot_product_attention with that backend pinned; flash3
-(flash_attn_interface), flash4 (flash_attn.cute), stream_cqsa (PyPI's stream-cqsa, by the method's authors)
-and seqattn take part where they can be imported. A peer that fails is recorded with its message, and one
-that has no result at all is listed as absent, with the reason.
+(flash_attn_interface, which PyPI's tokenspeed-fa3 holds built), flash4 (flash_attn.cute), stream_cqsa (PyPI's
+stream-cqsa, by the method's authors) and seqattn (built from github.com/renlililoli/stream-attn; PyPI's is
+another) take part where they can be imported. A peer that fails is recorded with its message, and one that
+has no result at all is listed as absent, with the reason.
 
 Timed: rounds in turn, A B A B, after a round of warm-up; what counts is the median. Resident attention
 is timed by device events and streamed attention by the wall clock, both on random input.

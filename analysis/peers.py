@@ -8,6 +8,7 @@ is the program of: stream_cqsa (PyPI's stream-cqsa, by the method's authors) and
 
 import contextlib
 import importlib
+import importlib.metadata
 import json
 import math
 import sys
@@ -20,15 +21,22 @@ from problem import Shape
 GIB = 1 << 30
 TORCH_NAMES = {"f16": "float16", "bf16": "bfloat16"}
 RESIDENT_PEERS = ("flash2", "cudnn", "flash3", "flash4")
-# Entry -> package and options. The authors' package: by its own plan under a cap of the whole process,
-# and one level of c = 7, streamed from the host with the accumulator on the device, its default way with
-# all the memory it wants. seqattn's budget is of the buffers that it allocates.
+MODULES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}
+# Entry -> package and options. The authors' package: by its own plan under a cap of the whole process, and
+# one level of c = 7, streamed from the host with the accumulator on the device: what it chooses without a
+# cap where it divides at all (what fits it leaves to torch). seqattn's budget is of the buffers that it allocates.
 STREAMED_PEERS = {"stream_cqsa 1GiB": {"package": "stream_cqsa", "cap": GIB, "overrides": {}},
                   "stream_cqsa no limit": {"package": "stream_cqsa", "cap": None, "overrides": {
                       "itr": 1, "c": 7, "interest_set": (0, 1, 3), "stream_from_host": True,
                       "accumulate_on_gpu": True}},
                   "seqattn 1GiB": {"package": "seqattn", "cap": GIB}}
 PEERS = (*RESIDENT_PEERS, "stream_cqsa", "seqattn")
+# seqattn's launch parameters to choose from: its own (64, 64, 4, 2, nothing for this GPU) and larger tiles.
+SEQATTN_LAUNCHES = ({}, *({"block_m": rows, "block_n": keys, "num_warps": warps, "num_stages": stages}
+                          for rows, keys, warps, stages in ((64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3),
+                                                            (128, 128, 8, 2))))
+SEQATTN_TRIAL = 131072  # tokens of the problem that decides
+SEQATTN_BLOCKS = 16     # of queries, in a causal problem
 WRONG = 0.02            # a relative error that no rounding explains
 
 
@@ -38,7 +46,7 @@ class Resident:
 
     def __init__(self, torch, name, tensors, causal):
         self.torch, self.call, self.tensors = torch, resident_call(torch, name, causal), tensors
-        self.causal, self.error = causal, None
+        self.name, self.causal, self.error = name, causal, None
 
     def round(self):
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -51,14 +59,19 @@ class Resident:
         return {"kernel_seconds": begin.elapsed_time(end) * 1e-3}
 
     def finish(self):
-        return {"verification": verified(self.error)}
+        return {"package": distributions(MODULES.get(self.name, "torch")), "verification": verified(self.error)}
+
+
+def distributions(module):
+    """The installed distributions that a module is of, with their versions."""
+    names = importlib.metadata.packages_distributions().get(module.split(".")[0], [])
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
 
 
 def resident_call(torch, name, causal):
     """f(q, k, v) -> O, all [B, N, H, D]. Throws ImportError or Failure where there is no such peer."""
-    if name in ("flash3", "flash4"):
-        module = importlib.import_module({"flash3": "flash_attn_interface",
-                                          "flash4": "flash_attn.cute"}[name])
+    if name in MODULES:
+        module = importlib.import_module(MODULES[name])
 
         def flash(q, k, v):
             with torch.no_grad():
@@ -131,25 +144,55 @@ def open_stream_cqsa(torch, shape, q, k, v, options):
 
     def call():
         output, info = package.attention(*heads_first, is_causal=shape.causal, return_info=True, **overrides)
-        return output.transpose(1, 2), {key: info.get(key) for key in ("engine", "itr", "c", "n_subproblems")}
+        kept = ("engine", "itr", "c", "n_subproblems", "n_parallel", "oom_retries", "depth_escalations")
+        return output.transpose(1, 2), {key: info.get(key) for key in kept}
     # Its info names the CUDA extension even where that is not built and Triton runs.
     return call, {"version": package.__version__, "kernels": package.kernels_available()}
 
 
 def open_seqattn(torch, shape, q, k, v, options):
     package = seqattn_package()
-    config = package.StreamingAttentionConfig(workspace_budget_bytes=options["cap"])
-    plan = package.build_plan(q_heads=shape.heads, kv_heads=shape.heads, head_dim=shape.dim, dtype=q.dtype,
-                              device="cuda", max_q_tokens=shape.length, max_kv_tokens=shape.length, config=config)
-    runner = package.StreamingAttentionRunner(plan, config)
     output = torch.empty_like(q[0]).pin_memory()
-    bounds = torch.tensor([0, shape.length], dtype=torch.int32)
+
+    def runner_of(launch):
+        config = package.StreamingAttentionConfig(workspace_budget_bytes=options["cap"], **launch)
+        plan = package.build_plan(q_heads=shape.heads, kv_heads=shape.heads, head_dim=shape.dim, dtype=q.dtype,
+                                  device="cuda", max_q_tokens=shape.length, max_kv_tokens=shape.length, config=config)
+        return package.StreamingAttentionRunner(plan, config)
+
+    def attend(runner, length):
+        # It reads all keys whatever the mask: a causal problem is cut into blocks of queries, each with its keys alone.
+        step = -(-length // SEQATTN_BLOCKS) if shape.causal else length
+        for begin in range(0, length, step):
+            end = min(begin + step, length)
+            keys = end if shape.causal else length
+            bounds = (torch.tensor([0, count], dtype=torch.int32) for count in (end - begin, keys))
+            runner(q[0][begin:end], k[0][:keys], v[0][:keys], *bounds, causal=shape.causal, out=output[begin:end])
+
+    runners, about = [], {"version": getattr(package, "__version__", None)}
 
     def call():
-        runner(q[0], k[0], v[0], bounds, bounds, causal=shape.causal, out=output)
-        return output[None], {key: getattr(plan, key, None)
+        if not runners:  # in the warm-up, when the GPU is this process's alone
+            about["launch"] = fastest_launch(lambda launch: attend(runner_of(launch), min(shape.length, SEQATTN_TRIAL)))
+            torch.cuda.empty_cache()
+            runners.append(runner_of(about["launch"]))
+            about["backend"] = getattr(runners[0], "backend", None)
+        attend(runners[0], shape.length)
+        return output[None], {key: getattr(runners[0].plan, key, None)
                               for key in ("q_chunk_tokens", "kv_chunk_tokens", "estimated_workspace_bytes")}
-    return call, {"version": getattr(package, "__version__", None), "backend": getattr(runner, "backend", None)}
+    return call, about
+
+
+def fastest_launch(attend):
+    """The seqattn launch parameters with which attend(launch) takes the least time, once they are compiled."""
+    seconds = {}
+    for number, launch in enumerate(SEQATTN_LAUNCHES):
+        with contextlib.suppress(Exception):  # some do not fit on some GPUs
+            attend(launch)
+            begin = time.perf_counter()
+            attend(launch)
+            seconds[number] = time.perf_counter() - begin
+    return SEQATTN_LAUNCHES[min(seconds, key=seconds.get, default=0)]
 
 
 def seqattn_package():

@@ -152,10 +152,10 @@ class HostTensor(np.ndarray):
 
 
 def attend(q, k, v, causal):
-    """Attention of [H, N, D] by its definition."""
+    """Attention of [H, N, D] by its definition; a causal mask is aligned at the last query and the last key."""
     scores = np.einsum("hqd,hkd->hqk", q, k) * q.shape[-1] ** -0.5
     if causal:
-        scores[:, ~np.tri(q.shape[1], dtype=bool)] = -np.inf
+        scores[:, ~np.tri(q.shape[1], k.shape[1], k.shape[1] - q.shape[1], dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return np.einsum("hqk,hkd->hqd", weights / weights.sum(-1, keepdims=True), v)
 
@@ -177,8 +177,10 @@ class MadeUpStreamCqsa(types.ModuleType):
 
 class MadeUpSeqattn(types.ModuleType):
     """seqattn's plan and runner: tensors [tokens, heads, dim], sequences by their bounds."""
+    pairs = 0  # of a query and a key that were read
 
-    def StreamingAttentionConfig(self, *, workspace_budget_bytes=None):
+    def StreamingAttentionConfig(self, *, workspace_budget_bytes=None, block_m=None, block_n=None, num_warps=None,
+                                 num_stages=None):
         return types.SimpleNamespace(workspace_budget_bytes=workspace_budget_bytes)
 
     def build_plan(self, *, q_heads, kv_heads, head_dim, dtype, device, max_q_tokens, max_kv_tokens, config):
@@ -186,10 +188,11 @@ class MadeUpSeqattn(types.ModuleType):
 
     def StreamingAttentionRunner(self, plan, config=None):
         def run(q, k, v, bounds_q, bounds_k, *, softmax_scale=None, causal=False, out=None, stats=None):
-            assert list(bounds_q) == list(bounds_k) == [0, len(q)]
+            assert (list(bounds_q), list(bounds_k)) == ([0, len(q)], [0, len(k)])
+            self.pairs += len(q) * len(k)
             out[:] = attend(*(x.swapaxes(0, 1) for x in (q, k, v)), causal).swapaxes(0, 1)
             return out
-        self.budget = config.workspace_budget_bytes
+        self.budget, run.plan = config.workspace_budget_bytes, plan
         return run
 
 
@@ -200,14 +203,14 @@ class StreamedPeersTest(unittest.TestCase):
         self.addCleanup(lambda: sys.modules.update({name: before}) if before else sys.modules.pop(name))
         return module
 
-    def output_of(self, entry, causal):
-        shape = Shape(9, 2, 4, "f16", causal)
+    def output_of(self, entry, causal, length=9):
+        shape = Shape(length, 2, 4, "f16", causal)
         rng = np.random.default_rng(20611)
-        q, k, v = (rng.standard_normal((1, 9, 2, 4)).view(HostTensor) for _ in range(3))
+        q, k, v = (rng.standard_normal((1, length, 2, 4)).view(HostTensor) for _ in range(3))
         torch = types.SimpleNamespace(
             empty_like=np.empty_like, int32=np.int32, tensor=np.array,
             cuda=types.SimpleNamespace(get_device_properties=lambda _: types.SimpleNamespace(total_memory=1 << 40),
-                                       set_per_process_memory_fraction=lambda _: None))
+                                       set_per_process_memory_fraction=lambda _: None, empty_cache=lambda: None))
         options = peers.STREAMED_PEERS[entry]
         call, _ = peers.OPEN[options["package"]](torch, shape, q, k, v, json.loads(json.dumps(options)))
         expected = attend(*(x[0].swapaxes(0, 1) for x in (q, k, v)), causal).swapaxes(0, 1)
@@ -222,6 +225,36 @@ class StreamedPeersTest(unittest.TestCase):
         self.assertEqual(seqattn.budget, 1 << 30)
         self.output_of("stream_cqsa no limit", True)
         self.assertEqual(package.overrides["interest_set"], (0, 1, 3))
+
+    def test_seqattn_reads_about_half_of_the_pairs_of_a_causal_problem(self):
+        seqattn = self.put_module("seqattn", MadeUpSeqattn("seqattn"))
+        with unittest.mock.patch.object(peers, "fastest_launch", lambda attend: {}):
+            for causal, share in ((False, 1), (True, (1 + 1 / peers.SEQATTN_BLOCKS) / 2)):
+                seqattn.pairs = 0
+                self.output_of("seqattn 1GiB", causal, 64)
+                self.assertEqual(seqattn.pairs, share * 64 ** 2)
+
+    def test_the_fastest_launch_is_taken_without_its_compilation(self):
+        now, compiled = [0], set()
+
+        def attend(launch):
+            tile = launch.get("block_m", 64) * launch.get("block_n", 64)
+            if tile == 128 * 128:
+                raise RuntimeError("out of resource: shared memory")
+            seconds = 1000 / tile + launch.get("num_warps", 0)
+            now[0] += seconds if str(launch) in compiled else 100 * tile
+            compiled.add(str(launch))
+        with unittest.mock.patch.object(peers.time, "perf_counter", lambda: now[0]):
+            launch = peers.fastest_launch(attend)
+        self.assertEqual(launch, {})
+        with unittest.mock.patch.object(peers.time, "perf_counter", lambda: now[0]):
+            launch = peers.fastest_launch(lambda launch: attend({**launch, "num_warps": 0}))
+        self.assertEqual((launch["block_m"], launch["block_n"]), (128, 64))
+
+    def test_no_launch_that_runs_leaves_the_packages_own(self):
+        def fail(_):
+            raise RuntimeError("no GPU")
+        self.assertEqual(peers.fastest_launch(fail), {})
 
     def test_another_package_of_the_name_is_told_apart(self):
         self.put_module("seqattn", types.ModuleType("seqattn"))
