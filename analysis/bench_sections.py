@@ -65,7 +65,7 @@ class Bench:
 
 # Beside which FlashAttention-3's rate over cuDNN's is known on an H100, see kernel_notes.md.
 KERNEL_SHAPES = [Shape(length, 8, dim, "bf16", causal)
-                 for length in (131072, 262144) for dim in (64, 128) for causal in (False, True)] + [
+                 for length in (65536, 131072, 262144) for dim in (64, 128) for causal in (False, True)] + [
     Shape(1 << 20, 8, 64, "f16", True), Shape(1 << 19, 8, 128, "bf16", True),
     Shape(131072, 32, 128, "bf16", True, 8)]
 
