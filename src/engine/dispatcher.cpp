@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "engine/partial.hpp"
 
@@ -84,7 +85,7 @@ std::optional<Dispatcher::Order> Dispatcher::next(int number) {
   if (static_cast<int>(worker.computing.size()) >= options_.ahead) return std::nullopt;
   if (const auto id = choose(worker)) return assign(number, *id);
   if (!worker.computing.empty()) return std::nullopt;
-  const auto again = choose_again();
+  const auto again = choose_again(worker);
   if (again && may_take(worker, *again)) return assign(number, *again);
   return std::nullopt;
 }
@@ -127,12 +128,13 @@ std::int64_t Dispatcher::missing_chunks(const Worker& worker, const Task& task) 
                        [&](const ChunkKey& chunk) { return !worker.kept.contains(chunk); });
 }
 
-// What the busiest worker would begin last, if no second worker has it yet.
-std::optional<std::int64_t> Dispatcher::choose_again() const {
+// What the busiest worker would begin last, if no second worker has it yet and this one should be
+// done with it sooner.
+std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
   std::optional<std::int64_t> chosen;
   std::size_t busiest = 0;
   for (const Worker& worker : workers_) {
-    if (worker.computing.size() <= busiest) continue;
+    if (worker.computing.size() <= busiest || !gains(idle, worker)) continue;
     const auto last =
         std::find_if(worker.computing.rbegin(), worker.computing.rend(), [&](std::int64_t id) {
           const auto task = tasks_.find(id);
@@ -143,6 +145,17 @@ std::optional<std::int64_t> Dispatcher::choose_again() const {
     chosen = *last;
   }
   return chosen;
+}
+
+// Of the last thing that `busy` has. One that takes twice as long as it should may never end.
+bool Dispatcher::gains(const Worker& idle, const Worker& busy) const {
+  constexpr double clearly = 0.8;
+  const double expected = static_cast<double>(busy.computing.size()) * busy.seconds_each();
+  const double passed = now() - busy.began;
+  const double own = idle.seconds_each();
+  if (!options_.now || own == 0) return true;
+  if (busy.computed == 0) return passed > own;
+  return own < clearly * (expected - passed) || passed > 2 * std::max(expected, own);
 }
 
 Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
@@ -156,6 +169,7 @@ Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
   Task& task = tasks_.at(id);
   if (open_.erase(id) == 0) ++repeated_;
   task.workers.insert(number);
+  if (worker.computing.empty()) worker.began = now();
   worker.computing.insert(id);
   worker.delivering.insert(id);
   keep_chunks(worker, task);
@@ -177,7 +191,11 @@ void Dispatcher::keep_chunks(Worker& worker, const Task& task) const {
 // --- what comes back ---
 
 void Dispatcher::computed(int number, std::int64_t id) {
-  workers_[static_cast<std::size_t>(number)].computing.erase(id);
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  if (worker.computing.erase(id) == 0) return;
+  const double end = now();
+  worker.busy += end - std::exchange(worker.began, end);
+  ++worker.computed;
 }
 
 void Dispatcher::received(int number, std::int64_t id) {

@@ -15,8 +15,8 @@
 namespace stream_cqsa {
 
 /// Hands out subproblems to workers that ask, counts what comes back, and hands out again what a
-/// lost worker had. Bookkeeping alone, with no messages and no threads: the same calls give the
-/// same answers.
+/// lost worker had. Bookkeeping alone, with no messages and no threads: the same calls at the same
+/// times give the same answers.
 ///
 /// Partials are merged in ascending order of subproblem, and those that come early wait: where they
 /// lie if the merging side has no room. So that nobody waits for a partial that stands behind
@@ -36,6 +36,8 @@ class Dispatcher {
     std::int64_t window = 0;       ///< subproblems whose partials may all come early
     int ahead = 2;                 ///< subproblems that a worker has at a time
     std::int64_t chunks_kept = 0;  ///< chunks that a worker keeps from one subproblem to the next
+    /// Seconds, by which workers' speeds are known; without it an idle worker repeats at once.
+    std::function<double()> now = nullptr;
   };
 
   /// How many pieces of a query chunk still lack the partial of a subproblem.
@@ -61,7 +63,7 @@ class Dispatcher {
     std::vector<std::int64_t> abandon;
   };
   /// The next subproblem for a worker, or none for now. Near the end an idle worker gets one that
-  /// another still computes: the first result counts.
+  /// another still computes, where it should be done with it sooner: the first result counts.
   std::optional<Order> next(int worker);
 
   /// The worker has computed the subproblem: all of its partials wait, or have come.
@@ -95,6 +97,11 @@ class Dispatcher {
     std::set<std::int64_t> abandoned;       ///< whose partials have not all come to be dropped
     std::map<ChunkKey, std::int64_t> kept;  ///< when each was last used
     std::int64_t orders = 0;
+    double began = 0;  ///< when it began what it computes now
+    double busy = 0;   ///< seconds, for what it has computed
+    std::int64_t computed = 0;
+    /// For one of those that it was given; 0 where it has computed none.
+    double seconds_each() const { return computed > 0 ? busy / static_cast<double>(computed) : 0; }
   };
 
   void fill();
@@ -103,7 +110,9 @@ class Dispatcher {
   std::optional<std::int64_t> choose(const Worker& worker) const;
   std::int64_t missing_chunks(const Worker& worker, const Task& task) const;
   bool may_take(const Worker& worker, std::int64_t id) const;
-  std::optional<std::int64_t> choose_again() const;
+  std::optional<std::int64_t> choose_again(const Worker& idle) const;
+  bool gains(const Worker& idle, const Worker& busy) const;
+  double now() const { return options_.now ? options_.now() : 0; }
   Order assign(int worker, std::int64_t id);
   void keep_chunks(Worker& worker, const Task& task) const;
   void take_back(int worker, std::int64_t id);

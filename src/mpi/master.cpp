@@ -169,6 +169,7 @@ class Master {
 
   void make_dispatcher() {
     Dispatcher::Options options;
+    options.now = now_seconds;
     if (computes_by_groups(plan_)) {
       // One that computes, and one to go on with: no more, for the last ones are to be shared out.
       options.ahead = 2;

@@ -353,3 +353,70 @@ BOOST_AUTO_TEST_CASE(an_idle_worker_repeats_what_another_is_slow_at) {
   BOOST_TEST(again->assignment.id == *first.rbegin());
   BOOST_TEST(dispatcher.repeated() == 1);
 }
+
+BOOST_AUTO_TEST_CASE(what_another_does_as_fast_is_not_repeated) {
+  SmallPlan small;
+  small.chunks = 7;
+  const Plan plan = small_plan(small);
+  double clock = 0;
+  Dispatcher::Options options{8, 2, 0};
+  options.now = [&] { return clock; };
+  Dispatcher dispatcher(plan, 2, options, [](const SubproblemKey&, std::int64_t) { return 1; });
+  std::vector<std::set<std::int64_t>> has(2);
+  const auto take_all = [&](int worker) {
+    while (const auto order = dispatcher.next(worker))
+      has[static_cast<std::size_t>(worker)].insert(order->assignment.id);
+  };
+  const auto compute = [&](int worker) {
+    auto& own = has[static_cast<std::size_t>(worker)];
+    dispatcher.computed(worker, *own.begin());
+    own.erase(own.begin());
+  };
+  take_all(0);
+  take_all(1);
+  // 7 subproblems of 10 s each: the first worker computes one more than the second.
+  for (int round = 0; round < 3; ++round) {
+    clock += 10;
+    compute(0);
+    take_all(0);
+    compute(1);
+    take_all(1);
+  }
+  BOOST_TEST(has[0].size() == 1u);
+  BOOST_TEST(has[1].empty());
+  BOOST_TEST(dispatcher.repeated() == 0);
+  // The other should be done first; but not if it takes ever longer.
+  clock += 9;
+  BOOST_TEST(!dispatcher.next(1).has_value());
+  clock += 12;
+  const auto again = dispatcher.next(1);
+  BOOST_REQUIRE(again.has_value());
+  BOOST_TEST(again->assignment.id == *has[0].begin());
+  BOOST_TEST(dispatcher.repeated() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(a_fast_worker_repeats_what_a_slow_one_has_begun) {
+  SmallPlan small;
+  small.chunks = 7;
+  const Plan plan = small_plan(small);
+  double clock = 0;
+  Dispatcher::Options options{8, 1, 0};
+  options.now = [&] { return clock; };
+  Dispatcher dispatcher(plan, 2, options, [](const SubproblemKey&, std::int64_t) { return 1; });
+  // The slow one takes 35 s, the fast one 10.
+  std::int64_t slow = dispatcher.next(0)->assignment.id;
+  for (int second = 10; second <= 50; second += 10) {
+    const std::int64_t fast = dispatcher.next(1)->assignment.id;
+    clock = second;
+    dispatcher.computed(1, fast);
+    if (second != 30) continue;
+    clock = 35;
+    dispatcher.computed(0, slow);
+    slow = dispatcher.next(0)->assignment.id;
+  }
+  BOOST_TEST(dispatcher.repeated() == 0);
+  const auto again = dispatcher.next(1);
+  BOOST_REQUIRE(again.has_value());
+  BOOST_TEST(again->assignment.id == slow);
+  BOOST_TEST(dispatcher.repeated() == 1);
+}
