@@ -12,3 +12,6 @@
 #include <sstream>
 
 #include "../src/precompiled.hpp"
+
+// For every test to read that header again: it makes a main file of what defines BOOST_TEST_MODULE.
+#undef BOOST_TEST_CONFIG_HPP_071894GER
