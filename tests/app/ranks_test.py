@@ -269,7 +269,7 @@ class Wrong(Ranks):
 class Disturbed(Ranks):
     """Kills and signals at random moments; the same command again comes to the same bytes."""
 
-    shape = (1, 32000, 2, 64)
+    shape = (1, 20000, 2, 64)
     options = ["--chunks", "31", "--causal", "--threads", "1", "--heads-per-group", "1"]
 
     def durable(self, *extra):
