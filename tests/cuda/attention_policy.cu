@@ -40,9 +40,7 @@ template <int D>
 std::vector<CaseKernel> kernels_of(DType type) {
   std::vector<CaseKernel> kernels;
   if (type == DType::f16) add_portable<__half, D>(kernels);
-  if constexpr (D == 128) {
-    if (type == DType::bf16) add_portable<__nv_bfloat16, D>(kernels);
-  }
+  if (type == DType::bf16) add_portable<__nv_bfloat16, D>(kernels);
   if (type == DType::f32) {
     kernels.push_back({"fma", cuda::FmaTile<D>::queries, cuda::launch_fma_kernel<D, WindowPolicy>});
   }

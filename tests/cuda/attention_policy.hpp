@@ -12,8 +12,7 @@ constexpr std::int64_t window = 150;
 /// Scores in base 2 become cap * tanh(score / cap).
 constexpr float softcap = 4.0f;
 
-/// The kernels with that policy, and of the portable one both tiles. dim: 64, 128 or 256, of bf16
-/// 128 alone: how its numbers are converted does not depend on the dimension.
+/// The kernels with that policy, and of the portable one both tiles. dim: 64, 128 or 256
 std::vector<CaseKernel> window_kernels(DType type, std::int64_t dim);
 
 }  // namespace stream_cqsa::testing
