@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 
-from bench_sections import SECTIONS, Bench, absent_peers
+from bench_sections import BUDGETS, SECTIONS, Bench, absent_peers
 from bench_turns import without_folders
 from peers import PEERS
 from problem import Shape
@@ -111,6 +111,8 @@ def parse_arguments(arguments):
     parser.add_argument("--output-dir", required=True, type=pathlib.Path)
     parser.add_argument("--sections", type=names(list(SECTIONS)), default=list(SECTIONS), help="a,b,... (default: all)")
     parser.add_argument("--peers", type=names(PEERS), default=PEERS, help="a,b,... (default: all)")
+    parser.add_argument("--budgets", type=lambda text: text.split(","), default=BUDGETS,
+                        help="of device memory in the sweep: a,b,... (default: all)")
     parser.add_argument("--peer-seconds", type=float, default=60, help="of each streamed peer (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few small shapes, one round: a trial, not a measurement")
     parser.add_argument("--backend", default="cuda", help="of our program (default: %(default)s)")
