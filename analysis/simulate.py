@@ -73,10 +73,9 @@ def calibrated(costs, run, shared):
     """The costs with those that a run on the fewest workers shows of itself."""
     stages = run.record.get("stages", {})
     values = {}
-    for cost, stage in (("copy_in_bytes_per_second", "copy_in"), ("copy_out_bytes_per_second", "copy_out"),
-                        ("write_bytes_per_second", "write")):
-        if stages.get(stage, {}).get("bytes") and stages[stage]["busy_seconds"] > 0:
-            values[cost] = stages[stage]["bytes"] / stages[stage]["busy_seconds"]
+    write = stages.get("write", {})
+    if write.get("bytes") and write["busy_seconds"] > 0:
+        values["write_bytes_per_second"] = write["bytes"] / write["busy_seconds"]
     if stages.get("compute", {}).get("busy_seconds"):
         rate = run.shape.flops() / stages["compute"]["busy_seconds"]
         values.update(kernel_flop_per_second=rate, launch_seconds=0.0)
