@@ -33,7 +33,7 @@ import sys
 import time
 
 from bench_sections import BUDGETS, SECTIONS, Bench, absent_peers
-from bench_turns import without_folders
+from bench_turns import first_gpu, without_folders
 from peers import PEERS
 from problem import Shape
 
@@ -48,7 +48,7 @@ def output_of(command):
 def conditions(bench):
     """Where and by what the numbers were taken."""
     torch = bench.torch
-    device = output_of(["nvidia-smi", "-i", "0", "--query-gpu=name,driver_version,power.limit,memory.total",
+    device = output_of(["nvidia-smi", "-i", first_gpu(), "--query-gpu=name,driver_version,power.limit,memory.total",
                         "--format=csv,noheader"]).split(", ")
     version = output_of([*bench.launcher, bench.program, "--version"])
     return {"command": without_folders(shlex.join(["bench_peers.py", *sys.argv[1:]])),

@@ -97,6 +97,11 @@ class Child:
         return json.loads(self.output.read())
 
 
+def first_gpu():
+    """The name by which nvidia-smi knows the device that programs here see as their first."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0"
+
+
 class Monitor:
     """nvidia-smi's readings of the first GPU, ten a second, each with the time of its arrival."""
 
@@ -105,7 +110,7 @@ class Monitor:
         ours, its = pty.openpty()   # a terminal, so that each line comes as it is written
         try:
             self.process = subprocess.Popen(
-                ["nvidia-smi", "-i", "0", "--query-gpu=clocks.sm,power.draw,temperature.gpu",
+                ["nvidia-smi", "-i", first_gpu(), "--query-gpu=clocks.sm,power.draw,temperature.gpu",
                  "--format=csv,noheader,nounits", "-lms", "100"], stdout=its, stderr=subprocess.DEVNULL)
         except OSError:
             os.close(ours)
