@@ -1,9 +1,5 @@
 #include <fmt/format.h>
-#include <sys/stat.h>
 
-#include <algorithm>
-#include <cmath>
-#include <filesystem>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -11,15 +7,16 @@
 #include "app/audit.hpp"
 #include "app/checkpoint_directory.hpp"
 #include "app/commands.hpp"
+#include "app/durable_run.hpp"
 #include "app/outputs.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/ranks.hpp"
 #include "app/report.hpp"
+#include "app/room.hpp"
 #include "app/signals.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
-#include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -28,8 +25,6 @@ namespace {
 
 constexpr std::int64_t verified_rows = 8;
 constexpr std::uint64_t verified_seed = 1;
-constexpr double default_interval = 60;      // seconds
-constexpr double share_of_max_hours = 0.99;  // what is left is for the checkpoint
 
 struct RunArguments : JobOptions {
   std::string report, trace;
@@ -55,60 +50,6 @@ bool parse_run(const Arguments& arguments, RunArguments& run) {
       "ranks (mpirun -n R) rank 0 merges and writes (with --mergers M, ranks 1 to M too), and the\n"
       "others compute.\n",
       all);
-}
-
-// Hours of computing must not end at a disk that was too small from the start.
-void require_room(const std::filesystem::path& directory, std::int64_t bytes,
-                  const std::string& what) {
-  const auto free = static_cast<std::int64_t>(std::filesystem::space(directory).available);
-  if (free >= bytes) return;
-  throw InputError(fmt::format("{}: needs {} and {} are free there", what, format_bytes(bytes),
-                               format_bytes(free)));
-}
-
-// Of a file, where it is there already.
-std::int64_t allocated_bytes(const std::filesystem::path& path) {
-  struct stat status {};
-  constexpr std::int64_t block = 512;
-  return ::stat(path.c_str(), &status) == 0 ? status.st_blocks * block : 0;
-}
-
-std::int64_t unfinished_bytes(const std::string& output) {
-  return output.empty() ? 0 : allocated_bytes(output + ".partial");
-}
-
-// Every open piece of the ranks that merge in two versions: the durable one, and the next.
-void check_room(const Plan& plan, std::int64_t workers, const CheckpointDirectory& directory) {
-  const HostArena host = workers > 0 ? master_plan(plan, workers).host : plan.host;
-  const std::int64_t accumulators =
-      (1 + plan.request.mergers) * host.accumulators * host.accumulator_bytes;
-  std::int64_t states = 2 * std::max(plan.scratch_bytes, accumulators);
-  for (const auto& part : directory.all_parts()) states -= allocated_bytes(part / "states");
-  require_room(directory.path(), states, "--checkpoint " + directory.path().string());
-}
-
-void check_room(const Plan& plan, const OpenProblem& open, const RunArguments& arguments) {
-  namespace fs = std::filesystem;
-  const std::string& scratch = arguments.resources.scratch;
-  if (!scratch.empty()) {
-    const bool used = arguments.resources.checkpoint.empty();  // else the states are there
-    require_room(scratch, used ? plan.scratch_bytes : 0, "--scratch " + scratch);
-  }
-  // O and lse most often lie on one disk: each directory must have room for both.
-  const Problem& problem = open.problem;
-  const std::int64_t lse_bytes =
-      arguments.output.lse.empty()
-          ? 0
-          : lse_desc(problem.batch, problem.query_heads, problem.query_length).bytes();
-  const std::int64_t unfinished =
-      unfinished_bytes(arguments.output.output) + unfinished_bytes(arguments.output.lse);
-  const fs::path parent = fs::path(arguments.output.output).parent_path();
-  require_room(parent.empty() ? fs::path(".") : parent,
-               output_desc(open).bytes() + lse_bytes - unfinished, arguments.output.output);
-}
-
-std::uint64_t total(const std::vector<std::uint64_t>& values) {
-  return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
 // Inputs and outputs, watched.
@@ -153,8 +94,10 @@ RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computi
   options.checkpoint = checkpoint;
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet) {
-    progress = std::make_unique<Progress>(telemetry, computing.backend.get(), plan,
-                                          total(expected_scores(plan)));
+    const auto expected = expected_scores(plan);
+    progress = std::make_unique<Progress>(
+        telemetry, computing.backend.get(), plan,
+        std::accumulate(expected.begin(), expected.end(), std::uint64_t{0}));
   }
   const Outputs outputs{audit.output, audit.lse ? &*audit.lse : nullptr};
   const Inputs inputs = audit.inputs.inputs();
@@ -193,94 +136,6 @@ void publish(Sinks& sinks, Telemetry& telemetry) {
   const StageTimer timer(telemetry, Stage::sync, 0, -1);
   if (sinks.lse) sinks.lse->commit();
   sinks.output->commit();
-}
-
-// --- with a checkpoint ---
-
-std::optional<CheckpointDirectory> open_checkpoint(const RunArguments& arguments) {
-  const auto& [interval, max_hours] = arguments.checkpoint;
-  if (interval && !(*interval > 0)) throw InputError("--checkpoint-interval must be positive");
-  if (max_hours && !(*max_hours > 0)) throw InputError("--max-hours must be positive");
-  const std::string& path = arguments.resources.checkpoint;
-  if (path.empty()) {
-    if (!interval && !max_hours) return std::nullopt;
-    throw InputError("--checkpoint-interval and --max-hours need --checkpoint DIR");
-  }
-  if (max_hours) stop_request().deadline = now_seconds() + share_of_max_hours * 3600 * *max_hours;
-  std::optional<CheckpointDirectory> directory(path);
-  checkpoint_on_signals();
-  return directory;
-}
-
-// A run was killed when its outputs were certified: they only lack their names.
-int end_publishing(CheckpointDirectory& directory, const OutputOptions& options) {
-  directory.require_same({{"--output", options.output}, {"--lse", options.lse}});
-  for (const std::string& output : {options.lse, options.output}) {
-    if (!output.empty()) PartialFile::publish(output);
-  }
-  directory.clear();
-  fmt::print(stderr, "stream-cqsa: the run had ended; {} is complete, and no report was made\n",
-             options.output);
-  return 0;
-}
-
-void tell(const Resumed& resumed, const Plan& plan, const std::string& directory, bool quiet) {
-  if (resumed.is_damaged()) {
-    fmt::print(stderr,
-               "stream-cqsa: the checkpoint in {} is damaged: {} journal records ({} bytes) "
-               "dropped, {} pieces computed again from an older version or from nothing\n",
-               directory, resumed.dropped_records, resumed.dropped_bytes, resumed.recomputed);
-  }
-  if (quiet) return;
-  const auto all = static_cast<double>(total(expected_scores(plan)));
-  fmt::print(stderr, "stream-cqsa: continuing from the checkpoint in {}: {:.1f}% of the scores\n",
-             directory, all > 0 ? 100 * static_cast<double>(resumed.scores) / all : 100.0);
-}
-
-struct Durable {
-  Plan plan;
-  CheckpointOptions options;
-};
-
-// The plan, and the directory claimed for the run.
-Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
-                        const RunArguments& arguments, const Capacity& capacity) {
-  auto identity = identity_of(open, arguments, capacity.numerics);
-  directory.require_same(identity);
-  Durable durable{durable_plan(directory, open, arguments, capacity), {}};
-  add_plan(durable.plan, identity);
-  durable.options.directory = directory.path();
-  durable.options.identity = directory.claim(identity, durable.plan);
-  durable.options.interval = arguments.checkpoint.interval.value_or(default_interval);
-  durable.options.stop = &stop_request();
-  check_room(durable.plan, capacity.workers, directory);
-  return durable;
-}
-
-// What can be continued says so; other failures stay what they are.
-[[noreturn]] void rethrow(const std::optional<CheckpointDirectory>& directory) {
-  try {
-    throw;
-  } catch (const InputError&) {
-    throw;
-  } catch (const Stopped& stopped) {
-    throw Resumable(
-        fmt::format("stopped after a checkpoint in {}: {:.0f}% of the scores are merged; the same "
-                    "command continues",
-                    directory->path().string(), std::floor(100 * stopped.merged())));
-  } catch (const Error& error) {
-    if (!directory || !directory->has_progress()) throw;
-    throw Resumable(fmt::format("{}; the same command continues from the checkpoint in {}",
-                                error.what(), directory->path().string()));
-  }
-}
-
-// A result that is wrong must not be continued.
-void discard(CheckpointDirectory& directory, const OutputOptions& options) {
-  for (const std::string& output : {options.lse, options.output}) {
-    if (!output.empty()) std::filesystem::remove(output + ".partial");
-  }
-  directory.clear();
 }
 
 // What a run gives beside its outputs.
