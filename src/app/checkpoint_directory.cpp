@@ -21,8 +21,9 @@ namespace {
 namespace fs = std::filesystem;
 using Identity = CheckpointDirectory::Identity;
 
-constexpr std::array names = {"journal",   "states",     "checkpoint.json",
-                              "plan.json", "publishing", "lock"};
+// In the order in which they are removed.
+constexpr std::array names = {"journal",         "states",     "plan.json",
+                              "checkpoint.json", "publishing", "lock"};
 constexpr std::string_view merger_prefix = "merger-";
 constexpr std::int64_t sampled_tokens = 64;
 
@@ -213,8 +214,8 @@ bool CheckpointDirectory::has_progress() const {
 void CheckpointDirectory::begin_publishing() { write_text(path_ / "publishing", ""); }
 
 void CheckpointDirectory::clear() {
-  // In this order whatever is left if this is cut short is no lie: without its identity the mark
-  // means nothing.
+  // Whatever is left if this is cut short is no lie: with the identity the same command publishes
+  // what has its names already, or begins anew; without it the mark means nothing.
   for (const fs::path& part : all_parts()) {
     if (part != path_) fs::remove_all(part);
   }
