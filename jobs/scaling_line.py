@@ -2,8 +2,8 @@
 """One JSON line of a scaling study, from the report of a run.
 
 Keys: label, ranks, workers, gpus (0 on CPUs), n, heads, dim, dtype, causal, chunks, seconds, total_seconds,
-stages, master, workers_detail (both null where one rank did everything), checksum, commit, date; statuses where
-the run was disturbed: the exit status of each start.
+stages, master, workers_detail (both null where one rank did everything), resumed_from (the share of the scores,
+null without a checkpoint), checksum, commit, date; statuses where the run was disturbed: the exit status of each start.
 """
 
 import argparse
@@ -33,6 +33,7 @@ def line_of(report, label, ranks):
         "stages": report["stages"],
         "master": report.get("master"),
         "workers_detail": report.get("workers"),
+        "resumed_from": (report.get("checkpoint") or {}).get("resumed_from"),
         "checksum": report["certificate"]["output"]["checksum"],
         "commit": report["versions"]["commit"],
         "date": report["date"],

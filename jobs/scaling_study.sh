@@ -23,6 +23,7 @@ usage: bash jobs/scaling_study.sh [OPTION...]
   --options 'OPTION...'   more options of stream-cqsa run
   --shrink F              divides every sequence length by F (default: 1)
   --chunks C              instead of each problem's own
+  --checkpoint-interval SECONDS   of the run whose worker is killed (default: 1)
   --kill-after SECONDS    from the first checkpoint to the killing of a worker (default: 1)
   --work DIR              for inputs, outputs and checkpoints, which are removed: in memory, or with
                           room in the page cache (default: /dev/shm or TMPDIR)
@@ -41,6 +42,7 @@ host_memory=32GiB
 options=
 shrink=1
 chunks=
+interval=1
 kill_after=1
 work=
 while [ $# -gt 0 ]; do
@@ -61,6 +63,7 @@ while [ $# -gt 0 ]; do
     --options) options=$2 ;;
     --shrink) shrink=$2 ;;
     --chunks) chunks=$2 ;;
+    --checkpoint-interval) interval=$2 ;;
     --kill-after) kill_after=$2 ;;
     --work) work=$2 ;;
     *) usage >&2; exit 2 ;;
@@ -109,8 +112,9 @@ label_of() {
   esac
 }
 
+# Beyond a journal's header there are records: something has been made durable.
 checkpoint_begun() {
-  [ -n "$(find "$work/checkpoint" -type f -size +0 | head -n 1)" ]
+  [ -n "$(find "$work/checkpoint" -name journal -size +32c | head -n 1)" ]
 }
 
 # disturbed_run RANKS COMMAND...: a worker is killed, then the same command continues until it ends
@@ -120,7 +124,7 @@ disturbed_run() {
   start "$@"
   until checkpoint_begun || ! kill -0 $launch_pid 2>/dev/null; do sleep 0.05; done
   sleep "$kill_after"
-  signal_rank KILL $(($1 > 1)) || fail "the run ended before its worker was killed; lower --kill-after"
+  signal_rank KILL $(($1 > 1)) || fail "the run ended before its worker was killed; lower --kill-after or --checkpoint-interval"
   statuses=()
   while true; do
     status=0
@@ -159,7 +163,7 @@ one_run() {
   line=(--label "$(label_of "$@")" --ranks $ranks --report "$work/report.json" --append "$results")
   if [ "$1" = killed ]; then
     mkdir "$work/checkpoint"
-    disturbed_run $ranks "${command[@]}" --checkpoint "$work/checkpoint" --checkpoint-interval 1
+    disturbed_run $ranks "${command[@]}" --checkpoint "$work/checkpoint" --checkpoint-interval "$interval"
     # From the first start to the end, with the time in which nothing ran.
     line+=(--seconds "$(awk "BEGIN { print $EPOCHREALTIME - $begin }")" --statuses "${statuses[@]}")
   else

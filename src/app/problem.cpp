@@ -307,7 +307,12 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.heads_per_group = resources.heads_per_group;
   if (resources.plan.empty()) return make_plan(request);
   const Plan plan = read_plan_file(resources, request);
-  const bool on_host = request.host_accumulators ||
+  // On the workers' devices where whole head groups keep them busy and each has room for the
+  // plan's.
+  const bool fits_workers =
+      capacity.workers == 0 ||
+      (capacity.device.merges && capacity.device_budget >= plan.device.bytes());
+  const bool on_host = request.host_accumulators || !fits_workers ||
                        !shares_by_groups(request, static_cast<std::int64_t>(plan.groups.size()));
   return on_host ? with_host_accumulators(plan) : plan;
 }

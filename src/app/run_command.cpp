@@ -164,7 +164,10 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
   } catch (const Error&) {
     rethrow(directory);
   }
-  if (directory) directory->clear();
+  if (directory) {
+    ignore_signals();  // their answer, that the same command continues, is no longer true
+    directory->clear();
+  }
   return computed;
 }
 
@@ -227,7 +230,7 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
     if (run.resources.mergers == 0) return execute(run, command, nullptr);
     throw InputError("--mergers needs several ranks: mpirun -n R stream-cqsa run ...");
   }
-  if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) leave_signals_to_the_master();
+  if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) ignore_signals();
   Communicator communicator;
   Ranks ranks(communicator, run.resources, run.input_through_master);
   return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);

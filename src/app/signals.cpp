@@ -52,7 +52,7 @@ void clean_up_on_signals() {
   handle({SIGINT, SIGTERM, SIGHUP}, end_by_signal, static_cast<int>(SA_RESETHAND | SA_NODEFER));
 }
 
-void leave_signals_to_the_master() { handle({SIGUSR1, SIGINT, SIGTERM}, SIG_IGN, 0); }
+void ignore_signals() { handle({SIGUSR1, SIGINT, SIGTERM}, SIG_IGN, 0); }
 
 void checkpoint_on_signals() {
   handle({SIGUSR1}, ask_for_checkpoint, SA_RESTART);

@@ -16,8 +16,8 @@ void clean_up_on_signals();
 /// stop_request() while that is watched, else by ending at once with the exit status 75.
 void checkpoint_on_signals();
 
-/// From now on SIGUSR1, SIGINT and SIGTERM do nothing: another rank answers them, and tells this
-/// one when to end.
-void leave_signals_to_the_master();
+/// From now on SIGUSR1, SIGINT and SIGTERM do nothing: another rank answers them and tells this one
+/// when to end, or there is nothing left to stop.
+void ignore_signals();
 
 }  // namespace stream_cqsa

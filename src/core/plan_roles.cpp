@@ -133,11 +133,10 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   HostArena& host = own.host;
   const std::int64_t most_served = serves ? most_blocks(own, cut) : 0;
   host.cache_blocks = std::min(minimum_blocks, most_served);
-  // Where rows come finished, one buffer is for those that are dropped.
-  host.output_buffers = std::min<std::int64_t>(
-      plan.placement == AccumulatorPlacement::device ? 2 : 1, plan.host.output_buffers);
-  host.state_buffers = std::min(merging_state_buffers, plan.host.state_buffers);
   const bool by_groups = plan.placement == AccumulatorPlacement::device;
+  // Where rows come finished, one buffer is for those that are dropped.
+  host.output_buffers = by_groups ? 2 : std::min<std::int64_t>(1, plan.host.output_buffers);
+  host.state_buffers = std::min(merging_state_buffers, plan.host.state_buffers);
   host.accumulators = by_groups ? 0 : open;
   own.scratch_bytes = 0;
   const bool all = chunks.size() == plan.division.chunk_count();

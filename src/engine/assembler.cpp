@@ -341,14 +341,7 @@ void Assembler::deliver_finished(const FinishedRows& rows) {
     count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
     if (on_merged_) on_merged_(group_number(plan_, rows.key.batch, rows.key.group));
   }
-  if (outputs_.lse) {
-    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
-    const Block block = block_of(plan_, rows.key);
-    const FinishedStates states = finished_at(plan_, rows.key, output_at(rows.buffer));
-    const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
-    log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
-  }
-  finished_.push({rows.key, rows.buffer, 0, 0, {}});
+  finished_.push({rows.key, rows.buffer, 0, 0, {}, true});
 }
 
 void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
@@ -366,7 +359,7 @@ void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
     const auto lock = monitor_.lock();
     non_finite_ += non_finite;
   }
-  finished_.push({key, buffer, progress.merged, progress.scores, non_finite});
+  finished_.push({key, buffer, progress.merged, progress.scores, non_finite, false});
 }
 
 void Assembler::finish_keyless() {
@@ -411,6 +404,12 @@ void Assembler::write_pieces() {
 
 void Assembler::write_piece(const Finished& finished) {
   const Block block = block_of(plan_, finished.key);
+  if (outputs_.lse && finished.lacks_lse) {
+    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
+    const FinishedStates states = finished_at(plan_, finished.key, output_at(finished.buffer));
+    const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
+    log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
+  }
   const auto bytes = static_cast<std::size_t>(output_bytes(plan_, finished.key));
   const StageTimer timer(telemetry_, Stage::write, static_cast<std::int64_t>(bytes), -1);
   outputs_.output.write(block, {output_at(finished.buffer), bytes});

@@ -117,6 +117,7 @@ class Assembler : public PartialReceiver {
     std::int64_t merged = 0;  ///< of the chunk's quorums: all
     std::int64_t scores = 0;  ///< of all heads, merged into it
     NonFinite non_finite;
+    bool lacks_lse = false;  ///< m and l are there instead
   };
 
   bool has(const PieceKey& key, std::int64_t quorum) const;

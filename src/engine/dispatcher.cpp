@@ -82,7 +82,8 @@ std::optional<Dispatcher::Order> Dispatcher::next(int number) {
   if (worker.lost) return std::nullopt;
   fill();
   if (oldest_is_stranded() && !worker.abandoned.contains(oldest_)) return assign(number, oldest_);
-  if (static_cast<int>(worker.computing.size()) >= options_.ahead) return std::nullopt;
+  if (static_cast<int>(worker.computing.size()) >= options_.ahead || others_have_less(worker))
+    return std::nullopt;
   if (const auto id = choose(worker)) return assign(number, *id);
   if (!worker.computing.empty()) return std::nullopt;
   const auto again = choose_again(worker);
@@ -128,34 +129,51 @@ std::int64_t Dispatcher::missing_chunks(const Worker& worker, const Task& task) 
                        [&](const ChunkKey& chunk) { return !worker.kept.contains(chunk); });
 }
 
-// What the busiest worker would begin last, if no second worker has it yet and this one should be
+bool Dispatcher::others_have_less(const Worker& worker) const {
+  return !open_.empty() && std::any_of(workers_.begin(), workers_.end(), [&](const Worker& other) {
+    return !other.lost && other.computing.size() < worker.computing.size() &&
+           may_take(other, *open_.begin());
+  });
+}
+
+// What another worker will be done with last, if no second one has it yet and this one should be
 // done with it sooner.
 std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
+  constexpr double clearly = 0.8;
+  constexpr double for_ever = 1e9;  // seconds
+  const double own = seconds_each(idle);
   std::optional<std::int64_t> chosen;
-  std::size_t busiest = 0;
+  double longest = 0;
   for (const Worker& worker : workers_) {
-    if (worker.computing.size() <= busiest || !gains(idle, worker)) continue;
-    const auto last =
-        std::find_if(worker.computing.rbegin(), worker.computing.rend(), [&](std::int64_t id) {
-          const auto task = tasks_.find(id);
-          return task != tasks_.end() && task->second.workers.size() == 1;
-        });
-    if (last == worker.computing.rend()) continue;
-    busiest = worker.computing.size();
-    chosen = *last;
+    const double each = seconds_each(worker);
+    const double passed = now() - worker.began;
+    // Of one that takes twice as long as it should nobody knows when it ends, or whether.
+    const double late = own > 0 && passed > 2 * std::max(each, own) ? for_ever : 0;
+    std::int64_t place = 0;
+    for (const std::int64_t id : worker.computing) {
+      ++place;
+      const auto task = tasks_.find(id);
+      if (task == tasks_.end() || task->second.workers.size() != 1) continue;
+      // While nobody knows how long one takes, what waits behind another takes longer.
+      const double left = own > 0 ? static_cast<double>(place) * each - passed + late
+                                  : static_cast<double>(place - 1);
+      if (own >= clearly * left || left < longest) continue;
+      longest = left;
+      chosen = id;
+    }
   }
   return chosen;
 }
 
-// Of the last thing that `busy` has. One that takes twice as long as it should may never end.
-bool Dispatcher::gains(const Worker& idle, const Worker& busy) const {
-  constexpr double clearly = 0.8;
-  const double expected = static_cast<double>(busy.computing.size()) * busy.seconds_each();
-  const double passed = now() - busy.began;
-  const double own = idle.seconds_each();
-  if (!options_.now || own == 0) return true;
-  if (busy.computed == 0) return passed > own;
-  return own < clearly * (expected - passed) || passed > 2 * std::max(expected, own);
+double Dispatcher::seconds_each(const Worker& worker) const {
+  if (worker.computed > 0) return worker.busy / static_cast<double>(worker.computed);
+  double busy = 0;
+  std::int64_t computed = 0;
+  for (const Worker& other : workers_) {
+    busy += other.busy;
+    computed += other.computed;
+  }
+  return computed > 0 ? busy / static_cast<double>(computed) : 0;
 }
 
 Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {

@@ -62,7 +62,8 @@ class Dispatcher {
     /// computed again. received() is called for them too.
     std::vector<std::int64_t> abandon;
   };
-  /// The next subproblem for a worker, or none for now. Near the end an idle worker gets one that
+  /// The next subproblem for a worker, or none for now: nobody gets a second one while another,
+  /// who could begin it, has none. Near the end an idle worker gets one that
   /// another still computes, where it should be done with it sooner: the first result counts.
   std::optional<Order> next(int worker);
 
@@ -100,8 +101,6 @@ class Dispatcher {
     double began = 0;  ///< when it began what it computes now
     double busy = 0;   ///< seconds, for what it has computed
     std::int64_t computed = 0;
-    /// For one of those that it was given; 0 where it has computed none.
-    double seconds_each() const { return computed > 0 ? busy / static_cast<double>(computed) : 0; }
   };
 
   void fill();
@@ -111,7 +110,9 @@ class Dispatcher {
   std::int64_t missing_chunks(const Worker& worker, const Task& task) const;
   bool may_take(const Worker& worker, std::int64_t id) const;
   std::optional<std::int64_t> choose_again(const Worker& idle) const;
-  bool gains(const Worker& idle, const Worker& busy) const;
+  bool others_have_less(const Worker& worker) const;
+  /// Of what a worker computes itself; of one that has computed nothing, what the others need.
+  double seconds_each(const Worker& worker) const;
   double now() const { return options_.now ? options_.now() : 0; }
   Order assign(int worker, std::int64_t id);
   void keep_chunks(Worker& worker, const Task& task) const;

@@ -21,7 +21,8 @@ namespace {
 constexpr std::size_t largest_request = std::size_t{1} << 30;
 
 // Open MPI lets one call at a time use a handle, so threads that read or write a file side by side
-// need several.
+// need several. That one handle sees at once what another wrote is more than MPI promises of them,
+// but so it is of all that end in pread() and pwrite() on one node.
 constexpr int handles_of_a_file = 4;
 
 /// errno after a failed MPI call, where it says something about storage: MPI libraries do not

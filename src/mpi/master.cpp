@@ -89,7 +89,7 @@ class Master {
     while (!incoming_request_.settled()) {
     }
     result_.stalled_seconds = intake_.stalled_seconds();
-    if (dispatcher_) result_.repeated = dispatcher_->repeated();
+    if (dispatcher_) result_.repeated = dispatcher_->repeated() * subproblems_of_order();
     if (inputs_) result_.served = inputs_->served();
   }
   const Mergers& mergers() const { return mergers_; }
@@ -254,9 +254,13 @@ class Master {
     throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
   }
 
+  /// Those that a worker is given as one.
+  std::int64_t subproblems_of_order() const {
+    return computes_by_groups(plan_) ? plan_.division.chunk_count() : std::int64_t{1};
+  }
+
   void count_computed(int worker) {
-    const std::int64_t computed =
-        computes_by_groups(plan_) ? plan_.division.chunk_count() : std::int64_t{1};
+    const std::int64_t computed = subproblems_of_order();
     result_.subproblems[static_cast<std::size_t>(worker)] += computed;
     for (std::int64_t i = 0; i < computed; ++i) telemetry_.add_subproblem();
   }

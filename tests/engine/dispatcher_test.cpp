@@ -345,9 +345,11 @@ BOOST_AUTO_TEST_CASE(an_idle_worker_repeats_what_another_is_slow_at) {
   small.chunks = 3;
   const Plan plan = small_plan(small);
   Dispatcher dispatcher(plan, 2, {8, 3, 0}, [](const SubproblemKey&, std::int64_t) { return 1; });
+  const std::int64_t own = dispatcher.next(1)->assignment.id;
   std::set<std::int64_t> first;
   while (const auto order = dispatcher.next(0)) first.insert(order->assignment.id);
-  BOOST_TEST(first.size() == 3u);
+  BOOST_TEST(first.size() == 2u);
+  dispatcher.computed(1, own);
   const auto again = dispatcher.next(1);
   BOOST_REQUIRE(again.has_value());
   BOOST_TEST(again->assignment.id == *first.rbegin());
@@ -418,5 +420,90 @@ BOOST_AUTO_TEST_CASE(a_fast_worker_repeats_what_a_slow_one_has_begun) {
   const auto again = dispatcher.next(1);
   BOOST_REQUIRE(again.has_value());
   BOOST_TEST(again->assignment.id == slow);
+  BOOST_TEST(dispatcher.repeated() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(every_worker_has_one_before_any_has_two) {
+  for (const int workers : {2, 4, 8}) {
+    for (const int more : {0, 1}) {
+      Dispatcher::Options options{100, 2, 0};
+      double clock = 0;
+      options.now = [&] { return clock; };
+      Dispatcher dispatcher(workers + more, workers, options, [](std::int64_t) {
+        Dispatcher::Work work;
+        work.pieces = 1;
+        return work;
+      });
+      std::vector<std::vector<std::int64_t>> has(static_cast<std::size_t>(workers));
+      const auto take_all = [&] {
+        for (int pass = 0; pass < 3; ++pass) {
+          for (int worker = 0; worker < workers; ++worker) {
+            while (const auto order = dispatcher.next(worker))
+              has[static_cast<std::size_t>(worker)].push_back(order->assignment.id);
+          }
+        }
+      };
+      take_all();
+      std::size_t given = 0;
+      for (int worker = 0; worker < workers; ++worker) {
+        const auto& own = has[static_cast<std::size_t>(worker)];
+        BOOST_TEST_REQUIRE(own.size() >= 1u);
+        BOOST_TEST(own[0] == worker);
+        given += own.size();
+      }
+      BOOST_TEST(given == has.size() + static_cast<std::size_t>(more));
+      // All are as fast: nobody has reason to repeat what another computes.
+      clock = 10;
+      for (int worker = workers - 1; worker >= 0; --worker) {
+        dispatcher.computed(worker, worker);
+        take_all();
+        clock += 0.01;
+      }
+      BOOST_TEST(dispatcher.repeated() == 0);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_nobody_has_begun_is_repeated_first) {
+  // Two slow workers, and one that computes all the rest.
+  Dispatcher::Options options{100, 2, 0};
+  double clock = 0;
+  options.now = [&] { return clock; };
+  Dispatcher dispatcher(8, 3, options, [](std::int64_t) {
+    Dispatcher::Work work;
+    work.pieces = 1;
+    return work;
+  });
+  std::vector<std::set<std::int64_t>> has(3);
+  const auto take_all = [&] {
+    for (int pass = 0; pass < 3; ++pass) {
+      for (int worker = 0; worker < 3; ++worker) {
+        while (const auto order = dispatcher.next(worker))
+          has[static_cast<std::size_t>(worker)].insert(order->assignment.id);
+      }
+    }
+  };
+  const auto compute = [&](int worker) {
+    auto& own = has[static_cast<std::size_t>(worker)];
+    const std::int64_t id = *own.begin();
+    own.erase(own.begin());
+    dispatcher.computed(worker, id);
+    dispatcher.received(worker, id);
+    dispatcher.merged_piece(id);
+    take_all();
+  };
+  take_all();  // {0, 4}, {1, 5}, {2, 3}
+  clock = 1;
+  compute(2);  // {3, 6}
+  clock = 2;
+  compute(2);  // {6, 7}
+  clock = 3;
+  compute(2);
+  BOOST_TEST(dispatcher.repeated() == 0);
+  clock = 4;
+  compute(2);
+  BOOST_TEST_REQUIRE(has[2].size() == 1u);
+  const std::int64_t again = *has[2].begin();
+  BOOST_TEST((again == 4 || again == 5));  // not 0 or 1, which they began
   BOOST_TEST(dispatcher.repeated() == 1);
 }

@@ -21,4 +21,5 @@ for line in lines:
 differing = {problem for problem, values in checksums.items() if len(values) != 1}
 assert not differing, f"several outputs of one problem: {differing}"
 killed = [line for line in lines if "statuses" in line]
-assert len(killed) == 1 and killed[0]["statuses"][-1] == 0, killed
+assert len(killed) == 1 and killed[0]["statuses"][0] != 0 and killed[0]["statuses"][-1] == 0, killed
+assert killed[0]["resumed_from"] > 0, killed
