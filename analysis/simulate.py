@@ -24,7 +24,8 @@ from dataclasses import asdict, replace
 from plot_scaling import count_axis, new_axes, percent, pyplot_or_none
 from problem import Shape
 from scaling_runs import BadInput, read_runs, series
-from simulated_divisions import MOST_CHUNKS, perfect_count, planned_tasks, quorum_tasks, tile_tasks
+from simulated_divisions import (MOST_CHUNKS, group_tasks, perfect_count, planned_tasks, quorum_tasks,
+                                 shares_by_groups, tile_tasks)
 from simulation import Costs, Simulation, simulate_ring
 
 COLUMNS = ("workers", "division", "subproblems", "seconds", "of ideal", "bytes in, each", "most", "partials",
@@ -91,13 +92,18 @@ def predict(division, shape, workers, costs, options):
     """The number of subproblems and the Outcome of a division."""
     if division == "ring":
         return workers, simulate_ring(shape, workers, costs)
+    groups = options.groups or shape.heads
+    chunks = options.chunks or perfect_count(math.ceil(options.tasks_per_worker * workers / groups))
     if division == "tiles":
         tasks = tile_tasks(shape, workers, options.tasks_per_worker)
     elif options.program:
-        chunks = ["--chunks", str(options.chunks)] if options.chunks else []
-        tasks = planned_tasks(shape, shlex.split(options.program), chunks + shlex.split(options.plan_options))
+        division = ["--chunks", str(options.chunks)] if options.chunks else []
+        tasks = planned_tasks(shape, shlex.split(options.program), division + shlex.split(options.plan_options))
+    elif shares_by_groups(groups, workers):
+        tasks = group_tasks(shape, chunks, groups, workers)
     else:
-        groups = options.groups or shape.heads
+        tasks = quorum_tasks(shape, chunks, groups)
+    return len(tasks), Simulation(shape, tasks, workers, costs).run()
         least = math.ceil(options.tasks_per_worker * workers / groups)
         tasks = quorum_tasks(shape, options.chunks or perfect_count(least), groups)
     return len(tasks), Simulation(shape, tasks, workers, costs).run()
@@ -164,8 +170,12 @@ def check_rows(runs, costs, options):
         base = of_label[0]
         tuned = calibrated(costs, base, options.shared_cores) if options.calibrate else costs
         for run in of_label:
-            tasks = quorum_tasks(run.shape, run.record["chunks"], head_groups(run))
-            outcome = Simulation(run.shape, tasks, max(1, run.record["workers"]), tuned, run.record["ranks"] == 1).run()
+            groups, workers = head_groups(run), max(1, run.record["workers"])
+            # With a checkpoint accumulators are on the master.
+            by_groups = run.record.get("resumed_from") is None and shares_by_groups(groups, workers)
+            division = (run.shape, run.record["chunks"], groups)
+            tasks = group_tasks(*division, workers) if by_groups else quorum_tasks(*division)
+            outcome = Simulation(run.shape, tasks, workers, tuned, run.record["ranks"] == 1).run()
             error = outcome.seconds / run.seconds - 1
             gave = options.calibrate and run is base
             if not gave:

@@ -26,6 +26,7 @@ class Task(NamedTuple):
     rows: tuple             # accumulators that a partial goes to
     partial_bytes: float    # of all its partials together
     worker: int | None      # who must run it; None: whoever is free
+    finished: bool = False  # the partials are finished rows: merged by the worker already
 
 
 def state_bytes(shape, tokens, heads):
@@ -125,6 +126,24 @@ def quorum_tasks(shape, c, groups, cover=None):
         scores = tokens * tokens * (len(query) - (int(np.sum(query == key)) / 2 if shape.causal else 0))
         works.append((scores, np.unique(query).tolist(), np.unique(key).tolist()))
     return chunk_tasks(shape, [tokens] * c, [(work, group, heads) for group in range(groups) for work in works])
+
+
+def shares_by_groups(groups, workers):
+    """Whether whole head groups keep so many workers busy: then each is one worker's, as in the program."""
+    return workers > 1 and groups >= 0.8 * workers * math.ceil(groups / workers)
+
+
+def group_tasks(shape, c, groups, workers):
+    """The subproblems of whole head groups, each group's on one worker, which merges on its device: what it sends
+    after a subproblem are the rows that this finishes."""
+    tasks = quorum_tasks(shape, c, groups)
+    last = {row: index for index, task in enumerate(tasks) for row in task.rows}
+    row_bytes = shape.length / c * token_bytes(shape, 1, shape.heads / groups)
+    for index, task in enumerate(tasks):
+        finished = tuple(row for row in task.rows if last[row] == index)
+        tasks[index] = task._replace(rows=finished, partial_bytes=row_bytes * len(finished),
+                                     worker=task.rows[0] // c % workers, finished=True)
+    return tasks
 
 
 def chunk_tasks(shape, tokens, works):

@@ -168,8 +168,9 @@ class Simulation:
         if task is None:
             return
         costs, worker = self.costs, self.workers[index]
-        self.master_free = max(now, self.master_free) + costs.dispatch_seconds
-        self.outcome.other_seconds += costs.dispatch_seconds
+        dispatch = 0.0 if task.finished else costs.dispatch_seconds  # whole head groups are handed out at once
+        self.master_free = max(now, self.master_free) + dispatch
+        self.outcome.other_seconds += dispatch
         begin = max(self.master_free + (0.0 if self.alone else costs.message_seconds), worker.load_free)
         missed = worker.device.load(task)
         read = worker.host.load(task) if costs.read_bytes_per_second or costs.storage_bytes_per_second else 0.0
@@ -214,7 +215,7 @@ class Simulation:
             self.finish_rows(now, task, costs.copy_out_bytes_per_second)
             return now
         rate = costs.merge_rate()
-        merging = time_of(task.partial_bytes, rate)
+        merging = 0.0 if task.finished else time_of(task.partial_bytes, rate)
         begin = max(now + costs.message_seconds, self.link_free,
                     self.merge_free - time_of(costs.master_buffer_bytes, rate))
         on_link = time_of(task.partial_bytes, costs.receive_bytes_per_second * costs.mergers_in_all())

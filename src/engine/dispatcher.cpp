@@ -82,9 +82,11 @@ std::optional<Dispatcher::Order> Dispatcher::next(int number) {
   if (worker.lost) return std::nullopt;
   fill();
   if (oldest_is_stranded() && !worker.abandoned.contains(oldest_)) return assign(number, oldest_);
-  if (static_cast<int>(worker.computing.size()) >= options_.ahead || others_have_less(worker))
-    return std::nullopt;
-  if (const auto id = choose(worker)) return assign(number, *id);
+  if (static_cast<int>(worker.computing.size()) >= options_.ahead) return std::nullopt;
+  if (const auto id = choose(worker)) {
+    if (others_have_less(worker)) return std::nullopt;
+    return assign(number, *id);
+  }
   if (!worker.computing.empty()) return std::nullopt;
   const auto again = choose_again(worker);
   if (again && may_take(worker, *again)) return assign(number, *again);
@@ -130,7 +132,7 @@ std::int64_t Dispatcher::missing_chunks(const Worker& worker, const Task& task) 
 }
 
 bool Dispatcher::others_have_less(const Worker& worker) const {
-  return !open_.empty() && std::any_of(workers_.begin(), workers_.end(), [&](const Worker& other) {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const Worker& other) {
     return !other.lost && other.computing.size() < worker.computing.size() &&
            may_take(other, *open_.begin());
   });

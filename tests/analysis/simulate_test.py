@@ -122,6 +122,21 @@ class SimulationTest(unittest.TestCase):
         outcome = run(FULL, tasks, 8, kernel_flop_per_second=1e15, dispatch_seconds=0.5)
         self.assertTrue(abs(outcome.seconds / (0.5 * len(tasks)) - 1) <= 0.01)
 
+    def test_whole_head_groups_send_finished_rows(self):
+        for workers in (2, 3, H):
+            tasks = divisions.group_tasks(FULL, 7, H, workers)
+            self.assertTrue(math.isclose(sum(task.flops for task in tasks), FULL.flops()))
+            self.assertEqual(sorted(row for task in tasks for row in task.rows), list(range(7 * H)))
+            outcome = run(FULL, tasks, workers, kernel_flop_per_second=1e9, merge_bytes_per_second=1,
+                          merge_threads=1, merge_bytes_per_second_all=1)
+            expected = math.ceil(H / workers) * FULL.flops() / H / 1e9
+            self.assertTrue(math.isclose(outcome.seconds, expected, rel_tol=1e-9), workers)
+            self.assertEqual(outcome.merge_seconds, 0)
+            self.assertTrue(math.isclose(outcome.bytes_out, TENSOR))
+        for groups, workers, shared in ((8, 1, False), (8, 2, True), (8, 8, True), (8, 5, True), (8, 6, False),
+                                        (1, 2, False), (4, 8, False)):
+            self.assertEqual(divisions.shares_by_groups(groups, workers), shared, (groups, workers))
+
     def test_outputs_are_written_once(self):
         tasks = divisions.quorum_tasks(FULL, 7, H)
         for workers in (1, 5):
