@@ -97,15 +97,12 @@ def predict(division, shape, workers, costs, options):
     if division == "tiles":
         tasks = tile_tasks(shape, workers, options.tasks_per_worker)
     elif options.program:
-        division = ["--chunks", str(options.chunks)] if options.chunks else []
-        tasks = planned_tasks(shape, shlex.split(options.program), division + shlex.split(options.plan_options))
+        own = ["--chunks", str(options.chunks)] if options.chunks else []
+        tasks = planned_tasks(shape, shlex.split(options.program), own + shlex.split(options.plan_options))
     elif shares_by_groups(groups, workers):
         tasks = group_tasks(shape, chunks, groups, workers)
     else:
         tasks = quorum_tasks(shape, chunks, groups)
-    return len(tasks), Simulation(shape, tasks, workers, costs).run()
-        least = math.ceil(options.tasks_per_worker * workers / groups)
-        tasks = quorum_tasks(shape, options.chunks or perfect_count(least), groups)
     return len(tasks), Simulation(shape, tasks, workers, costs).run()
 
 
