@@ -40,7 +40,8 @@ class CudaBackend final : public Backend {
     DeviceTraits traits;
     traits.kind = "cuda";
     traits.name = name_;
-    traits.tile = portable_attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
+    // Chunks end with a query tile. With a tile of keys, which may be another size, they need not.
+    traits.tile = attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = counts_bytes;
     traits.merges = true;
