@@ -33,6 +33,10 @@ struct KeyItem {
   std::int64_t slot = 0;  ///< in AttentionWork::key_pool
 };
 
+/// The Hopper kernel's tensor copies count the tokens of a slot in 32 bits: longer chunks are the
+/// portable kernel's.
+constexpr std::int64_t most_pool_tokens = (std::int64_t{1} << 31) - 1;
+
 /// Slots of equal size, one after another.
 struct SlotPool {
   void* base = nullptr;
