@@ -1,5 +1,7 @@
 #include "cuda/attention.hpp"
 
+#include <algorithm>
+
 #include "cuda/attention_fma.hpp"
 #include "cuda/attention_mma.hpp"
 #if defined(STREAM_CQSA_HAS_HOPPER)
@@ -19,6 +21,14 @@ void launch_portable(DType storage, const AttentionWork& work, cudaStream_t stre
       return launch_attention_f32(work, stream);
   }
 }
+
+#if defined(STREAM_CQSA_HAS_HOPPER)
+AttentionWork in_portable_tiles(AttentionWork work) {
+  work.queries = work.portable_queries;
+  work.tiles = work.portable_tiles;
+  return work;
+}
+#endif
 
 }  // namespace
 
@@ -43,14 +53,14 @@ void launch_attention(DType storage, const AttentionWork& work, cudaStream_t str
   if (work.key_pool.base == nullptr || !hopper_computes(storage, work.dim)) {
     return launch_portable(storage, only, stream);
   }
+  if (std::max(work.query_pool.tokens, work.key_pool.tokens) > most_pool_tokens) {
+    return launch_portable(storage, in_portable_tiles(only), stream);
+  }
   if (work.any_partial == 0) return launch_attention_hopper(storage, only, stream);
   // Of the two only one computes, as the flag says.
   launch_find_non_finite(storage, work, stream);
   launch_attention_hopper(storage, work, stream);
-  AttentionWork portable = work;
-  portable.queries = work.portable_queries;
-  portable.tiles = work.portable_tiles;
-  launch_portable(storage, portable, stream);
+  launch_portable(storage, in_portable_tiles(work), stream);
 }
 
 #else

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <string_view>
 
 #include "stream_cqsa/dtype.hpp"
 
@@ -32,6 +33,10 @@ struct KeyItem {
   std::int64_t partial;   ///< 0: the mask keeps every score
   std::int64_t slot = 0;  ///< in AttentionWork::key_pool
 };
+
+/// The Hopper kernel's tensor copies count the tokens of a slot in 32 bits: longer chunks are the
+/// portable kernel's.
+constexpr std::int64_t most_pool_tokens = (std::int64_t{1} << 31) - 1;
 
 /// Slots of equal size, one after another.
 struct SlotPool {

@@ -108,9 +108,11 @@ class HopperSoftmax {
   }
 
  private:
-  /// Of a thread's weights in a tile. Below it fp32 has room for any V that 16 bits hold but the
-  /// largest of bf16.
+  /// Of a thread's weights in a tile, so that a key's weight is below 2^5 on average. Where the
+  /// largest |V| times the keys is at most 2^122, up to which rows are verified, acc is below
+  /// 2^127.
   static constexpr float highest_sum = 512;
+  static_assert(highest_sum / (Tile::keys / 4) < 32);
 
   /// Whether a row's m is known, and not huge.
   __device__ static bool settled(float m) { return fabsf(m) <= huge_score; }

@@ -61,9 +61,8 @@ class MmaAttention {
 
   __device__ void find_keys(const Walk& walk) {
     if (walk.done()) return;
-    const std::int64_t offset = copy_row_ * key_stride_ + 16 * copy_unit_ +
-                                2 * tile_.kv_head * work_.dim +
-                                std::int64_t{walk.tile} * (Tile::keys * key_stride_);
+    const std::int64_t row = copy_row_ + std::int64_t{walk.tile} * Tile::keys;
+    const std::int64_t offset = row * key_stride_ + 16 * copy_unit_ + 2 * tile_.kv_head * work_.dim;
     k_from_ = static_cast<const char*>(walk.keys->k) + offset;
     v_from_ = static_cast<const char*>(walk.keys->v) + offset;
   }

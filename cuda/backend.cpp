@@ -40,7 +40,8 @@ class CudaBackend final : public Backend {
     DeviceTraits traits;
     traits.kind = "cuda";
     traits.name = name_;
-    traits.tile = portable_attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
+    // Chunks end with a query tile. With a tile of keys, which may be another size, they need not.
+    traits.tile = attention_tile(storage_type(problem.dtype), problem.head_dim).queries;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = counts_bytes;
     traits.merges = true;
@@ -71,6 +72,7 @@ class CudaBackend final : public Backend {
       most_queries_ = std::max(most_queries_, chunk.queries.size());
       most_keys_ = std::max(most_keys_, chunk.keys.size());
     }
+    if (std::max(most_queries_, most_keys_) > most_pool_tokens) tile_ = portable_tile_;
     allocate(plan);
     slots_ = {plan.device, memory_.data(), problem_.head_dim};
     lists_.emplace(plan.device.workspace_bytes - counts_bytes, slots_.workspace() + counts_bytes);

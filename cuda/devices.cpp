@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include "cuda/attention.hpp"
 #include "cuda/check.hpp"
 #include "cuda/handles.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
@@ -73,6 +74,11 @@ std::string cuda_obstacle(const CudaOptions& options, const Problem& problem) {
   if (const std::string obstacle = cuda_obstacle(options); !obstacle.empty()) return obstacle;
   if (problem.head_dim % 8 == 0) return "";
   return fmt::format("head dimension {}: the CUDA backend takes multiples of 8", problem.head_dim);
+}
+
+std::string cuda_kernel(int device) {
+  cuda::use_device(device);
+  return std::string(cuda::attention_kernel(DType::f16, 64));  // the same for every dimension
 }
 
 std::int64_t cuda_free_memory(int device) {

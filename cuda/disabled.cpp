@@ -14,6 +14,8 @@ std::string cuda_obstacle(const CudaOptions&) { return why_no_cuda_devices(); }
 
 std::string cuda_obstacle(const CudaOptions&, const Problem&) { return why_no_cuda_devices(); }
 
+std::string cuda_kernel(int) { return ""; }
+
 std::int64_t cuda_free_memory(int) { return 0; }
 
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions&) {

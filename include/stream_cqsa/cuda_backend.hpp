@@ -32,6 +32,10 @@ std::string why_no_cuda_devices();
 /// Starts CUDA on the device. Throws Error when that fails.
 std::int64_t cuda_free_memory(int device);
 
+/// The name of the kernel that 16-bit inputs run on, of a device with compute capability 8.0 or
+/// later. Throws Error when the device cannot be asked.
+std::string cuda_kernel(int device);
+
 struct CudaOptions {
   int device = 0;
 };

@@ -18,8 +18,9 @@ namespace stream_cqsa {
 
 /// Softmax states of `rows` query rows. Scores are in base 2, s = scale * log2(e) * q.k:
 ///   m = max s     l = sum exp2(s - m)     acc = sum exp2(s - m) * v
-/// A kernel may leave m at the maximum of some of the keys: l and acc are then sums over all keys
-/// relative to it, and everything below holds.
+/// A kernel may leave m at the maximum of some of the keys (the Hopper kernel up to 9 below that of
+/// all): l and acc are then sums over all keys relative to it. Merge and end of a row are as exact
+/// for any m; l and acc need the room in fp32.
 /// A row that has seen no key has m = -infinity, l = 0, acc = 0.
 /// Wherever rows are both tokens and heads, row = token * heads + head.
 struct SoftmaxStates {

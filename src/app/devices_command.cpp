@@ -28,6 +28,11 @@ int devices_command(const Arguments& arguments, const MpiEnvironment&) {
     fmt::print("        compute capability {}.{}, {} multiprocessors, {}, {} free\n", device.major,
                device.minor, device.multiprocessors, format_bytes(device.memory),
                format_bytes(cuda_free_memory(static_cast<int>(number))));
+    const auto obstacle = cuda_obstacle({static_cast<int>(number)});
+    fmt::print("        {}\n", obstacle.empty()
+                                   ? "16-bit inputs: " + cuda_kernel(static_cast<int>(number)) +
+                                         " kernel; fp32: portable kernel"
+                                   : obstacle);
   }
   return 0;
 }

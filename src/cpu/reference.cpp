@@ -167,8 +167,9 @@ ReferenceRow finish_row(const Row& row) {
 }
 
 constexpr double u = 0x1p-24;  // the unit roundoff of fp32
-// Sums of scores or of weighted values beyond this may leave the range of fp32.
-constexpr double overflow = 0x1p126;
+// A score, or the largest value times the keys, beyond this may leave the range of fp32 on the way:
+// weights may be relative to an earlier maximum, and are then below 2^5 on average instead of 1.
+constexpr double overflow = 0x1p122;
 
 // The relative error of a weight, and of a sum of them.
 double score_error(const Problem& problem, const ReferenceRow& row) {

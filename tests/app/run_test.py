@@ -247,7 +247,7 @@ class Texts(CliTest):
         text = self.succeed("devices").stdout
         self.assertIn("cores", text)
         # A GPU, or why there is none.
-        self.assertRegex(text, r"\ncuda    none: \w+|\n        compute capability \d")
+        self.assertRegex(text, r"\ncuda    none: \w+|\n        compute capability \d.*\n        (16-bit inputs: (Hopper|portable) kernel|CUDA device)")
 
 
 if __name__ == "__main__":

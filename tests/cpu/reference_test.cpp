@@ -186,6 +186,11 @@ BOOST_AUTO_TEST_CASE(allowed_error_follows_the_types_and_the_scores) {
   BOOST_TEST(allowed_error(problem, steep) <= 4.1);
   steep.max_score_magnitude = 1e39;
   BOOST_TEST(allowed_error(problem, steep) == infinity);
+  ReferenceRow large = row;
+  large.max_abs_value = 0x1p122 / 100;
+  BOOST_TEST(std::isfinite(allowed_error(problem, large)));
+  large.max_abs_value = 0x1p123 / 100;
+  BOOST_TEST(allowed_error(problem, large) == infinity);
 }
 
 BOOST_AUTO_TEST_CASE(a_value_beyond_the_output_type_may_be_infinite) {

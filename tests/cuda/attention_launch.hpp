@@ -19,8 +19,8 @@ struct CaseKernel {
 };
 
 /// The portable kernel of the type, with the tiles that fit this device, and with its smallest.
-/// Where there is one for slots in pools (f16 and bf16, dim 64 and 128), what launch_attention()
-/// takes for them: on compute capability 9.0 the Hopper kernel.
+/// Of f16 and bf16 the last is what launch_attention() takes for slots in pools: on compute
+/// capability 9.0 the Hopper kernel.
 std::vector<CaseKernel> kernels(DType type, std::int64_t dim);
 
 /// One launch by that kernel. Every chunk has a slot of its own, with NaN around it but where the

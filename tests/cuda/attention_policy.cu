@@ -1,28 +1,11 @@
+#include "attention_policy.cuh"
 #include "attention_policy.hpp"
 #include "cuda/attention_fma_launch.cuh"
+#include "cuda/attention_hopper.hpp"
 #include "cuda/attention_mma_launch.cuh"
 
 namespace stream_cqsa::testing {
 namespace {
-
-struct WindowPolicy {
-  static constexpr bool changes_scores = true;
-
-  std::int64_t shift;
-
-  explicit __device__ WindowPolicy(const cuda::AttentionWork& work) : shift(work.causal_shift) {}
-
-  __device__ cuda::TokenRange keys_of(std::int64_t query) const {
-    return {query + shift + 1 - window, query + shift + 1};
-  }
-
-  // NaN for a key that the window hides: no such score is to be asked for.
-  __device__ float score(float s, std::int64_t query, std::int64_t key) const {
-    const cuda::TokenRange seen = keys_of(query);
-    if (key < seen.begin || key >= seen.end) return NAN;
-    return softcap * tanhf(s / softcap);
-  }
-};
 
 template <class T, int D>
 void add_portable(std::vector<CaseKernel>& kernels) {
@@ -36,11 +19,37 @@ void add_portable(std::vector<CaseKernel>& kernels) {
   add(std::integral_constant<int, Keys::small>());
 }
 
+// As launch_attention() does: where V is not finite the portable kernel takes over.
+#if defined(STREAM_CQSA_TEST_HOPPER)
+template <class T, int D>
+void add_hopper(DType type, std::vector<CaseKernel>& kernels) {
+  if (cuda::attention_kernel(type, D) != "Hopper") return;
+  const auto launch = [type](const cuda::AttentionWork& work, cudaStream_t stream) {
+    cuda::launch_find_non_finite(type, work, stream);
+    launch_window_hopper(type, work, stream);
+    cuda::AttentionWork portable = work;
+    portable.queries = work.portable_queries;
+    portable.tiles = work.portable_tiles;
+    cuda::launch_mma_kernel<T, D, cuda::MmaKeys<D>::large, WindowPolicy>(portable, stream);
+  };
+  kernels.push_back({"Hopper", cuda::attention_tile(type, D).queries, launch, true});
+}
+#else
+template <class T, int D>
+void add_hopper(DType, std::vector<CaseKernel>&) {}
+#endif
+
 template <int D>
 std::vector<CaseKernel> kernels_of(DType type) {
   std::vector<CaseKernel> kernels;
-  if (type == DType::f16) add_portable<__half, D>(kernels);
-  if (type == DType::bf16) add_portable<__nv_bfloat16, D>(kernels);
+  if (type == DType::f16) {
+    add_portable<__half, D>(kernels);
+    add_hopper<__half, D>(type, kernels);
+  }
+  if (type == DType::bf16) {
+    add_portable<__nv_bfloat16, D>(kernels);
+    add_hopper<__nv_bfloat16, D>(type, kernels);
+  }
   if (type == DType::f32) {
     kernels.push_back({"fma", cuda::FmaTile<D>::queries, cuda::launch_fma_kernel<D, WindowPolicy>});
   }

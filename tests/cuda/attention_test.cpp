@@ -13,6 +13,7 @@
 #include "attention_launch.hpp"
 #include "naive_attention.hpp"
 #include "needs_device.hpp"
+#include "stream_cqsa/cuda_backend.hpp"
 #include "support/trials.hpp"
 
 using namespace stream_cqsa;
@@ -117,6 +118,21 @@ void check_hostile(const char* what, Change change) {
     }
   }
 }
+
+// The error of acc / l, root of the mean square over that of the output.
+double relative_error(const CaseStates& states, const CaseReference& reference, std::int64_t dim) {
+  double errors = 0, outputs = 0;
+  for (std::size_t i = 0; i < reference.output.size(); ++i) {
+    const double l = double{states.l[i / static_cast<std::size_t>(dim)]};
+    const double error = double{states.acc[i]} / l - reference.output[i];
+    errors += error * error;
+    outputs += reference.output[i] * reference.output[i];
+  }
+  return std::sqrt(errors / outputs);
+}
+
+// What launch_attention() takes for slots in pools.
+CaseKernel pool_kernel(DType type, std::int64_t dim) { return kernels(type, dim).back(); }
 
 void scale_elements(CaseTensor& tensor, DType type, float factor) {
   for (float& element : tensor.elements) element = rounded(type, element * factor);
@@ -266,6 +282,92 @@ BOOST_AUTO_TEST_CASE(rows_without_a_key_are_empty) {
         const CaseStates states = launch(attention, kernel);
         BOOST_TEST(states.m[249 * 4] == -HUGE_VALF, kernel.name);
         BOOST_TEST(std::isfinite(states.m[250 * 4]), kernel.name);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_device_runs_the_kernel_that_is_made_for_it) {
+  cudaDeviceProp device{};
+  BOOST_TEST_REQUIRE(cudaGetDeviceProperties(&device, 0) == cudaSuccess);
+#if defined(STREAM_CQSA_TEST_HOPPER)
+  const bool hopper = device.major == 9 && device.minor == 0;
+#else
+  const bool hopper = false;
+#endif
+  const std::string_view expected = hopper ? "Hopper" : "portable";
+  for (std::int64_t dim = 8; dim <= 256; dim += 8) {
+    for (const DType type : {DType::f16, DType::bf16}) {
+      BOOST_TEST(cuda::attention_kernel(type, dim) == expected, name_of(type) << ", dim " << dim);
+    }
+    BOOST_TEST(cuda::attention_kernel(DType::f32, dim) == std::string_view("portable"));
+  }
+  BOOST_TEST(cuda_kernel(0) == expected);
+}
+
+BOOST_AUTO_TEST_CASE(no_kernel_is_less_accurate_than_the_portable_one) {
+  for (const DType type : {DType::f16, DType::bf16}) {
+    for (const bool causal : {false, true}) {
+      for (const std::int64_t dim : {32, 64, 96, 128, 256}) {
+        std::mt19937_64 random(17);
+        const AttentionCase attention = self_attention(type, 3000, 2, dim, causal, random);
+        const CaseReference exact = naive_attention(attention, causal);
+        const auto error_of = [&](const CaseKernel& kernel) {
+          return relative_error(launch(attention, kernel), exact, dim);
+        };
+        const double portable = error_of(kernels(type, dim).front());
+        const double pools = error_of(pool_kernel(type, dim));
+        BOOST_TEST(pools <= 1.1 * portable, fmt::format("{} for {}: {}, causal {}", pools, portable,
+                                                        describe(attention), causal));
+      }
+    }
+  }
+}
+
+// Keys of the first tile have a score of 0, all others one so high that a tile's weights by the
+// first one's maximum are just below what the Hopper kernel takes: sums grow as large as they may.
+BOOST_AUTO_TEST_CASE(values_as_large_as_are_verified_do_not_overflow) {
+  constexpr std::int64_t tokens = 1024;
+  for (const std::int64_t dim : {32, 64, 96, 128, 256}) {
+    const auto first_tile = cuda::attention_tile(DType::bf16, dim).keys;
+    const double quarter = static_cast<double>(first_tile) / 4;
+    const auto step = static_cast<float>(std::floor(8 * std::log2(512 / quarter)) / 8);
+    std::mt19937_64 random(19);
+    AttentionCase attention = self_attention(DType::bf16, tokens, 1, dim, false, random);
+    attention.scale_log2 = 1;
+    for (CaseTensor* tensor : {&attention.q, &attention.k}) {
+      std::fill(tensor->elements.begin(), tensor->elements.end(), 0.0f);
+    }
+    std::fill(attention.v.elements.begin(), attention.v.elements.end(), 0x1p122f / tokens);
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      for (std::int64_t head = 0; head < attention.heads; ++head) {
+        attention.q.vector(token, head)[0] = 1;
+      }
+      for (std::int64_t head = 0; head < attention.kv_heads; ++head) {
+        attention.k.vector(token, head)[0] = token < first_tile ? 0 : step;
+      }
+    }
+    check(attention, brute_force(attention), fmt::format("scores 0, then {}", step));
+  }
+}
+
+// The launcher goes by what the pools say, the portable kernel by the chunks.
+BOOST_AUTO_TEST_CASE(slots_that_tensor_copies_do_not_reach_are_the_portable_kernels) {
+  for (const DType type : {DType::f16, DType::bf16}) {
+    for (const std::int64_t dim : {64, 128, 256}) {
+      std::mt19937_64 random(23);
+      const AttentionCase attention = self_attention(type, 700, 3, dim, true, random);
+      const CaseStates portable = launch(attention, kernels(type, dim).front());
+      for (const auto pool : {&cuda::AttentionWork::query_pool, &cuda::AttentionWork::key_pool}) {
+        CaseKernel far = pool_kernel(type, dim);
+        far.launch = [=](cuda::AttentionWork work, cudaStream_t stream) {
+          (work.*pool).tokens = cuda::most_pool_tokens + 1;
+          cuda::launch_attention(type, work, stream);
+        };
+        const CaseStates states = launch(attention, far);
+        for (std::int64_t row = 0; row < attention.rows(); ++row) {
+          BOOST_TEST_REQUIRE(same_row(states, portable, row, dim), "row " << row);
+        }
       }
     }
   }

@@ -17,9 +17,9 @@
 #include "cuda/check.hpp"
 #include "cuda/lanes.hpp"
 #include "needs_device.hpp"
+#include "spoiling_backend.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
-#include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;
@@ -29,44 +29,14 @@ BOOST_GLOBAL_FIXTURE(NeedsDevice);
 
 namespace {
 
-constexpr std::int32_t far_slot = 1 << 28;  // far beyond the arena, where nothing is mapped
-
-/// Sends one submission of a lane, counted from 1, to memory that is not there.
-class SpoilingBackend final : public DelayedBackend {
- public:
-  SpoilingBackend(Lane lane, int number)
-      : DelayedBackend(make_cuda_backend({}), 1), lane_(lane), number_(number) {}
-
-  Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
-    CopyIn spoilt = copy;
-    if (hit(Lane::copy_in)) spoilt.slot = far_slot;
-    return DelayedBackend::copy_in(spoilt, after);
-  }
-  Ticket launch(WorkList work, std::span<const Ticket> after) override {
-    if (hit(Lane::compute)) work.keys.front().slot = far_slot;
-    return DelayedBackend::launch(std::move(work), after);
-  }
-  Ticket copy_out(const CopyOut& copy, std::span<const Ticket> after) override {
-    CopyOut spoilt = copy;
-    if (hit(Lane::copy_out)) spoilt.state_slot = far_slot;
-    return DelayedBackend::copy_out(spoilt, after);
-  }
-
- private:
-  bool hit(Lane lane) { return lane == lane_ && ++submissions_ == number_; }
-  Lane lane_;
-  int number_;
-  std::atomic<int> submissions_{0};
-};
-
-std::string failure_of(Lane lane, int number, std::int64_t chunks) {
+std::string failure_of(SpoilingBackend& backend, DType dtype, AccumulatorPlacement placement,
+                       std::int64_t chunks) {
   Problem problem;
   problem.query_length = problem.key_length = 3000;
   problem.head_dim = 40;
-  problem.dtype = DType::f32;  // whose kernel reads where it is told to, and faults
+  problem.dtype = dtype;
   problem.scale = default_scale(problem.head_dim);
-  SpoilingBackend backend(lane, number);
-  PlanRequest request = roomy_request(problem, Layout::bshd, backend);
+  PlanRequest request = roomy_request(problem, Layout::bshd, backend, placement);
   request.chunks = chunks;
   std::mt19937_64 random(1);
   const TestInput input = random_input(problem, Layout::bshd, 1.0, random);
@@ -78,12 +48,20 @@ std::string failure_of(Lane lane, int number, std::int64_t chunks) {
   return "no error";
 }
 
-void check_failure(Lane lane, const std::string& call, int number = 4, std::int64_t chunks = 7) {
-  const std::string message = failure_of(lane, number, chunks);
+void check_failure(Call call, const std::string& text,
+                   AccumulatorPlacement placement = AccumulatorPlacement::memory,
+                   DType dtype = DType::f32, int number = 4, std::int64_t chunks = 7) {
+  SpoilingBackend backend(call, number);
+  const std::string message = failure_of(backend, dtype, placement, chunks);
+  BOOST_TEST(backend.spoilt());
   BOOST_TEST(message.find("subproblem ") == 0u, message);
-  BOOST_TEST(message.find(call) != std::string::npos, message);
+  BOOST_TEST(message.find(text) != std::string::npos, message);
   BOOST_TEST(message.find('\n') == std::string::npos, message);
 }
+
+// Which of several kernels under way has faulted CUDA does not tell.
+const std::string some_kernel = " kernel: ";
+constexpr auto on_device = AccumulatorPlacement::device;
 
 std::string failure_of(cuda::Lanes& lanes, Ticket ticket) {
   try {
@@ -100,13 +78,23 @@ cuda::Submission submission(const std::string& call, std::function<void(cudaStre
 
 }  // namespace
 
-BOOST_AUTO_TEST_CASE(a_copy_in_fails) { check_failure(Lane::copy_in, "copy in"); }
-BOOST_AUTO_TEST_CASE(a_kernel_faults) { check_failure(Lane::compute, "attention kernel"); }
-BOOST_AUTO_TEST_CASE(a_copy_out_fails) { check_failure(Lane::copy_out, "copy out"); }
+BOOST_AUTO_TEST_CASE(a_copy_in_fails) { check_failure(Call::copy_in, "copy in"); }
+BOOST_AUTO_TEST_CASE(a_kernel_faults) { check_failure(Call::launch, "attention kernel"); }
+BOOST_AUTO_TEST_CASE(a_copy_out_fails) { check_failure(Call::copy_out, "copy out"); }
+BOOST_AUTO_TEST_CASE(a_kernel_of_16_bits_faults) {
+  check_failure(Call::launch, "attention kernel", AccumulatorPlacement::memory, DType::f16);
+}
+BOOST_AUTO_TEST_CASE(a_merge_faults) { check_failure(Call::merge, some_kernel, on_device); }
+BOOST_AUTO_TEST_CASE(an_end_of_rows_faults) {
+  check_failure(Call::finalise, some_kernel, on_device, DType::bf16);
+}
+BOOST_AUTO_TEST_CASE(a_copy_out_of_finished_rows_fails) {
+  check_failure(Call::copy_out_rows, "copy out of finished rows", on_device, DType::f16);
+}
 
 // Copies of the same subproblem follow it, and no subproblem does.
 BOOST_AUTO_TEST_CASE(the_first_copy_in_of_the_last_subproblem_fails) {
-  check_failure(Lane::copy_in, "copy in", 1, 1);
+  check_failure(Call::copy_in, "copy in", AccumulatorPlacement::memory, DType::f32, 1, 1);
 }
 
 BOOST_AUTO_TEST_CASE(what_comes_after_a_failure_is_not_enqueued) {
