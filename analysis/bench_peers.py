@@ -81,7 +81,7 @@ def timing_line(name, result):
     text = f"  {name:<22} {result[result['timed']]:>9.4f} s  {result['flop_per_second'] * 1e-12:>6.1f} TFLOP/s"
     text += f"  {result['over_base']:>6.3f} of base" if result["over_base"] else ""
     for key, unit in (("sm_clock_mhz", "MHz"), ("power_watts", "W")):
-        values = [one["gpu"][key] for one in rounds if key in one["gpu"]]
+        values = [one["gpu"][key] for one in rounds if "gpu" in one]
         text += f"  {statistics.median(values):>5.0f} {unit}" if values else ""
     if "c" in result:
         text += f"  c={result['c']}, {result['subproblems']} subproblems, {result['device_memory']['planned']} B"

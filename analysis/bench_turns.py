@@ -126,9 +126,8 @@ class Monitor:
                     self.samples.append((time.monotonic(), *map(float, line.split(","))))
 
     def between(self, begin, end):
-        """The median clock and the highest power and temperature of a span of time."""
-        samples = list(self.samples)
-        inside = [s for s in samples if begin <= s[0] <= end + 0.1] or samples[-1:]
+        """The median clock and the highest power and temperature of a span of time; {} without a reading in it."""
+        inside = [s for s in list(self.samples) if begin <= s[0] <= end]
         if not inside:
             return {}
         _, clocks, watts, celsius = zip(*inside)
@@ -171,7 +170,7 @@ def one_turn(competitor, result, warm_up, monitor):
         result["error"] = one_line(error)
         return
     state = monitor.between(begin, time.monotonic())
-    result["rounds"].append({**answer, "warm_up": warm_up, "gpu": state})
+    result["rounds"].append({**answer, "warm_up": warm_up, **({"gpu": state} if state else {})})
 
 
 def finish(competitor, result):

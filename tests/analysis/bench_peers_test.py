@@ -271,6 +271,35 @@ class StreamedPeersTest(unittest.TestCase):
                 child.round()
 
 
+class MonitorTest(unittest.TestCase):
+    def monitor(self, *samples):
+        with unittest.mock.patch.object(bench_turns.subprocess, "Popen", side_effect=OSError):
+            monitor = bench_turns.Monitor()
+        monitor.samples.extend(samples)
+        return monitor
+
+    def test_what_a_round_is_given_was_read_in_it(self):
+        monitor = self.monitor((0.9, 100, 10, 1), (1.0, 1500, 600, 50), (1.1, 1700, 650, 60), (1.2, 1400, 640, 61),
+                               (1.3, 200, 900, 90))
+        self.assertEqual(monitor.between(1.0, 1.25), {"sm_clock_mhz": 1500, "power_watts": 650,
+                                                      "temperature_celsius": 61, "samples": 3})
+
+    def test_a_round_without_a_reading_is_given_none(self):
+        monitor = self.monitor((1.0, 1500, 600, 50), (1.1, 1700, 650, 60))
+        for begin, end in ((1.01, 1.09), (1.11, 1.15), (0.5, 0.99)):
+            self.assertEqual(monitor.between(begin, end), {})
+        self.assertEqual(self.monitor().between(0, 2), {})
+
+    def test_only_rounds_with_a_reading_have_one(self):
+        readings = unittest.mock.Mock(between=unittest.mock.Mock(side_effect=[{}, {"sm_clock_mhz": 1500.0,
+                                                                                   "power_watts": 600.0}, {}]))
+        results = bench_turns.take_turns({"ours": lambda: Listed("ours", [9, 1, 2], [])}, 2, readings)
+        self.assertEqual([one.get("gpu", {}).get("power_watts") for one in results["ours"]["rounds"]],
+                         [None, 600.0, None])
+        row = bench_turns.compare(Shape(8, 1, 64, "f16", False), "ours", results)
+        self.assertIn("1500 MHz    600 W", program.table(row))
+
+
 class ChildTest(unittest.TestCase):
     def child(self, code, seconds=None):
         child = bench_turns.Child([sys.executable, "-c", code], "seconds", seconds)
