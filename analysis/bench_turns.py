@@ -47,15 +47,17 @@ class Child:
         self.answers, self.said = queue.Queue(), []
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.output,
-                                        stderr=subprocess.PIPE, text=True)
+                                        stderr=subprocess.PIPE, text=True, errors="replace")
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
         for line in self.process.stderr:
             if line.startswith("{"):
-                self.answers.put(json.loads(line))
-            elif line.strip():
+                with contextlib.suppress(ValueError):  # a library's word may begin so too
+                    self.answers.put(json.loads(line))
+                    continue
+            if line.strip():
                 self.said.append(line.strip())
         self.answers.put(None)
 

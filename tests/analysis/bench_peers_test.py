@@ -316,6 +316,14 @@ class ChildTest(unittest.TestCase):
         with self.assertRaisesRegex(Failure, "^stream-cqsa: bad input$"):
             child.round()
 
+    def test_a_word_that_looks_like_an_answer_is_kept(self):
+        words = r"sys.stderr.buffer.write(b'{x} = \xff\n{no JSON}\n'); "
+        child = self.child("import sys; sys.stdin.readline(); " + words + """print('{"seconds": 2}', file=sys.stderr)""", 60)
+        self.assertEqual(child.round(), {"seconds": 2})
+        self.assertEqual(child.said, ["{x} = \ufffd", "{no JSON}"])
+        with self.assertRaisesRegex(Failure, "^{no JSON}$"):
+            child.round()
+
     def test_a_child_that_never_answers_is_ended(self):
         child = self.child("import sys; sys.stdin.read()", seconds=0.5)
         with self.assertRaisesRegex(Failure, "time limit"):
