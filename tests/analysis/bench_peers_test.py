@@ -95,6 +95,35 @@ class ArithmeticTest(unittest.TestCase):
             self.assertTrue(11 <= lead <= 13, lead)
 
 
+class AccuracyTest(unittest.TestCase):
+    def judge(self, first, second, cudnn=None):
+        row = {"ours c=1": first, "ours c=7": second, "ours c=7 f16": {"relative_frobenius": 9, "largest": 9}}
+        if cudnn is not None:
+            row["cudnn"] = cudnn
+        results = {name: dict(one) if isinstance(one, dict) else {"relative_frobenius": one, "largest": 1}
+                   for name, one in row.items()}
+        bench_accuracy.mark_less_exact(results)
+        whole = {"shape": vars(Shape(8, 1, 64, "f16", True)), "input": "normal", "results": results}
+        return program.sound(whole), program.table(whole)
+
+    def test_ours_fails_where_it_is_less_exact_than_cudnn(self):
+        self.assertTrue(self.judge(1e-4, 2e-4, 2e-4)[0])
+        for wrong in (2.1e-4, 1.0, math.inf, math.nan):
+            for pair in ((1e-4, wrong), (wrong, 1e-4)):
+                ok, text = self.judge(*pair, 2e-4)
+                self.assertFalse(ok)
+                self.assertIn("less exact than cuDNN", text)
+
+    def test_without_a_result_of_cudnn_there_is_nothing_to_compare(self):
+        self.assertTrue(self.judge(1e-4, 1.0)[0])
+        self.assertTrue(self.judge(1e-4, 1.0, {"error": "no backend"})[0])
+
+    def test_our_own_failure_keeps_its_message(self):
+        ok, text = self.judge({"error": "no memory"}, 1e-4, 2e-4)
+        self.assertFalse(ok)
+        self.assertIn("no memory", text)
+
+
 class TurnsTest(unittest.TestCase):
     def run_turns(self, competitors, rounds):
         return bench_turns.take_turns({c.name: lambda c=c: c for c in competitors}, rounds, NoMonitor())
