@@ -1,6 +1,7 @@
 """Tests of analysis/bench_peers.py and its modules with a made-up program and made-up peers; no GPU and no torch."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -358,6 +359,15 @@ class ChildTest(unittest.TestCase):
         with self.assertRaisesRegex(Failure, "time limit"):
             child.round()
         self.assertIsNotNone(child.process.returncode)
+
+
+@unittest.skipUnless(importlib.util.find_spec("matplotlib"), "needs matplotlib")
+class PlotTest(unittest.TestCase):
+    def test_no_two_shapes_have_one_label(self):
+        label_of = importlib.import_module("plot_peers").label_of
+        shapes = [vars(shape) for shape in bench_sections.KERNEL_SHAPES]
+        self.assertEqual(len({label_of(shape) for shape in shapes}), len(shapes))
+        self.assertIn("H=32/8 bf16", label_of(vars(Shape(131072, 32, 128, "bf16", True, 8))))
 
 
 class ProgramTest(unittest.TestCase):
