@@ -53,15 +53,11 @@ class Loaded {
         }
       });
     }
-    readers.clear();
-    resident_ = make_memory_source(desc, bytes_of(memory_));
   }
   std::span<std::byte> memory() const { return bytes_of(memory_); }
-  TensorSource& source() const { return *resident_; }
 
  private:
   HostBuffer memory_;
-  std::unique_ptr<TensorSource> resident_;
 };
 
 struct Round {
