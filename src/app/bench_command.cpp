@@ -6,8 +6,8 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <nlohmann/json.hpp>
-#include <thread>
 #include <vector>
 
 #include "app/bench_stream.hpp"
@@ -76,11 +76,11 @@ double shortest(const std::function<void()>& body) {
   return best;
 }
 
-// Runs body(thread) on every thread and waits.
+// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
 void on_threads(int threads, const std::function<void(int)>& body) {
-  std::vector<std::thread> crew;
-  for (int i = 0; i < threads; ++i) crew.emplace_back(body, i);
-  for (auto& thread : crew) thread.join();
+  std::vector<std::future<void>> crew;  // waits when it is destroyed, too
+  for (int i = 0; i < threads; ++i) crew.push_back(std::async(std::launch::async, body, i));
+  for (auto& thread : crew) thread.get();
 }
 
 struct Streams {

@@ -1,0 +1,32 @@
+"""`bench` measures what it is asked for, or says in one line why it cannot."""
+
+import resource
+import subprocess
+import time
+import unittest
+
+from cli import PROGRAM, CliTest
+
+
+class Files(CliTest):
+
+    def test_a_disk_that_fills(self):
+        """The size limit of files stands for a disk."""
+        command = [PROGRAM, "bench", "--only", "io", "--scratch", str(self.folder), "--threads", "2"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            partial = self.path("stream-cqsa-bench.npy.partial")
+            while process.poll() is None and not (partial.exists() and partial.stat().st_size > 0):
+                time.sleep(0.001)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+            error = process.communicate()[1]
+        self.assertEqual(process.returncode, 1, error)
+        # Open MPI may say something of its own before.
+        line = error.strip().splitlines()[-1]
+        self.assertTrue(line.startswith("stream-cqsa: "), line)
+        self.assertIn("stream-cqsa-bench.npy", line)
+        self.assertIn("File too large", line)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
