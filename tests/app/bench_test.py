@@ -8,6 +8,22 @@ import unittest
 from cli import PROGRAM, CliTest
 
 
+class Backends(CliTest):
+
+    def test_what_is_of_the_cpu_is_not_measured_for_a_gpu(self):
+        for only in (["kernel"], ["copy"], ["merge"], ["stream", "merge"], []):
+            options = [word for what in only for word in ("--only", what)]
+            line = self.refuse("bench", "--backend", "cuda", *options, names=["--backend cuda", "--only stream"])
+            self.assertIn(only[-1] if only else "kernel", line)
+        self.refuse("bench", "--backend", "gpu", "--only", "copy", names=["--backend gpu"])
+        self.assertIn("GB/s", self.succeed("bench", "--backend", "cpu", "--only", "copy", "--threads", "1").stdout)
+
+    def test_what_cannot_be_measured(self):
+        self.refuse("bench", "--only", "speed", names=["--only speed", "stream"])
+        self.refuse("bench", "--only", "io", names=["--scratch"])
+        self.refuse("bench", "--only", "stream", names=["--shape"])
+
+
 class Files(CliTest):
 
     def test_a_disk_that_fills(self):
