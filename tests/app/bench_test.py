@@ -1,5 +1,6 @@
 """`bench` measures what it is asked for, or says in one line why it cannot."""
 
+import json
 import resource
 import subprocess
 import time
@@ -22,6 +23,33 @@ class Backends(CliTest):
         self.refuse("bench", "--only", "speed", names=["--only speed", "stream"])
         self.refuse("bench", "--only", "io", names=["--scratch"])
         self.refuse("bench", "--only", "stream", names=["--shape"])
+
+
+class Stream(CliTest):
+
+    shape = ["bench", "--only", "stream", "--shape", "1,300,2,16", "--backend", "cpu", "--chunks", "7"]
+
+    def check(self, result, rounds):
+        self.assertEqual([one["warm_up"] for one in result["rounds"]], [True] + [False] * rounds)
+        self.assertEqual((result["verification"]["ok"], result["verification"]["compared"]), (True, 8))
+
+    def test_the_last_round_is_checked_however_many_there_are(self):
+        for rounds in (0, 2):
+            for dtype in ("f16", "f32"):
+                done = self.succeed(*self.shape, "--dtype", dtype, "--rounds", rounds, "--json")
+                self.check(json.loads(done.stdout)["stream"], rounds)
+
+    def test_a_round_with_each_line(self):
+        done = self.succeed(*self.shape, "--lockstep", "--json", "--rounds", "1000", input="\n\n\n")
+        self.check(json.loads(done.stdout)["stream"], 2)
+        answers = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+        self.assertEqual(len(answers), 3)
+        for answer in answers:
+            self.assertGreater(answer["seconds"], 0)
+
+    def test_no_round_is_an_error_of_usage(self):
+        self.refuse(*self.shape, "--rounds", "-1", names=["--rounds"])
+        self.refuse(*self.shape, "--lockstep", input="", names=["--lockstep", "standard input"])
 
 
 class Files(CliTest):
