@@ -47,15 +47,17 @@ class Child:
         self.answers, self.said = queue.Queue(), []
         self.output = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self.output,
-                                        stderr=subprocess.PIPE, text=True)
+                                        stderr=subprocess.PIPE, text=True, errors="replace")
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
         for line in self.process.stderr:
             if line.startswith("{"):
-                self.answers.put(json.loads(line))
-            elif line.strip():
+                with contextlib.suppress(ValueError):  # a library's word may begin so too
+                    self.answers.put(json.loads(line))
+                    continue
+            if line.strip():
                 self.said.append(line.strip())
         self.answers.put(None)
 
@@ -126,9 +128,8 @@ class Monitor:
                     self.samples.append((time.monotonic(), *map(float, line.split(","))))
 
     def between(self, begin, end):
-        """The median clock and the highest power and temperature of a span of time."""
-        samples = list(self.samples)
-        inside = [s for s in samples if begin <= s[0] <= end + 0.1] or samples[-1:]
+        """The median clock and the highest power and temperature of a span of time; {} without a reading in it."""
+        inside = [s for s in list(self.samples) if begin <= s[0] <= end]
         if not inside:
             return {}
         _, clocks, watts, celsius = zip(*inside)
@@ -171,7 +172,7 @@ def one_turn(competitor, result, warm_up, monitor):
         result["error"] = one_line(error)
         return
     state = monitor.between(begin, time.monotonic())
-    result["rounds"].append({**answer, "warm_up": warm_up, "gpu": state})
+    result["rounds"].append({**answer, "warm_up": warm_up, **({"gpu": state} if state else {})})
 
 
 def finish(competitor, result):

@@ -45,6 +45,13 @@ def new_axes(title, result, size):
     return figure, axes
 
 
+def label_of(shape):
+    """All that tells a shape from the others, in three lines; grouped heads as query heads/key and value heads."""
+    heads = f"{shape['heads']}/{shape['kv_heads']}" if shape["kv_heads"] else shape["heads"]
+    return (f"N={shape['length'] // 1024}K D={shape['dim']}\nH={heads} {shape['dtype']}\n"
+            f"{'causal' if shape['causal'] else 'full'}")
+
+
 def plot_kernel(result):
     """A group of bars a shape, a bar a competitor that ran."""
     rows = result["rows"]
@@ -57,9 +64,7 @@ def plot_kernel(result):
         places = [group + (index - (len(names) - 1) / 2) * width for group in range(len(rows))]
         bars = axes.bar(places, rates, width * 0.94, color=COLOURS[name], label=LABELS[name])
         axes.bar_label(bars, [f"{rate:.0f}" if rate else "" for rate in rates], fontsize=6, padding=1)
-    labels = [f"N={shape['length'] // 1024}K D={shape['dim']}\n{'causal' if shape['causal'] else 'full'}"
-              for shape in (row["shape"] for row in rows)]
-    axes.set_xticks(range(len(rows)), labels, fontsize=8)
+    axes.set_xticks(range(len(rows)), [label_of(row["shape"]) for row in rows], fontsize=8)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.legend(ncols=len(names), fontsize=8, frameon=False, loc="upper left")
     return figure

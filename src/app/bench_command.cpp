@@ -6,8 +6,9 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <future>
 #include <nlohmann/json.hpp>
-#include <thread>
+#include <string_view>
 #include <vector>
 
 #include "app/bench_stream.hpp"
@@ -59,9 +60,9 @@ bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
       .add(resource_group(bench.stream.resources));
   return parse(arguments,
                "usage: stream-cqsa bench [OPTION...]\n"
-               "Measures what this machine does: the attention kernel beside its own matrix "
-               "product, copies, merges, files, and the whole pipeline from pinned host memory to "
-               "host memory (stream).\n",
+               "Measures what this machine does: the CPU's attention kernel beside its own matrix "
+               "product, its copies and merges; files; and the whole pipeline from pinned host "
+               "memory to host memory (stream), on the CPU or, by --backend, a GPU.\n",
                all);
 }
 
@@ -76,11 +77,11 @@ double shortest(const std::function<void()>& body) {
   return best;
 }
 
-// Runs body(thread) on every thread and waits.
+// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
 void on_threads(int threads, const std::function<void(int)>& body) {
-  std::vector<std::thread> crew;
-  for (int i = 0; i < threads; ++i) crew.emplace_back(body, i);
-  for (auto& thread : crew) thread.join();
+  std::vector<std::future<void>> crew;  // waits when it is destroyed, too
+  for (int i = 0; i < threads; ++i) crew.push_back(std::async(std::launch::async, body, i));
+  for (auto& thread : crew) thread.get();
 }
 
 struct Streams {
@@ -220,36 +221,54 @@ json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
   return {{"threads", threads}, {"sgemm_flop_per_second", matrix}, {"rates", rates}};
 }
 
-}  // namespace
+bool is_wanted(const BenchArguments& options, std::string_view what) {
+  if (!options.only.empty()) {
+    return std::ranges::find(options.only, what) != options.only.end();
+  }
+  if (what == "io") return !options.stream.resources.scratch.empty();
+  if (what == "stream") return !options.stream.input.shape.empty();
+  return true;
+}
 
-int bench_command(const Arguments& arguments, const MpiEnvironment&) {
-  BenchArguments options;
-  if (!parse_bench(arguments, options)) return 0;
+// Throws InputError for what is unknown or cannot be measured as asked.
+void check(const BenchArguments& options) {
   const ResourceOptions& resources = options.stream.resources;
   if (resources.threads < 0) throw InputError("--threads must not be negative");
-  const int threads = resources.threads > 0 ? resources.threads : this_machine().cores;
+  if (options.stream.rounds < 0) throw InputError("--rounds must not be negative");
   for (const std::string& what : options.only) {
     if (what != "kernel" && what != "copy" && what != "merge" && what != "io" && what != "stream") {
       throw InputError(
           fmt::format("--only {}: unknown; use kernel, copy, merge, io or stream", what));
     }
   }
-  const auto wanted = [&](const char* what, bool by_default) {
-    if (options.only.empty()) return by_default;
-    return std::find(options.only.begin(), options.only.end(), what) != options.only.end();
-  };
+  if (is_wanted(options, "io") && resources.scratch.empty()) {
+    throw InputError("--only io needs --scratch DIR");
+  }
+  for (const char* of_cpu : {"kernel", "copy", "merge"}) {
+    if (resources.backend == "auto" || resources.backend == "cpu") break;
+    if (!is_wanted(options, of_cpu)) continue;
+    throw InputError(
+        fmt::format("--backend {}: {} is measured on the CPU alone; use --only stream with --shape",
+                    resources.backend, of_cpu));
+  }
+}
+
+}  // namespace
+
+int bench_command(const Arguments& arguments, const MpiEnvironment&) {
+  BenchArguments options;
+  if (!parse_bench(arguments, options)) return 0;
+  check(options);
+  const ResourceOptions& resources = options.stream.resources;
+  const int threads = resources.threads > 0 ? resources.threads : this_machine().cores;
+  const auto wanted = [&](std::string_view what) { return is_wanted(options, what); };
   std::FILE* out = options.json ? stderr : stdout;
   json rates = {{"versions", versions_json()}};
-  if (wanted("copy", true)) rates["copy"] = bench_copies(threads, out);
-  if (wanted("merge", true)) rates["merge"] = bench_merges(threads, out);
-  if (wanted("io", !resources.scratch.empty())) {
-    if (resources.scratch.empty()) throw InputError("--only io needs --scratch DIR");
-    rates["io"] = bench_files(resources.scratch, std::min(threads, 4), out);
-  }
-  if (wanted("kernel", true)) rates["kernel"] = bench_kernels(options, threads, out);
-  if (wanted("stream", !options.stream.input.shape.empty())) {
-    rates["stream"] = bench_stream(options.stream, out);
-  }
+  if (wanted("copy")) rates["copy"] = bench_copies(threads, out);
+  if (wanted("merge")) rates["merge"] = bench_merges(threads, out);
+  if (wanted("io")) rates["io"] = bench_files(resources.scratch, std::min(threads, 4), out);
+  if (wanted("kernel")) rates["kernel"] = bench_kernels(options, threads, out);
+  if (wanted("stream")) rates["stream"] = bench_stream(options.stream, out);
   if (options.json) fmt::print("{}\n", rates.dump(1));
   return 0;
 }

@@ -32,7 +32,7 @@ constexpr std::array commands = {
     Command{"generate", stream_cqsa::generate_command, "writes synthetic inputs"},
     Command{"verify", stream_cqsa::verify_command, "checks an output against fp64 on sampled rows"},
     Command{"devices", stream_cqsa::devices_command, "says what this machine offers"},
-    Command{"bench", stream_cqsa::bench_command, "measures kernel, copy, merge and I/O rates"},
+    Command{"bench", stream_cqsa::bench_command, "measures the CPU, files and the whole pipeline"},
 };
 
 std::string usage() {

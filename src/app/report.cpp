@@ -123,8 +123,8 @@ std::string bottleneck_text(const RanksResult& ranks) {
   if (!(share > worth_saying)) return "";
   return fmt::format(
       "rank 0     was the bottleneck for {} ({:.0f}%), in which what workers had computed waited "
-      "to be "
-      "merged or written; --mergers, more --host-memory there or a faster disk would lift that\n",
+      "to be merged or written; --mergers, more --host-memory there or a faster disk would lift "
+      "that\n",
       format_duration(ranks.master.stalled_seconds), 100 * share);
 }
 

@@ -1,6 +1,7 @@
 """Tests of analysis/bench_peers.py and its modules with a made-up program and made-up peers; no GPU and no torch."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -93,6 +94,35 @@ class ArithmeticTest(unittest.TestCase):
             self.assertTrue(np.allclose(scores["large scores"], 64 * scores["normal"], rtol=1e-4, atol=1e-2))
             lead = scores["sink"][:, :, 0].mean() - scores["sink"][:, :, 1:].mean()
             self.assertTrue(11 <= lead <= 13, lead)
+
+
+class AccuracyTest(unittest.TestCase):
+    def judge(self, first, second, cudnn=None):
+        row = {"ours c=1": first, "ours c=7": second, "ours c=7 f16": {"relative_frobenius": 9, "largest": 9}}
+        if cudnn is not None:
+            row["cudnn"] = cudnn
+        results = {name: dict(one) if isinstance(one, dict) else {"relative_frobenius": one, "largest": 1}
+                   for name, one in row.items()}
+        bench_accuracy.mark_less_exact(results)
+        whole = {"shape": vars(Shape(8, 1, 64, "f16", True)), "input": "normal", "results": results}
+        return program.sound(whole), program.table(whole)
+
+    def test_ours_fails_where_it_is_less_exact_than_cudnn(self):
+        self.assertTrue(self.judge(1e-4, 2e-4, 2e-4)[0])
+        for wrong in (2.1e-4, 1.0, math.inf, math.nan):
+            for pair in ((1e-4, wrong), (wrong, 1e-4)):
+                ok, text = self.judge(*pair, 2e-4)
+                self.assertFalse(ok)
+                self.assertIn("less exact than cuDNN", text)
+
+    def test_without_a_result_of_cudnn_there_is_nothing_to_compare(self):
+        self.assertTrue(self.judge(1e-4, 1.0)[0])
+        self.assertTrue(self.judge(1e-4, 1.0, {"error": "no backend"})[0])
+
+    def test_our_own_failure_keeps_its_message(self):
+        ok, text = self.judge({"error": "no memory"}, 1e-4, 2e-4)
+        self.assertFalse(ok)
+        self.assertIn("no memory", text)
 
 
 class TurnsTest(unittest.TestCase):
@@ -271,6 +301,35 @@ class StreamedPeersTest(unittest.TestCase):
                 child.round()
 
 
+class MonitorTest(unittest.TestCase):
+    def monitor(self, *samples):
+        with unittest.mock.patch.object(bench_turns.subprocess, "Popen", side_effect=OSError):
+            monitor = bench_turns.Monitor()
+        monitor.samples.extend(samples)
+        return monitor
+
+    def test_what_a_round_is_given_was_read_in_it(self):
+        monitor = self.monitor((0.9, 100, 10, 1), (1.0, 1500, 600, 50), (1.1, 1700, 650, 60), (1.2, 1400, 640, 61),
+                               (1.3, 200, 900, 90))
+        self.assertEqual(monitor.between(1.0, 1.25), {"sm_clock_mhz": 1500, "power_watts": 650,
+                                                      "temperature_celsius": 61, "samples": 3})
+
+    def test_a_round_without_a_reading_is_given_none(self):
+        monitor = self.monitor((1.0, 1500, 600, 50), (1.1, 1700, 650, 60))
+        for begin, end in ((1.01, 1.09), (1.11, 1.15), (0.5, 0.99)):
+            self.assertEqual(monitor.between(begin, end), {})
+        self.assertEqual(self.monitor().between(0, 2), {})
+
+    def test_only_rounds_with_a_reading_have_one(self):
+        readings = unittest.mock.Mock(between=unittest.mock.Mock(side_effect=[{}, {"sm_clock_mhz": 1500.0,
+                                                                                   "power_watts": 600.0}, {}]))
+        results = bench_turns.take_turns({"ours": lambda: Listed("ours", [9, 1, 2], [])}, 2, readings)
+        self.assertEqual([one.get("gpu", {}).get("power_watts") for one in results["ours"]["rounds"]],
+                         [None, 600.0, None])
+        row = bench_turns.compare(Shape(8, 1, 64, "f16", False), "ours", results)
+        self.assertIn("1500 MHz    600 W", program.table(row))
+
+
 class ChildTest(unittest.TestCase):
     def child(self, code, seconds=None):
         child = bench_turns.Child([sys.executable, "-c", code], "seconds", seconds)
@@ -287,11 +346,28 @@ class ChildTest(unittest.TestCase):
         with self.assertRaisesRegex(Failure, "^stream-cqsa: bad input$"):
             child.round()
 
+    def test_a_word_that_looks_like_an_answer_is_kept(self):
+        words = r"sys.stderr.buffer.write(b'{x} = \xff\n{no JSON}\n'); "
+        child = self.child("import sys; sys.stdin.readline(); " + words + """print('{"seconds": 2}', file=sys.stderr)""", 60)
+        self.assertEqual(child.round(), {"seconds": 2})
+        self.assertEqual(child.said, ["{x} = \ufffd", "{no JSON}"])
+        with self.assertRaisesRegex(Failure, "^{no JSON}$"):
+            child.round()
+
     def test_a_child_that_never_answers_is_ended(self):
         child = self.child("import sys; sys.stdin.read()", seconds=0.5)
         with self.assertRaisesRegex(Failure, "time limit"):
             child.round()
         self.assertIsNotNone(child.process.returncode)
+
+
+@unittest.skipUnless(importlib.util.find_spec("matplotlib"), "needs matplotlib")
+class PlotTest(unittest.TestCase):
+    def test_no_two_shapes_have_one_label(self):
+        label_of = importlib.import_module("plot_peers").label_of
+        shapes = [vars(shape) for shape in bench_sections.KERNEL_SHAPES]
+        self.assertEqual(len({label_of(shape) for shape in shapes}), len(shapes))
+        self.assertIn("H=32/8 bf16", label_of(vars(Shape(131072, 32, 128, "bf16", True, 8))))
 
 
 class ProgramTest(unittest.TestCase):
