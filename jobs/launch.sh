@@ -64,13 +64,20 @@ start() {
   launch_pid=$!
 }
 
+# pids_of_rank RANK: of that rank of the last start, if it runs on this node; false if not.
+pids_of_rank() {
+  local pids
+  # Processes that end meanwhile are no failure.
+  pids=$(grep -lzxs "STREAM_CQSA_LAUNCH=$STREAM_CQSA_LAUNCH" /proc/[0-9]*/environ |
+    xargs -r grep -lzxsE "(OMPI_COMM_WORLD_RANK|PMIX_RANK|PMI_RANK)=$1" | cut -d / -f 3) || true
+  [ -n "$pids" ] && echo "$pids"
+}
+
 # signal_rank SIGNAL RANK: to that rank of the last start, if it runs on this node; false if not.
 # Not to the launcher: told to end, mpirun kills its ranks a second later and srun kills them at
 # once, and neither would then return the program's exit status. A wrapper between launcher and
 # program has to exec the program, or it gets the signal too.
 signal_rank() {
   local pids
-  pids=$(grep -lzxs "STREAM_CQSA_LAUNCH=$STREAM_CQSA_LAUNCH" /proc/[0-9]*/environ |
-    xargs -r grep -lzxsE "(OMPI_COMM_WORLD_RANK|PMIX_RANK|PMI_RANK)=$2" | cut -d / -f 3)
-  [ -n "$pids" ] && kill -s "$1" $pids
+  pids=$(pids_of_rank "$2") && kill -s "$1" $pids
 }

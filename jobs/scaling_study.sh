@@ -120,11 +120,13 @@ checkpoint_begun() {
 # disturbed_run RANKS COMMAND...: a worker is killed, then the same command continues until it ends
 # well. Sets statuses, the exit status of each start.
 disturbed_run() {
-  local status
+  local status victim
   start "$@"
+  # Found before, as to find it takes a while.
+  until victim=$(pids_of_rank $(($1 > 1))) || ! kill -0 $launch_pid 2>/dev/null; do sleep 0.05; done
   until checkpoint_begun || ! kill -0 $launch_pid 2>/dev/null; do sleep 0.05; done
   sleep "$kill_after"
-  signal_rank KILL $(($1 > 1)) || fail "the run ended before its worker was killed; lower --kill-after or --checkpoint-interval"
+  kill -s KILL $victim 2>/dev/null || fail "the run ended before its worker was killed; lower --kill-after or --checkpoint-interval"
   statuses=()
   while true; do
     status=0

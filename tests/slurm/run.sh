@@ -176,7 +176,7 @@ test_stand_ins() {
 # The whole study, tiny, as a job array: a line a run, and one checksum a problem.
 test_scaling_study() {
   local runs results=$work/study/results.jsonl
-  local -a tiny=(--backend cpu --counts 1,2 --shrink 512 --chunks 7 --device-memory 32MiB
+  local -a tiny=(--backend cpu --counts 1,2 --shrink 256 --chunks 7 --device-memory 32MiB
     --host-memory 128MiB --checkpoint-interval 0.05 --kill-after 0)
   runs=$(bash "$root/jobs/scaling_study.sh" "${tiny[@]}" --list | wc -l)
   STUDY_OPTIONS="${tiny[*]}" RESULTS=$results LAUNCH=srun submit study scaling_study.sbatch \
