@@ -84,7 +84,7 @@ std::optional<Dispatcher::Order> Dispatcher::next(int number) {
   if (oldest_is_stranded() && !worker.abandoned.contains(oldest_)) return assign(number, oldest_);
   if (static_cast<int>(worker.computing.size()) >= options_.ahead) return std::nullopt;
   if (const auto id = choose(worker)) {
-    if (others_have_less(worker)) return std::nullopt;
+    if (options_.now && others_have_less(worker)) return std::nullopt;
     return assign(number, *id);
   }
   if (!worker.computing.empty()) return std::nullopt;
@@ -158,7 +158,7 @@ std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
       if (task == tasks_.end() || task->second.workers.size() != 1) continue;
       // While nobody knows how long one takes, what waits behind another takes longer.
       const double left = own > 0 ? static_cast<double>(place) * each - passed + late
-                                  : static_cast<double>(place - 1);
+                                  : static_cast<double>(options_.now ? place - 1 : place);
       if (own >= clearly * left || left < longest) continue;
       longest = left;
       chosen = id;
