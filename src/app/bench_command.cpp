@@ -11,7 +11,10 @@
 #include <string_view>
 #include <vector>
 
+#include "app/bench_device.hpp"
+#include "app/bench_host.hpp"
 #include "app/bench_stream.hpp"
+#include "app/calibration.hpp"
 #include "app/commands.hpp"
 #include "app/machine.hpp"
 #include "app/report.hpp"
@@ -29,15 +32,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t buffer_bytes = std::int64_t{128} << 20;  // far beyond any cache
-constexpr int repetitions = 5;
-
 struct BenchArguments {
   std::vector<std::string> only;
   std::int64_t length = 16384;
   std::int64_t heads = 8;
   StreamOptions stream;
   bool json = false;
+  bool save = false;
 };
 
 bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
@@ -52,7 +53,10 @@ bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
       "rounds", po::value(&bench.stream.rounds)->default_value(3)->value_name("R"),
       "of stream, after a warm-up")("lockstep", po::bool_switch(&bench.stream.lockstep),
                                     "stream starts a round with each line of standard input")(
-      "json", po::bool_switch(&bench.json), "print the rates as JSON");
+      "json", po::bool_switch(&bench.json), "print the rates as JSON")(
+      "save", po::bool_switch(&bench.save),
+      "measure what plans are predicted by, for the device of --backend and files in --scratch (or "
+      "here), and keep it for this model: about a minute");
   OptionGroup all;
   all.add(group)
       .add(synthetic_group(bench.stream.input))
@@ -64,66 +68,6 @@ bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
                "product, its copies and merges; files; and the whole pipeline from pinned host "
                "memory to host memory (stream), on the CPU or, by --backend, a GPU.\n",
                all);
-}
-
-// The shortest of several runs, in seconds.
-double shortest(const std::function<void()>& body) {
-  double best = HUGE_VAL;
-  for (int i = 0; i < repetitions; ++i) {
-    const double begin = now_seconds();
-    body();
-    best = std::min(best, now_seconds() - begin);
-  }
-  return best;
-}
-
-// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
-void on_threads(int threads, const std::function<void(int)>& body) {
-  std::vector<std::future<void>> crew;  // waits when it is destroyed, too
-  for (int i = 0; i < threads; ++i) crew.push_back(std::async(std::launch::async, body, i));
-  for (auto& thread : crew) thread.get();
-}
-
-struct Streams {
-  std::vector<std::vector<std::byte>> from, into;
-  Streams(int threads, std::int64_t bytes) : from(threads), into(threads) {
-    for (auto* side : {&from, &into}) {
-      for (auto& buffer : *side)
-        buffer.assign(static_cast<std::size_t>(bytes / threads), std::byte{1});
-    }
-  }
-};
-
-// Bytes written a second.
-double copy_rate(int threads) {
-  Streams streams(threads, buffer_bytes);
-  const double seconds = shortest([&] {
-    on_threads(threads, [&](int i) {
-      const auto at = static_cast<std::size_t>(i);
-      std::memcpy(streams.into[at].data(), streams.from[at].data(), streams.from[at].size());
-    });
-  });
-  return static_cast<double>(buffer_bytes) / seconds;
-}
-
-// Bytes of partials merged a second.
-double merge_rate(int threads, std::int64_t dim) {
-  Streams streams(threads, buffer_bytes);
-  const std::int64_t rows = buffer_bytes / threads / softmax_state_bytes(1, dim);
-  const auto states = [&](std::vector<std::byte>& buffer) {
-    SoftmaxStates view = softmax_states_at(buffer.data(), rows, dim);
-    std::fill_n(view.acc, rows * (dim + 2), 1.0f);
-    return view;
-  };
-  std::vector<SoftmaxStates> from, into;
-  for (auto& buffer : streams.from) from.push_back(states(buffer));
-  for (auto& buffer : streams.into) into.push_back(states(buffer));
-  const double seconds = shortest([&] {
-    on_threads(threads, [&](int i) {
-      merge(into[static_cast<std::size_t>(i)], from[static_cast<std::size_t>(i)]);
-    });
-  });
-  return static_cast<double>(rows * threads * softmax_state_bytes(1, dim)) / seconds;
 }
 
 json bench_copies(int threads, std::FILE* out) {
@@ -151,7 +95,7 @@ json bench_merges(int threads, std::FILE* out) {
 // Bytes of an fp16 output of 8 heads that are written a second, head by head, not synced.
 double output_rate(const std::string& scratch, int threads, bool staged) {
   constexpr std::int64_t heads = 8, dim = 64, piece = 8192;
-  const TensorDesc desc{"o",   DType::f16, Layout::bshd, 3, 1, buffer_bytes / (heads * dim * 2),
+  const TensorDesc desc{"o",   DType::f16, Layout::bshd, 3, 1, bench_bytes / (heads * dim * 2),
                         heads, dim};
   const std::vector<std::byte> rows(static_cast<std::size_t>(piece * dim * 2), std::byte{1});
   const double seconds = shortest([&] {
@@ -170,7 +114,7 @@ double output_rate(const std::string& scratch, int threads, bool staged) {
 
 json bench_files(const std::string& scratch, int threads, std::FILE* out) {
   const std::filesystem::path path = std::filesystem::path(scratch) / "stream-cqsa-bench.partial";
-  const std::vector<std::byte> data(static_cast<std::size_t>(buffer_bytes), std::byte{1});
+  const std::vector<std::byte> data(static_cast<std::size_t>(bench_bytes), std::byte{1});
   std::vector<std::byte> back(data.size());
   const auto file = open_mpi_file(path, FileMode::create);
   std::filesystem::remove(path);
@@ -179,7 +123,7 @@ json bench_files(const std::string& scratch, int threads, std::FILE* out) {
     file->sync();
   });
   const double read = shortest([&] { file->read_at(0, back); });
-  const double bytes = static_cast<double>(buffer_bytes);
+  const double bytes = static_cast<double>(bench_bytes);
   fmt::print(out, "io      write {:.2f} GB/s synced, read {:.2f} GB/s from the page cache\n",
              bytes / write * 1e-9, bytes / read * 1e-9);
   const double staged = output_rate(scratch, threads, true);
@@ -206,7 +150,8 @@ json bench_kernels(const BenchArguments& options, int threads, std::FILE* out) {
       problem.mask = mask;
       problem.scale = default_scale(dim);
       validate(problem);
-      const double rate = bench_kernel(problem, threads, 2.0).flops;
+      const auto backend = make_cpu_backend({.threads = threads});
+      const double rate = KernelBench(*backend, problem).fastest(2.0).flops;
       const char* name = mask == Mask::causal ? "causal" : "full";
       fmt::print(out, "kernel  N={} H={} D={:<4} {:<7} {:>16}, {:.0f}% of sgemm\n", options.length,
                  options.heads, dim, name, format_flops(rate), 100 * rate / matrix);
@@ -253,11 +198,24 @@ void check(const BenchArguments& options) {
   }
 }
 
+int save(const BenchArguments& options) {
+  if (!options.only.empty()) throw InputError("--save measures what it needs; leave out --only");
+  const Costs costs = measure_costs(options.stream.resources, options.json ? stderr : stdout);
+  const auto path = save_costs(costs);
+  if (options.json) {
+    print_out(to_json_text(costs));
+  } else {
+    fmt::print("kept in   {}\n", path.string());
+  }
+  return 0;
+}
+
 }  // namespace
 
 int bench_command(const Arguments& arguments, const MpiEnvironment&) {
   BenchArguments options;
   if (!parse_bench(arguments, options)) return 0;
+  if (options.save) return save(options);
   check(options);
   const ResourceOptions& resources = options.stream.resources;
   const int threads = resources.threads > 0 ? resources.threads : this_machine().cores;

@@ -75,8 +75,8 @@ Round run_round(const Plan& plan, const StreamOptions& options, const Inputs& in
   const auto backend = make_backend(resources, plan.problem());
   Telemetry telemetry;
   Round round;
-  round.result =
-      run(plan, inputs, {sink, nullptr}, *backend, run_options(options.resources, plan), telemetry);
+  round.result = run(plan, inputs, {sink, nullptr}, *backend,
+                     run_options(options.resources, plan.request.device), telemetry);
   const auto totals = telemetry.totals();
   const auto busy = [&](Stage stage) {
     return totals[static_cast<std::size_t>(stage)].busy_seconds;

@@ -1,5 +1,8 @@
+#include <fmt/format.h>
+
 #include <iostream>
 
+#include "app/calibration.hpp"
 #include "app/commands.hpp"
 #include "app/problem.hpp"
 #include "app/text.hpp"
@@ -50,7 +53,8 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     write_json(plan, options.subproblems, std::cout);
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
-    print_out(describe(plan));
+    print_out(describe(plan) +
+              fmt::format("{:<18}{}\n", "predicted", describe(expect(plan, options.input))));
   }
   return 0;
 }

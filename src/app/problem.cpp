@@ -317,11 +317,11 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   return on_host ? with_host_accumulators(plan) : plan;
 }
 
-RunOptions run_options(const ResourceOptions& resources, const Plan& plan) {
+RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& device) {
   RunOptions options;
   options.scratch = resources.scratch;
   const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
-  if (plan.request.device.kind == "cuda") {
+  if (device.kind == "cuda") {
     options.read_threads = std::clamp(cores / 2, 2, 8);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
     // Most systems write one file from one thread at a time; fingerprints are taken beside that.

@@ -64,8 +64,8 @@ Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Capacity& capacity);
 
-/// How the plan is run on this machine: beside a GPU all cores read and merge.
-RunOptions run_options(const ResourceOptions& resources, const Plan& plan);
+/// How plans are run on this machine with such a device: beside a GPU all cores read and merge.
+RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& device);
 
 /// What Q looks like with O's dtype: the description of O.
 TensorDesc output_desc(const OpenProblem& open);

@@ -373,7 +373,7 @@ void Ranks::compute(const JobOptions& options) {
   if (text.empty()) return;
   const auto [plan, merging] = read_broadcast(text);
   Telemetry telemetry;
-  RunOptions run = run_options(options.resources, plan);
+  RunOptions run = run_options(options.resources, plan.request.device);
   run.mergers = mergers_;
   // What comes from the master is watched there.
   AuditedInputs audited(means.inputs(), telemetry);
@@ -397,7 +397,7 @@ void Ranks::merge(const JobOptions& options) {
   const auto [plan, merging] = read_broadcast(text);
   const auto host_budget = offer["host_budget"].get<std::int64_t>();
   Telemetry telemetry;
-  RunOptions run = run_options(options.resources, plan);
+  RunOptions run = run_options(options.resources, plan.request.device);
   run.mergers = mergers_;
   MergedOutputs outputs(plan, options, merging, communicator_.rank(), telemetry);
   run.checkpoint = outputs.checkpoint();

@@ -279,6 +279,7 @@ std::string describe(const RunRecord& record) {
   text += fmt::format("wall       {:>12}   {:.2f} s from the first read to the last write: {}\n",
                       format_duration(record.total_seconds), record.result.seconds,
                       format_flops(flops_of(plan, own_scores(record)) / record.result.seconds));
+  text += fmt::format("predicted  {}\n", describe(record.expected));
   text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
@@ -322,6 +323,7 @@ json to_json(const RunRecord& record) {
       {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
       {"seconds", result.seconds},
       {"total_seconds", record.total_seconds},
+      {"predicted", to_json(record.expected)},
       {"flop", flops},
       {"flop_per_second", flops_of(plan, own_scores(record)) / result.seconds},
       {"compute_share_of_wall",

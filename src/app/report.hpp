@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "app/calibration.hpp"
 #include "app/input_parts.hpp"
 #include "app/verification.hpp"
 #include "mpi/master.hpp"
@@ -53,6 +54,7 @@ struct RunRecord {
   const Certificate& certificate;
   std::vector<std::string> command;  ///< as given, without the program's name
   std::string checkpoint;            ///< directory, or empty
+  Expected expected;                 ///< of a run that is not continued
 };
 
 /// The table of where the time went, memory beside the budgets, and the certificate.

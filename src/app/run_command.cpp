@@ -90,7 +90,7 @@ struct Computing {
 RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computing& computing,
                         const std::vector<RowIndex>& rows, Audit& audit, Telemetry& telemetry,
                         const CheckpointOptions& checkpoint) {
-  RunOptions options = run_options(arguments.resources, plan);
+  RunOptions options = run_options(arguments.resources, plan.request.device);
   options.checkpoint = checkpoint;
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet) {
@@ -204,7 +204,8 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
                          now_seconds() - begin,
                          certificate,
                          command,
-                         arguments.resources.checkpoint};
+                         arguments.resources.checkpoint,
+                         expect(durable.plan, arguments.input)};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();

@@ -1,0 +1,78 @@
+// What work costs on a machine, and how long a plan will take there.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/telemetry.hpp"
+
+namespace stream_cqsa {
+
+/// The attention kernel for one head dimension, element type and mask.
+struct KernelCost {
+  std::int64_t head_dim = 64;
+  DType dtype = DType::f32;  ///< in device memory
+  Mask mask = Mask::none;
+  double flop_per_second = 0;  ///< when the device has been busy for seconds, its power limit binds
+  double burst_flop_per_second = 0;  ///< when it was idle before
+  double launch_seconds = 0;         ///< of each launch, however little it computes
+  friend bool operator==(const KernelCost&, const KernelCost&) = default;
+};
+
+/// Rates of one rank, of all its threads together, in bytes per second.
+struct Costs {
+  std::string device;               ///< DeviceTraits::name, or kind where that is empty
+  bool measured = false;            ///< by `bench --save`; else values for a machine of that kind
+  std::vector<KernelCost> kernels;  ///< at least one
+  double copy_in = 0;               ///< host to device
+  double copy_out = 0;              ///< device to host
+  double device_merge = 0;          ///< of partials, on the device; 0 where that does not merge
+  double merge = 0;                 ///< of partials, on the host
+  double read = 0;                  ///< files to host memory, their fingerprints taken
+  double generate = 0;              ///< the same of synthetic inputs
+  double write = 0;                 ///< finished rows to files, their fingerprints taken
+  double receive = 0;               ///< partials, or finished rows, from other ranks
+  double start_seconds = 0;         ///< before the first byte is read
+
+  friend bool operator==(const Costs&, const Costs&) = default;
+};
+
+/// Costs of a usual machine with such a device, for where none were measured.
+Costs builtin_costs(const DeviceTraits& device);
+
+/// The costs of the kernel that computes `problem`: of those known, the nearest head dimension, of
+/// the same type and mask where there is such a one.
+const KernelCost& kernel_cost(const Costs& costs, const Problem& problem);
+
+/// Seconds that `flop` floating-point operations in `launches` launches keep the device busy, the
+/// first of them after a pause. Clocks fall to what the power limit allows within half a second.
+double kernel_seconds(const KernelCost& kernel, double flop, double launches);
+
+std::string to_json_text(const Costs& costs);
+/// Throws InputError, naming `name`, for anything that to_json_text() does not give.
+Costs costs_from_json(const std::string& text, const std::string& name);
+
+/// What a run is expected to take.
+struct Prediction {
+  double seconds = 0;  ///< from the first read to the last write
+  /// Seconds in which each stage works at its rate; of several workers, that of the busiest.
+  std::array<double, stage_count> busy{};
+
+  double busy_of(Stage stage) const { return busy[static_cast<std::size_t>(stage)]; }
+  /// The stage that is busy longest.
+  Stage bottleneck() const;
+};
+
+/// How inputs come.
+enum class InputKind { files, synthetic };
+
+/// Follows the plan's subproblems through reading, copying in, computing, copying out, merging and
+/// writing, each of which does one thing after another, as far ahead of the next as slots and
+/// buffers allow. Loads of chunks are averages of a sweep over the quorums (estimate_traffic()),
+/// and of many quorums some stand for all.
+Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs);
+
+}  // namespace stream_cqsa

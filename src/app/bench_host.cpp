@@ -1,0 +1,143 @@
+#include "app/bench_host.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <future>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "app/audit.hpp"
+#include "mpi/file.hpp"
+#include "stream_cqsa/files.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+#include "stream_cqsa/synthetic.hpp"
+#include "stream_cqsa/telemetry.hpp"
+
+namespace stream_cqsa {
+
+// The shortest of several runs, in seconds.
+double shortest(const std::function<void()>& body) {
+  double best = HUGE_VAL;
+  constexpr int repetitions = 5;
+  for (int i = 0; i < repetitions; ++i) {
+    const double begin = now_seconds();
+    body();
+    best = std::min(best, now_seconds() - begin);
+  }
+  return best;
+}
+
+// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
+void on_threads(int threads, const std::function<void(int)>& body) {
+  std::vector<std::future<void>> crew;  // waits when it is destroyed, too
+  for (int i = 0; i < threads; ++i) crew.push_back(std::async(std::launch::async, body, i));
+  for (auto& thread : crew) thread.get();
+}
+
+namespace {
+
+struct Streams {
+  std::vector<std::vector<std::byte>> from, into;
+  Streams(int threads, std::int64_t bytes) : from(threads), into(threads) {
+    for (auto* side : {&from, &into}) {
+      for (auto& buffer : *side)
+        buffer.assign(static_cast<std::size_t>(bytes / threads), std::byte{1});
+    }
+  }
+};
+
+// Calls visit(block) on `threads` for every run of `tokens` tokens of a tensor of one batch entry.
+template <typename Visit>
+void for_each_block(const TensorDesc& desc, std::int64_t tokens, int threads, const Visit& visit) {
+  on_threads(threads, [&](int thread) {
+    for (std::int64_t at = thread * tokens; at < desc.tokens; at += threads * tokens) {
+      visit(Block{0, {at, std::min(at + tokens, desc.tokens)}, {0, desc.heads}});
+    }
+  });
+}
+
+constexpr std::int64_t heads = 8, dim = 64, row_bytes = heads * dim * 2;
+
+TensorDesc desc_of(std::int64_t bytes) {
+  return {"q", DType::f16, Layout::bshd, 3, 1, bytes / row_bytes, heads, dim};
+}
+
+// Seconds in which all of a source is read, as a run does.
+double seconds_to_read(TensorSource& source, int threads) {
+  constexpr std::int64_t tokens = (std::int64_t{4} << 20) / row_bytes;
+  Telemetry telemetry;
+  AuditedSource audited(source, telemetry);
+  const double begin = now_seconds();
+  for_each_block(source.desc(), tokens, threads, [&](const Block& block) {
+    thread_local std::vector<std::byte> into;
+    into.resize(static_cast<std::size_t>(block.tokens.size() * row_bytes));
+    audited.read(block, into);
+  });
+  return now_seconds() - begin;
+}
+
+}  // namespace
+
+double copy_rate(int threads) {
+  Streams streams(threads, bench_bytes);
+  const double seconds = shortest([&] {
+    on_threads(threads, [&](int i) {
+      const auto at = static_cast<std::size_t>(i);
+      std::memcpy(streams.into[at].data(), streams.from[at].data(), streams.from[at].size());
+    });
+  });
+  return static_cast<double>(bench_bytes) / seconds;
+}
+
+double merge_rate(int threads, std::int64_t dim) {
+  Streams streams(threads, bench_bytes);
+  const std::int64_t rows = bench_bytes / threads / softmax_state_bytes(1, dim);
+  const auto states = [&](std::vector<std::byte>& buffer) {
+    SoftmaxStates view = softmax_states_at(buffer.data(), rows, dim);
+    std::fill_n(view.acc, rows * (dim + 2), 1.0f);
+    return view;
+  };
+  std::vector<SoftmaxStates> from, into;
+  for (auto& buffer : streams.from) from.push_back(states(buffer));
+  for (auto& buffer : streams.into) into.push_back(states(buffer));
+  const double seconds = shortest([&] {
+    on_threads(threads, [&](int i) {
+      merge(into[static_cast<std::size_t>(i)], from[static_cast<std::size_t>(i)]);
+    });
+  });
+  return static_cast<double>(rows * threads * softmax_state_bytes(1, dim)) / seconds;
+}
+
+double generate_rate(int threads) {
+  const TensorDesc desc = desc_of(threads * bench_bytes / 2);
+  const auto source = make_synthetic_source(desc, 1, 0);
+  seconds_to_read(*source, threads);
+  return static_cast<double>(desc.bytes()) / seconds_to_read(*source, threads);
+}
+
+FileRates file_rates(const std::filesystem::path& directory, int write_threads, int read_threads) {
+  constexpr std::int64_t tokens = (std::int64_t{1} << 20) / row_bytes;
+  const std::filesystem::path path = directory / "stream-cqsa-bench.npy";
+  const TensorDesc desc = desc_of(4 * bench_bytes);
+  const std::vector<std::byte> rows(static_cast<std::size_t>(tokens * row_bytes), std::byte{1});
+  const auto file = create_tensor(path, "", desc, true, open_mpi_file);
+  Telemetry telemetry;
+  AuditedSink audited(*file, {}, telemetry);
+  const double begin = now_seconds();
+  for_each_block(desc, tokens, write_threads, [&](const Block& block) {
+    audited.write(block,
+                  std::span(rows).first(static_cast<std::size_t>(block.tokens.size() * row_bytes)));
+  });
+  const auto bytes = static_cast<double>(desc.bytes());
+  FileRates rates;
+  rates.write = bytes / (now_seconds() - begin);
+  audited.commit();
+  const auto remove = std::shared_ptr<void>(nullptr, [&](void*) { std::filesystem::remove(path); });
+  const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);
+  rates.read = bytes / seconds_to_read(*source, read_threads);
+  return rates;
+}
+
+}  // namespace stream_cqsa

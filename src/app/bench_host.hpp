@@ -1,0 +1,36 @@
+// Rates of the host, for the command `bench`: copies, merges, files.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+
+namespace stream_cqsa {
+
+/// Of a buffer that is far beyond any cache.
+constexpr std::int64_t bench_bytes = std::int64_t{128} << 20;
+
+/// The shortest of several runs, in seconds.
+double shortest(const std::function<void()>& body);
+
+/// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
+void on_threads(int threads, const std::function<void(int)>& body);
+
+/// Bytes that `threads` memcpy a second.
+double copy_rate(int threads);
+
+/// Bytes of partials of dimension `dim` that `threads` merge a second.
+double merge_rate(int threads, std::int64_t dim);
+
+/// Bytes of a synthetic input that `threads` make a second, with its fingerprint.
+double generate_rate(int threads);
+
+struct FileRates {
+  double write = 0;  ///< bytes a second into a new file, not synced, with a fingerprint
+  double read = 0;   ///< of the same file, from the page cache where that holds it
+};
+
+/// Rates of files in `directory`, in which a file of 512 MiB is made and removed.
+FileRates file_rates(const std::filesystem::path& directory, int write_threads, int read_threads);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,40 @@
+// The costs of this machine: measured, kept, and found again.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "app/arguments.hpp"
+#include "stream_cqsa/costs.hpp"
+
+namespace stream_cqsa {
+
+/// Measures the device of `resources`, this host, and files in its scratch directory (else the
+/// working directory); about a minute. A line each to `out`.
+Costs measure_costs(const ResourceOptions& resources, std::FILE* out);
+
+/// Where the costs of a device are kept: in stream-cqsa/ of XDG_CACHE_HOME, else of ~/.cache, a
+/// file for each model. Empty where neither is known.
+std::filesystem::path costs_path(const std::string& device);
+
+/// Keeps them there; the path. Throws Error when that cannot be written.
+std::filesystem::path save_costs(const Costs& costs);
+
+/// Those kept for this device; built-in values where there are none, or what is kept cannot be
+/// read, which is said on standard error.
+Costs find_costs(const DeviceTraits& device);
+
+/// What a plan is expected to take here, and by whose rates.
+struct Expected {
+  Prediction prediction;
+  bool measured = false;  ///< by rates of this machine; else built-in ones
+};
+Expected expect(const Plan& plan, const InputOptions& input);
+
+/// "2.05 s, bound by compute: ...", for people.
+std::string describe(const Expected& expected);
+nlohmann::json to_json(const Expected& expected);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,110 @@
+#include <fmt/format.h>
+
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "stream_cqsa/costs.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+using Json = nlohmann::ordered_json;  // in the order that people read
+
+constexpr int version = 1;
+
+// Each rate by its name in the file.
+constexpr std::array<std::pair<const char*, double Costs::*>, 9> rates = {{
+    {"copy_in_bytes_per_second", &Costs::copy_in},
+    {"copy_out_bytes_per_second", &Costs::copy_out},
+    {"device_merge_bytes_per_second", &Costs::device_merge},
+    {"merge_bytes_per_second", &Costs::merge},
+    {"read_bytes_per_second", &Costs::read},
+    {"generate_bytes_per_second", &Costs::generate},
+    {"write_bytes_per_second", &Costs::write},
+    {"receive_bytes_per_second", &Costs::receive},
+    {"start_seconds", &Costs::start_seconds},
+}};
+
+// Throws InputError unless it is there and a finite number from 0, or above it where it is a rate
+// that something is divided by.
+double number(const Json& json, const char* name, bool positive = true) {
+  const auto at = json.find(name);
+  const double value = at != json.end() && at->is_number() ? at->get<double>() : NAN;
+  if (std::isfinite(value) && (positive ? value > 0 : value >= 0)) return value;
+  throw InputError(fmt::format("'{}' is not a number {} 0", name, positive ? "above" : "from"));
+}
+
+std::string text(const Json& json, const char* name) {
+  const auto at = json.find(name);
+  if (at == json.end() || !at->is_string()) throw InputError(fmt::format("'{}' is no text", name));
+  return at->get<std::string>();
+}
+
+KernelCost read_kernel(const Json& json) {
+  const auto dtype = parse_dtype(text(json, "dtype"));
+  const std::string mask = text(json, "mask");
+  if (!dtype || (mask != "none" && mask != "causal")) {
+    throw InputError("a kernel's 'dtype' or 'mask' is unknown");
+  }
+  KernelCost kernel;
+  kernel.head_dim = static_cast<std::int64_t>(number(json, "head_dim"));
+  kernel.dtype = *dtype;
+  kernel.mask = mask == "causal" ? Mask::causal : Mask::none;
+  kernel.flop_per_second = number(json, "flop_per_second");
+  kernel.burst_flop_per_second = number(json, "burst_flop_per_second");
+  kernel.launch_seconds = number(json, "launch_seconds", false);
+  return kernel;
+}
+
+Costs read_costs(const Json& json) {
+  if (!json.is_object() || json.value("version", 0) != version) {
+    throw InputError(fmt::format("is not version {}", version));
+  }
+  Costs costs;
+  costs.measured = true;
+  costs.device = text(json, "device");
+  for (const auto& [name, rate] : rates) {
+    const bool optional = rate == &Costs::device_merge || rate == &Costs::start_seconds;
+    costs.*rate = number(json, name, !optional);
+  }
+  const auto kernels = json.find("kernels");
+  if (kernels == json.end() || !kernels->is_array() || kernels->empty()) {
+    throw InputError("has no 'kernels'");
+  }
+  for (const Json& kernel : *kernels) costs.kernels.push_back(read_kernel(kernel));
+  return costs;
+}
+
+}  // namespace
+
+std::string to_json_text(const Costs& costs) {
+  Json json = {{"version", version}, {"device", costs.device}};
+  for (const auto& [name, rate] : rates) json[name] = costs.*rate;
+  Json kernels = Json::array();
+  for (const KernelCost& kernel : costs.kernels) {
+    kernels.push_back({{"head_dim", kernel.head_dim},
+                       {"dtype", name_of(kernel.dtype)},
+                       {"mask", kernel.mask == Mask::causal ? "causal" : "none"},
+                       {"flop_per_second", kernel.flop_per_second},
+                       {"burst_flop_per_second", kernel.burst_flop_per_second},
+                       {"launch_seconds", kernel.launch_seconds}});
+  }
+  json["kernels"] = std::move(kernels);
+  return json.dump(1) + "\n";
+}
+
+Costs costs_from_json(const std::string& text, const std::string& name) {
+  try {
+    return read_costs(Json::parse(text));
+  } catch (const Json::exception&) {
+    throw InputError(fmt::format("{}: is not JSON; bench --save writes it anew", name));
+  } catch (const InputError& error) {
+    throw InputError(fmt::format("{}: {}; bench --save writes it anew", name, error.what()));
+  }
+}
+
+}  // namespace stream_cqsa

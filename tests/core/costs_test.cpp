@@ -1,0 +1,203 @@
+// What work costs, and what a plan is predicted to take.
+#define BOOST_TEST_MODULE costs
+#include "stream_cqsa/costs.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <random>
+#include <string>
+
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/softmax_state.hpp"
+
+namespace sc = stream_cqsa;
+
+namespace {
+
+sc::DeviceTraits cuda_traits() {
+  sc::DeviceTraits traits;
+  traits.kind = "cuda";
+  traits.name = "NVIDIA H200";
+  traits.tile = 192;
+  traits.slot_alignment = 256;
+  traits.overlap_worth = 16;
+  traits.overlap_flop = 2'000'000'000'000;
+  traits.merges = true;
+  return traits;
+}
+
+sc::PlanRequest request_of(std::int64_t length, std::int64_t heads, bool causal) {
+  sc::PlanRequest request;
+  request.problem = {1,
+                     heads,
+                     heads,
+                     length,
+                     length,
+                     64,
+                     sc::DType::f16,
+                     sc::DType::f16,
+                     causal ? sc::Mask::causal : sc::Mask::none,
+                     sc::default_scale(64)};
+  request.device = cuda_traits();
+  request.device_budget = std::int64_t{4} << 30;
+  request.host_budget = std::int64_t{64} << 30;
+  return request;
+}
+
+// Every rate of the file, as a pointer to it.
+std::vector<double sc::Costs::*> rates_of_costs() {
+  return {&sc::Costs::copy_in, &sc::Costs::copy_out, &sc::Costs::device_merge, &sc::Costs::merge,
+          &sc::Costs::read,    &sc::Costs::generate, &sc::Costs::write,        &sc::Costs::receive};
+}
+
+bool close(double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); }
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(costs_printed_and_read_back_are_the_same) {
+  sc::Costs costs = sc::builtin_costs(cuda_traits());
+  costs.measured = true;
+  BOOST_TEST((sc::costs_from_json(sc::to_json_text(costs), "f") == costs));
+  BOOST_TEST(costs.device == "NVIDIA H200");
+}
+
+BOOST_AUTO_TEST_CASE(what_are_no_costs_is_refused_by_name) {
+  const std::string good = sc::to_json_text(sc::builtin_costs(cuda_traits()));
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = good;
+    text.replace(text.find(from), from.size(), to);
+    return text;
+  };
+  const auto refused = [](const std::string& text, const std::string& says) {
+    BOOST_CHECK_EXCEPTION(
+        sc::costs_from_json(text, "costs.json"), sc::InputError, [&](const sc::InputError& error) {
+          const std::string what = error.what();
+          BOOST_TEST_INFO(what);
+          return what.find("costs.json") == 0 && what.find(says) != std::string::npos &&
+                 what.find("bench --save") != std::string::npos;
+        });
+  };
+  for (std::size_t length = 0; length < good.size() - 2; length += 7)
+    refused(good.substr(0, length), "");
+  refused("[]", "version");
+  refused(with("\"version\": 1", "\"version\": 2"), "version");
+  refused(with("\"version\": 1", "\"version\": \"1\""), "");
+  refused(with("\"merge_bytes_per_second\"", "\"merged\""), "merge_bytes_per_second");
+  refused(with("\"copy_in_bytes_per_second\": 54000000000.0", "\"copy_in_bytes_per_second\": 0"),
+          "copy_in_bytes_per_second");
+  refused(with("\"copy_in_bytes_per_second\": 54000000000.0", "\"copy_in_bytes_per_second\": -1"),
+          "copy_in_bytes_per_second");
+  refused(
+      with("\"copy_in_bytes_per_second\": 54000000000.0", "\"copy_in_bytes_per_second\": 1e999"),
+      "");
+  refused(with("\"f16\"", "\"f17\""), "dtype");
+}
+
+BOOST_AUTO_TEST_CASE(the_nearest_kernel_is_taken) {
+  const sc::Costs costs = sc::builtin_costs(cuda_traits());
+  sc::Problem problem = request_of(1024, 8, true).problem;
+  for (const auto& [dim, nearest] :
+       {std::pair<std::int64_t, std::int64_t>{8, 64}, {64, 64}, {95, 64}, {97, 128}, {256, 128}}) {
+    problem.head_dim = dim;
+    const sc::KernelCost& kernel = sc::kernel_cost(costs, problem);
+    BOOST_TEST(kernel.head_dim == nearest);
+    BOOST_TEST((kernel.dtype == sc::DType::f16));
+    BOOST_TEST((kernel.mask == sc::Mask::causal));
+  }
+  problem.dtype = sc::DType::f64;  // is fp32 in memory
+  BOOST_TEST((sc::kernel_cost(costs, problem).dtype == sc::DType::f32));
+}
+
+BOOST_AUTO_TEST_CASE(a_kernel_slows_down_from_its_first_rate_to_its_last) {
+  const sc::KernelCost kernel{64, sc::DType::f16, sc::Mask::none, 500e12, 600e12, 1e-5};
+  BOOST_TEST(close(sc::kernel_seconds(kernel, 0, 7), 7e-5));
+  double before = 600e12;
+  for (double flop = 1e10; flop < 1e18; flop *= 3) {
+    const double rate = flop / sc::kernel_seconds(kernel, flop, 0);
+    BOOST_TEST(rate <= before * (1 + 1e-12));
+    BOOST_TEST(rate >= 500e12);
+    before = rate;
+  }
+  BOOST_TEST(std::abs(sc::kernel_seconds(kernel, 600e9, 0) - 1e-3) < 1e-5);
+  BOOST_TEST(std::abs(sc::kernel_seconds(kernel, 500e15, 0) - 1000) < 1);
+}
+
+BOOST_AUTO_TEST_CASE(one_subproblem_goes_through_one_stage_after_another) {
+  sc::PlanRequest request = request_of(100'000, 4, false);
+  request.chunks = 1;
+  request.heads_per_group = 4;
+  request.host_accumulators = true;
+  request.device_budget = request.host_budget = std::int64_t{1} << 40;
+  const sc::Plan plan = sc::make_plan(request);
+  const sc::Costs costs = sc::builtin_costs(request.device);
+  const double vectors = 100'000 * 4;
+  const double state = vectors * static_cast<double>(sc::softmax_state_bytes(1, 64));
+  const double flop = 4.0 * 64 * 4 * 1e10;
+  const double input = 3 * vectors * 128, output = vectors * 128;
+  const double expected = costs.start_seconds +
+                          std::max(input / costs.read, input / costs.copy_in) +
+                          sc::kernel_seconds(sc::kernel_cost(costs, request.problem), flop, 1) +
+                          state / costs.copy_out + state / costs.merge + output / costs.write;
+  const sc::Prediction prediction = sc::predict(plan, costs, sc::InputKind::files);
+  BOOST_TEST(close(prediction.seconds, expected));
+  BOOST_TEST((prediction.bottleneck() == sc::Stage::compute));
+  BOOST_TEST(close(prediction.busy_of(sc::Stage::write), output / costs.write));
+}
+
+BOOST_AUTO_TEST_CASE(
+    random_plans_take_as_long_as_their_slowest_stage_and_no_less_with_slower_ones) {
+  std::mt19937 random(7);
+  const auto below = [&](int bound) {
+    return static_cast<int>(random() % static_cast<unsigned>(bound));
+  };
+  for (int round = 0; round < 300; ++round) {
+    sc::PlanRequest request =
+        request_of(1 + below(1 << (4 + below(16))), 1 + below(8), below(2) == 0);
+    if (below(2) == 0) request.problem.key_length = 1 + below(100'000);
+    if (below(2) == 0) request.chunks = 1 + below(200);
+    request.host_accumulators = below(2) == 0;
+    request.lse = below(2) == 0;
+    if (below(3) == 0) request.query.layout = request.output_layout = sc::Layout::bhsd;
+    sc::Costs costs = sc::builtin_costs(request.device);
+    for (const auto rate : rates_of_costs()) costs.*rate *= std::exp2(below(16) - 12);
+    const sc::Plan plan = sc::make_plan(request);
+    const sc::Prediction prediction = sc::predict(plan, costs, sc::InputKind::files);
+    BOOST_TEST_CONTEXT("round " << round) {
+      double busiest = 0;
+      for (const double busy : prediction.busy) {
+        BOOST_TEST(busy >= 0);
+        busiest = std::max(busiest, busy);
+      }
+      BOOST_TEST(prediction.seconds >= busiest);
+      BOOST_TEST(prediction.busy_of(prediction.bottleneck()) == busiest);
+      double all = costs.start_seconds;
+      for (const double busy : prediction.busy) all += busy;
+      BOOST_TEST(prediction.seconds <= all * (1 + 1e-9));
+      sc::Costs slower = costs;
+      slower.*rates_of_costs()[static_cast<std::size_t>(below(8))] /= 2;
+      const double slow = sc::predict(plan, slower, sc::InputKind::files).seconds;
+      BOOST_TEST(slow >= prediction.seconds * (1 - 1e-9));
+      BOOST_TEST(sc::predict(plan, costs, sc::InputKind::files).seconds == prediction.seconds);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(workers_share_the_computing_and_not_the_master) {
+  sc::PlanRequest request = request_of(1 << 20, 8, false);
+  const sc::Costs costs = sc::builtin_costs(request.device);
+  double alone = 0, before = 0;
+  for (const std::int64_t workers : {1, 2, 4, 8}) {
+    request.workers = workers;
+    const sc::Plan plan = sc::make_plan(request);
+    const sc::Prediction prediction = sc::predict(plan, costs, sc::InputKind::files);
+    if (workers == 1) {
+      alone = before = prediction.seconds;
+      continue;
+    }
+    BOOST_TEST(prediction.seconds < before);
+    BOOST_TEST(prediction.seconds * static_cast<double>(workers) >= 0.99 * alone);
+    BOOST_TEST(prediction.busy_of(sc::Stage::transfer) > 0);
+    before = prediction.seconds;
+  }
+}
