@@ -63,7 +63,7 @@ Plan whole_plan(const Problem& problem, const DeviceTraits& traits) {
   arena.query_slot_bytes = aligned(rows * vector);
   arena.kv_slot_bytes = 2 * aligned(problem.key_length * problem.kv_heads * vector);
   arena.state_slot_bytes = aligned(softmax_state_bytes(rows, problem.head_dim));
-  arena.workspace_bytes = traits.workspace_bytes;
+  arena.workspace_bytes = traits.workspace_bytes + traits.query_item_bytes + traits.key_item_bytes;
   return plan;
 }
 

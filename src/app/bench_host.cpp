@@ -121,22 +121,29 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
   constexpr std::int64_t tokens = (std::int64_t{1} << 20) / row_bytes;
   const std::filesystem::path path = directory / "stream-cqsa-bench.npy";
   const TensorDesc desc = desc_of(4 * bench_bytes);
-  const std::vector<std::byte> rows(static_cast<std::size_t>(tokens * row_bytes), std::byte{1});
-  const auto file = create_tensor(path, "", desc, true, open_mpi_file);
+  const auto rate = [&](const std::function<void(const Block&, std::span<std::byte>)>& visit) {
+    const double begin = now_seconds();
+    for_each_block(desc, tokens, write_threads, [&](const Block& block) {
+      thread_local std::vector<std::byte> rows;
+      rows.resize(static_cast<std::size_t>(block.tokens.size() * row_bytes), std::byte{1});
+      visit(block, rows);
+    });
+    return static_cast<double>(desc.bytes()) / (now_seconds() - begin);
+  };
+  const auto sink = create_tensor(path, "", desc, true, open_mpi_file);
   Telemetry telemetry;
-  AuditedSink audited(*file, {}, telemetry);
-  const double begin = now_seconds();
-  for_each_block(desc, tokens, write_threads, [&](const Block& block) {
-    audited.write(block,
-                  std::span(rows).first(static_cast<std::size_t>(block.tokens.size() * row_bytes)));
-  });
-  const auto bytes = static_cast<double>(desc.bytes());
+  AuditedSink audited(*sink, {}, telemetry);
   FileRates rates;
-  rates.write = bytes / (now_seconds() - begin);
-  audited.commit();
+  rates.write =
+      rate([&](const Block& block, std::span<std::byte> rows) { audited.write(block, rows); });
+  rates.rewrite = rate([&](const Block& block, std::span<std::byte> rows) {
+    sink->read(block, rows);
+    sink->write(block, rows);
+  });
+  sink->commit();
   const auto remove = std::shared_ptr<void>(nullptr, [&](void*) { std::filesystem::remove(path); });
   const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);
-  rates.read = bytes / seconds_to_read(*source, read_threads);
+  rates.read = static_cast<double>(desc.bytes()) / seconds_to_read(*source, read_threads);
   return rates;
 }
 

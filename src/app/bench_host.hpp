@@ -26,8 +26,9 @@ double merge_rate(int threads, std::int64_t dim);
 double generate_rate(int threads);
 
 struct FileRates {
-  double write = 0;  ///< bytes a second into a new file, not synced, with a fingerprint
-  double read = 0;   ///< of the same file, from the page cache where that holds it
+  double write = 0;    ///< bytes a second into a new file, not synced, with a fingerprint
+  double rewrite = 0;  ///< of the same file, read and written back
+  double read = 0;     ///< of the same file, from the page cache where that holds it
 };
 
 /// Rates of files in `directory`, in which a file of 512 MiB is made and removed.

@@ -92,6 +92,7 @@ Costs measure_costs(const ResourceOptions& resources, std::FILE* out) {
   const fs::path directory = resources.scratch.empty() ? "." : resources.scratch;
   const FileRates files = file_rates(directory, threads.write_threads, threads.read_threads);
   line("write", costs.write = files.write);
+  line("rewrite", costs.rewrite = files.rewrite);
   line("read", costs.read = files.read);
   return costs;
 }

@@ -322,7 +322,7 @@ RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& dev
   options.scratch = resources.scratch;
   const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
   if (device.kind == "cuda") {
-    options.read_threads = std::clamp(cores / 2, 2, 8);
+    options.read_threads = std::clamp(cores / 2, 2, 16);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
     // Most systems write one file from one thread at a time; fingerprints are taken beside that.
     options.write_threads = std::clamp(cores / 4, 2, 4);

@@ -26,17 +26,18 @@ Costs builtin_costs(const DeviceTraits& device) {
   if (device.kind == "cuda") {
     // One H200 and 16 cores.
     for (const DType dtype : {DType::f16, DType::bf16}) {
-      add_kernels(costs, dtype, 64, 610e12, 565e12, 10e-6);
-      add_kernels(costs, dtype, 128, 760e12, 700e12, 10e-6);
+      add_kernels(costs, dtype, 64, 610e12, 545e12, 10e-6);
+      add_kernels(costs, dtype, 128, 760e12, 660e12, 10e-6);
     }
     add_kernels(costs, DType::f32, 64, 25e12, 25e12, 10e-6);
     costs.copy_in = 54e9;
     costs.copy_out = 50e9;
     costs.device_merge = 1000e9;
     costs.merge = 20e9;
-    costs.read = 20e9;
+    costs.read = 12e9;
     costs.generate = 5e9;
-    costs.write = 4e9;
+    costs.write = 3e9;
+    costs.rewrite = 4e9;
     costs.receive = 4e9;
     costs.start_seconds = 3e-3;
     return costs;
@@ -51,6 +52,7 @@ Costs builtin_costs(const DeviceTraits& device) {
   costs.read = 2e9;
   costs.generate = 0.5e9;
   costs.write = 0.5e9;
+  costs.rewrite = 1e9;
   costs.receive = 2e9;
   costs.start_seconds = 1e-3;
   return costs;

@@ -17,7 +17,7 @@ using Json = nlohmann::ordered_json;  // in the order that people read
 constexpr int version = 1;
 
 // Each rate by its name in the file.
-constexpr std::array<std::pair<const char*, double Costs::*>, 9> rates = {{
+constexpr std::array<std::pair<const char*, double Costs::*>, 10> rates = {{
     {"copy_in_bytes_per_second", &Costs::copy_in},
     {"copy_out_bytes_per_second", &Costs::copy_out},
     {"device_merge_bytes_per_second", &Costs::device_merge},
@@ -25,6 +25,7 @@ constexpr std::array<std::pair<const char*, double Costs::*>, 9> rates = {{
     {"read_bytes_per_second", &Costs::read},
     {"generate_bytes_per_second", &Costs::generate},
     {"write_bytes_per_second", &Costs::write},
+    {"rewrite_bytes_per_second", &Costs::rewrite},
     {"receive_bytes_per_second", &Costs::receive},
     {"start_seconds", &Costs::start_seconds},
 }};

@@ -46,53 +46,73 @@ QuorumLoad load_of(const Problem& problem, const QuorumWork& work) {
   return load;
 }
 
-// The quorums of one head group, each standing for those up to the next, in proportion.
+// The quorums of one head group. Of many, some stand for those up to the next.
 class Sweep {
  public:
-  explicit Sweep(const Plan& plan) {
-    const std::int64_t quorums = plan.division.chunk_count();
-    const std::int64_t examined =
-        std::min(quorums, std::clamp(examined_chunks / quorums, std::int64_t{8}, most_examined));
-    for (std::int64_t i = 0; i < examined; ++i) {
-      loads_.push_back(load_of(plan.problem(), plan.division.work(i * quorums / examined)));
-    }
-    double scores = 0;
-    for (std::int64_t quorum = 0; quorum < quorums; ++quorum) scores += at(quorum, quorums).scores;
-    const Problem& p = plan.problem();
-    const double live = static_cast<double>(p.live_scores({0, p.query_length}, {0, p.key_length}));
-    for (QuorumLoad& load : loads_) load.scores *= live / scores;
-    finish(plan, examined);
+  explicit Sweep(const Plan& plan)
+      : quorums_(plan.division.chunk_count()),
+        examined_(std::min(quorums_,
+                           std::clamp(examined_chunks / quorums_, std::int64_t{8}, most_examined))),
+        finished_rows_(static_cast<std::size_t>(quorums_)),
+        first_bytes_(static_cast<std::size_t>(quorums_)) {
+    examine_quorums(plan);
+    examine_chunks(plan);
   }
 
-  const QuorumLoad& at(std::int64_t quorum, std::int64_t quorums) const {
-    return loads_[static_cast<std::size_t>(quorum * static_cast<std::int64_t>(loads_.size()) /
-                                           quorums)];
+  const QuorumLoad& at(std::int64_t quorum) const {
+    return loads_[static_cast<std::size_t>(quorum * examined_ / quorums_)];
   }
-
   /// Query rows of one head whose last quorum this is.
   double finished_rows(std::int64_t quorum) const {
     return finished_rows_[static_cast<std::size_t>(quorum)];
   }
-
- private:
-  void finish(const Plan& plan, std::int64_t examined) {
-    const std::int64_t chunks = plan.division.chunk_count();
-    finished_rows_.assign(static_cast<std::size_t>(chunks), 0.0);
-    double rows = 0;
-    for (std::int64_t i = 0; i < examined; ++i) {
-      const std::int64_t chunk = i * chunks / examined;
-      const auto quorums = plan.division.quorums_of_query(chunk);
-      if (quorums.empty()) continue;
-      const auto size = static_cast<double>(plan.division.chunk(chunk).queries.size());
-      finished_rows_[static_cast<std::size_t>(quorums.back())] += size;
-      rows += size;
-    }
-    for (double& of_quorum : finished_rows_)
-      of_quorum *= static_cast<double>(plan.problem().query_length) / rows;
+  /// Of all bytes of Q, K and V, those of chunks whose first quorum this is.
+  double first_share(std::int64_t quorum) const {
+    return first_bytes_[static_cast<std::size_t>(quorum)];
   }
 
+ private:
+  void examine_quorums(const Plan& plan) {
+    for (std::int64_t i = 0; i < examined_; ++i) {
+      loads_.push_back(load_of(plan.problem(), plan.division.work(i * quorums_ / examined_)));
+    }
+    double scores = 0;
+    for (std::int64_t quorum = 0; quorum < quorums_; ++quorum) scores += at(quorum).scores;
+    const Problem& p = plan.problem();
+    const auto live = static_cast<double>(p.live_scores({0, p.query_length}, {0, p.key_length}));
+    for (QuorumLoad& load : loads_) load.scores *= live / scores;
+  }
+
+  void examine_chunks(const Plan& plan) {
+    const Problem& p = plan.problem();
+    double rows = 0, bytes = 0;
+    const auto used_first = [&](const std::vector<std::int64_t>& by, Range tokens,
+                                std::int64_t heads) {
+      if (by.empty()) return;
+      const auto size = static_cast<double>(tokens.size() * heads);
+      first_bytes_[static_cast<std::size_t>(by.front())] += size;
+      bytes += size;
+    };
+    for (std::int64_t i = 0; i < examined_; ++i) {
+      const Chunk chunk = plan.division.chunk(i * quorums_ / examined_);
+      const auto as_query = plan.division.quorums_of_query(chunk.index);
+      used_first(as_query, chunk.queries, p.query_heads);
+      used_first(plan.division.quorums_of_key(chunk.index), chunk.keys, 2 * p.kv_heads);
+      if (as_query.empty()) continue;
+      finished_rows_[static_cast<std::size_t>(as_query.back())] +=
+          static_cast<double>(chunk.queries.size());
+      rows += static_cast<double>(chunk.queries.size());
+    }
+    for (double& of_quorum : finished_rows_)
+      of_quorum *= static_cast<double>(p.query_length) / rows;
+    for (double& of_quorum : first_bytes_) of_quorum /= bytes;
+  }
+
+  const std::int64_t quorums_;
+  const std::int64_t examined_;  // quorums, and chunks
   std::vector<QuorumLoad> loads_;
   std::vector<double> finished_rows_;
+  std::vector<double> first_bytes_;
 };
 
 // What a subproblem asks of each stage.
@@ -104,8 +124,8 @@ struct Demand {
   double query_chunks = 0;
   double flop = 0;
   double partial_bytes = 0;
-  double finished_bytes = 0;  // of outputs
-  double written_bytes = 0;   // the same, and what is moved for them in the file
+  double finished_bytes = 0;   // of outputs
+  double rewritten_bytes = 0;  // in the output files
 };
 
 class Demands {
@@ -122,7 +142,7 @@ class Demands {
         loads_(static_cast<double>(cut_.key_chunks) * traffic_.copied_in / input_bytes_) {}
 
   Demand of(const SubproblemKey& key) const {
-    const QuorumLoad& load = sweep_.at(key.quorum, cut_.c);
+    const QuorumLoad& load = sweep_.at(key.quorum);
     const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(key.group)];
     const auto query_heads = static_cast<double>(heads.query_heads(problem_).size());
     const double sweeps = batch_ * static_cast<double>(groups());
@@ -132,7 +152,7 @@ class Demands {
     demand.new_chunks = new_chunks(load, key.quorum);
     const double share = demand.new_chunks / loads_;
     demand.copied_bytes = traffic_.copied_in / sweeps * of_heads * share;
-    demand.read_bytes = traffic_.read / read_sweeps() * (reads(key.group) ? share : 0.0);
+    demand.read_bytes = read_bytes(key, share);
     demand.key_chunks = load.key_chunks;
     demand.query_chunks = load.query_chunks;
     demand.flop = 4 * load.scores * query_heads * static_cast<double>(problem_.head_dim);
@@ -141,7 +161,7 @@ class Demands {
     demand.finished_bytes = sweep_.finished_rows(key.quorum) * query_heads *
                             static_cast<double>(problem_.head_dim * size_of(problem_.output_dtype) +
                                                 (plan_.request.lse ? 4 : 0));
-    demand.written_bytes = demand.finished_bytes * moves_of(key.group);
+    demand.rewritten_bytes = rewritten_bytes(key.group, demand.finished_bytes);
     return demand;
   }
 
@@ -168,20 +188,22 @@ class Demands {
     return std::max(0.0, loads_ - load.key_chunks) / static_cast<double>(cut_.c - 1);
   }
 
-  // Whether all head groups of bshd rows are read with the first, and kept.
-  bool reads_all_heads() const {
-    return plan_.request.query.layout == Layout::bshd && traffic_.read < 1.5 * input_bytes_;
-  }
-  bool reads(std::int64_t group) const { return group == 0 || !reads_all_heads(); }
-  double read_sweeps() const {
-    return batch_ * (reads_all_heads() ? 1.0 : static_cast<double>(groups()));
+  // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as
+  // token rows hold all heads. What is not kept is read again, as chunks are loaded again.
+  double read_bytes(const SubproblemKey& key, double share) const {
+    const bool by_rows = plan_.request.query.layout == Layout::bshd;
+    const auto all = static_cast<double>(groups());
+    const double once = std::min(input_bytes_, traffic_.read) / batch_;
+    const double first = !by_rows ? once / all : key.group == 0 ? once : 0.0;
+    const double again = (traffic_.read / batch_ - once) / all;
+    return first * sweep_.first_share(key.quorum) + again * share;
   }
 
-  // How often a finished byte is moved: where a row's heads come in several groups they are staged,
-  // and with the last group all are read and written where they belong.
-  double moves_of(std::int64_t group) const {
-    if (plan_.request.output_layout != Layout::bshd || groups() == 1) return 1;
-    return group + 1 < groups() ? 1.0 : 2.0 * static_cast<double>(groups());
+  // Where a row's heads come in several groups they are staged; with the last group all of a row
+  // are put where they belong.
+  double rewritten_bytes(std::int64_t group, double finished) const {
+    const bool staged = plan_.request.output_layout == Layout::bshd && groups() > 1;
+    return staged && group + 1 == groups() ? finished * static_cast<double>(groups()) : 0.0;
   }
 
   const Plan& plan_;
@@ -324,7 +346,7 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   worker.copied_out.add(out);
   if (workers_.size() > 1) out = receive_.run(out, bytes / costs_.receive);
   if (!on_device_) out = merge_.run(out, bytes / costs_.merge);
-  write_.run(out, demand.written_bytes / costs_.write);
+  write_.run(out, demand.finished_bytes / costs_.write + demand.rewritten_bytes / costs_.rewrite);
 }
 
 Prediction Timeline::prediction() const {

@@ -47,8 +47,9 @@ sc::PlanRequest request_of(std::int64_t length, std::int64_t heads, bool causal)
 
 // Every rate of the file, as a pointer to it.
 std::vector<double sc::Costs::*> rates_of_costs() {
-  return {&sc::Costs::copy_in, &sc::Costs::copy_out, &sc::Costs::device_merge, &sc::Costs::merge,
-          &sc::Costs::read,    &sc::Costs::generate, &sc::Costs::write,        &sc::Costs::receive};
+  return {&sc::Costs::copy_in, &sc::Costs::copy_out, &sc::Costs::device_merge,
+          &sc::Costs::merge,   &sc::Costs::read,     &sc::Costs::generate,
+          &sc::Costs::write,   &sc::Costs::receive,  &sc::Costs::rewrite};
 }
 
 bool close(double a, double b) { return std::abs(a - b) <= 1e-9 * std::max(a, b); }
@@ -175,7 +176,7 @@ BOOST_AUTO_TEST_CASE(
       for (const double busy : prediction.busy) all += busy;
       BOOST_TEST(prediction.seconds <= all * (1 + 1e-9));
       sc::Costs slower = costs;
-      slower.*rates_of_costs()[static_cast<std::size_t>(below(8))] /= 2;
+      slower.*rates_of_costs()[static_cast<std::size_t>(below(9))] /= 2;
       const double slow = sc::predict(plan, slower, sc::InputKind::files).seconds;
       BOOST_TEST(slow >= prediction.seconds * (1 - 1e-9));
       BOOST_TEST(sc::predict(plan, costs, sc::InputKind::files).seconds == prediction.seconds);
