@@ -76,6 +76,9 @@ class CudaBackend final : public Backend {
     allocate(plan);
     slots_ = {plan.device, memory_.data(), problem_.head_dim};
     lists_.emplace(plan.device.workspace_bytes - counts_bytes, slots_.workspace() + counts_bytes);
+    constexpr std::int64_t zero_bytes = std::int64_t{64} << 10;
+    zeros_.emplace(zero_bytes);
+    std::memset(zeros_->data(), 0, static_cast<std::size_t>(zero_bytes));
     const Stream stream;
     STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(counts(), 0, counts_bytes, stream.get()));
     load_kernels(plan, stream.get());
@@ -165,6 +168,7 @@ class CudaBackend final : public Backend {
   void allocate(const Plan& plan);
   void load_kernels(const Plan& plan, cudaStream_t stream);
   void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
+  void clear(std::byte* at, std::int64_t bytes, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
   void enqueue_finalise(const FinaliseWork& work, cudaStream_t stream) const;
@@ -181,6 +185,7 @@ class CudaBackend final : public Backend {
   DeviceMemory memory_;
   DeviceSlots slots_;
   std::optional<WorkLists> lists_;
+  std::optional<PinnedMemory> zeros_;
   std::uint64_t scores_computed_ = 0;
   std::optional<Lanes> lanes_;  // last: it ends before what its work refers to
 };
@@ -248,8 +253,19 @@ void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const
   // A kernel that copies whole tiles reads on behind the chunk's end: what another chunk left there
   // must not be NaN.
   const std::int64_t tile_end = std::min(round_up(end, tile_.keys), most_keys_);
-  STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(to + copy.tokens * row, 0,
-                                         static_cast<std::size_t>((tile_end - end) * row), stream));
+  clear(to + copy.tokens * row, (tile_end - end) * row, stream);
+}
+
+// By the copy engine: a memset is a kernel, which would wait until the attention kernel that is
+// under way leaves room for it, and the copies behind it with it.
+void CudaBackend::clear(std::byte* at, std::int64_t bytes, cudaStream_t stream) const {
+  while (bytes > 0) {
+    const std::int64_t some = std::min(bytes, zeros_->bytes());
+    STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(at, zeros_->data(), static_cast<std::size_t>(some),
+                                           cudaMemcpyHostToDevice, stream));
+    at += some;
+    bytes -= some;
+  }
 }
 
 void CudaBackend::enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const {

@@ -125,16 +125,16 @@ BOOST_AUTO_TEST_CASE(a_kernel_slows_down_from_its_first_rate_to_its_last) {
 }
 
 BOOST_AUTO_TEST_CASE(one_subproblem_goes_through_one_stage_after_another) {
-  sc::PlanRequest request = request_of(100'000, 4, false);
+  sc::PlanRequest request = request_of(400'000, 4, false);
   request.chunks = 1;
   request.heads_per_group = 4;
   request.host_accumulators = true;
   request.device_budget = request.host_budget = std::int64_t{1} << 40;
   const sc::Plan plan = sc::make_plan(request);
   const sc::Costs costs = sc::builtin_costs(request.device);
-  const double vectors = 100'000 * 4;
+  const double vectors = 400'000 * 4;
   const double state = vectors * static_cast<double>(sc::softmax_state_bytes(1, 64));
-  const double flop = 4.0 * 64 * 4 * 1e10;
+  const double flop = 4.0 * 64 * 4 * 16e10;
   const double input = 3 * vectors * 128, output = vectors * 128;
   const double expected = costs.start_seconds +
                           std::max(input / costs.read, input / costs.copy_in) +
