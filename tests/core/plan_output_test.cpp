@@ -261,6 +261,35 @@ BOOST_AUTO_TEST_CASE(a_plan_for_something_else_says_what_differs) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(rows_of_a_sequence_are_said) {
+  PlanRequest request = large_request(1000, 4);
+  BOOST_TEST(json_of(make_plan(request)).find("queries_") == std::string::npos);
+  PlanRequest part = request;
+  part.problem.queries_before = 200;
+  part.problem.query_length = 100;
+  part.problem.queries_after = 700;
+  const Plan plan = make_plan(part);
+  const auto problem = nlohmann::json::parse(json_of(plan))["problem"];
+  BOOST_TEST(problem["query_length"] == 100);
+  BOOST_TEST(problem["queries_before"] == 200);
+  BOOST_TEST(problem["queries_after"] == 700);
+  const std::string said = "query rows 200:300 of 1000 and 1000 key tokens, ";
+  BOOST_TEST(describe(plan).find(said) != std::string::npos);
+  std::stringstream drawing;
+  write_svg(plan, drawing);
+  BOOST_TEST(drawing.str().find(said) != std::string::npos);
+  BOOST_TEST(mismatch(part, part) == "");
+  PlanRequest other = part;
+  other.problem.queries_before = 300;
+  other.problem.queries_after = 600;
+  BOOST_TEST(mismatch(part, other) ==
+             "for queries_before 200, this run has 300; for queries_after 700, this run has 600");
+  BOOST_TEST(mismatch(part, request).find("for queries_before 200, this run has 0") !=
+             std::string::npos);
+  BOOST_TEST(mismatch(request, part).find("for queries_before 0, this run has 200") !=
+             std::string::npos);
+}
+
 BOOST_AUTO_TEST_CASE(one_of_a_thing_is_singular) {
   PlanRequest request = large_request(1, 1);
   request.chunks = 1;

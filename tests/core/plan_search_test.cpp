@@ -132,25 +132,3 @@ BOOST_AUTO_TEST_CASE(short_device_memory_gives_the_fewest_subproblems) {
     }
   }
 }
-
-BOOST_AUTO_TEST_CASE(the_smallest_device_budget_works_and_no_smaller_one_does) {
-  std::int64_t found = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 100; ++seed) {
-    Random random(seed);
-    PlanRequest request = random_request(random);
-    std::int64_t smallest = 0;
-    try {
-      smallest = smallest_device_budget(request);
-    } catch (const InputError&) {  // the host budget is too small for any
-      request.device_budget = std::int64_t{1} << 60;
-      BOOST_CHECK_THROW(make_plan(request), InputError);
-      continue;
-    }
-    ++found;
-    request.device_budget = smallest;
-    BOOST_TEST(make_plan(request).device.bytes() <= smallest, "seed " << seed);
-    --request.device_budget;
-    BOOST_CHECK_THROW(make_plan(request), InputError);
-  }
-  BOOST_TEST(found > 50);
-}

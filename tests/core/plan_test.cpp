@@ -23,26 +23,6 @@ using namespace stream_cqsa::testing;
 
 namespace {
 
-std::string message_of(const PlanRequest& request) {
-  try {
-    make_plan(request);
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-// The "(N bytes)" after `from` in a message, or "N B" when it is below 1 KiB.
-std::int64_t bytes_in(const std::string& message, const std::string& from) {
-  const std::size_t at = message.find(from);
-  BOOST_REQUIRE_MESSAGE(at != std::string::npos, message);
-  const std::string rest = message.substr(at + from.size());
-  const std::size_t open = rest.find(" (");
-  const std::size_t small = rest.find(" B");
-  if (small < open) return std::stoll(rest);
-  return std::stoll(rest.substr(open + 2));
-}
-
 void check_device_arena(const Plan& plan) {
   const Problem& problem = plan.problem();
   const std::int64_t element = size_of(storage_type(problem.dtype));
@@ -244,70 +224,6 @@ BOOST_AUTO_TEST_CASE(ids_number_the_schedule) {
       BOOST_REQUIRE_EQUAL(id, plan->subproblem_count());
     }
   }
-}
-
-BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
-  int device_short = 0;
-  int host_short = 0;
-  int both_short = 0;
-  int either_short = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 600; ++seed) {
-    Random random(seed);
-    PlanRequest request = random_request(random);
-    request.device_budget = random.magnitude(1, 64 * KiB);
-    request.host_budget = random.magnitude(1, 256 * KiB);
-    const std::string message = message_of(request);
-    if (message.empty()) continue;
-    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request) << ": " << message) {
-      BOOST_TEST(message.find('\n') == std::string::npos);
-      if (message.find("both") != std::string::npos) {
-        ++both_short;
-        request.host_budget = bytes_in(message, "with a host budget of ");
-        request.device_budget = bytes_in(message, "that works for this problem is ");
-        BOOST_TEST(message_of(request) == "");
-        --request.host_budget;
-        BOOST_TEST(message_of(request) != "");
-        ++request.host_budget;
-        --request.device_budget;
-        BOOST_TEST(message_of(request) != "");
-        continue;
-      }
-      if (message.find("too small together") != std::string::npos) {
-        ++either_short;
-        const std::int64_t device_least = bytes_in(message, "that works for this problem is ");
-        const std::int64_t host_least = bytes_in(message, "the smallest host budget is ");
-        const auto works = [&](std::int64_t device_budget, std::int64_t host_budget) {
-          PlanRequest changed = request;
-          changed.device_budget = device_budget;
-          changed.host_budget = host_budget;
-          return message_of(changed).empty();
-        };
-        BOOST_TEST(works(device_least, request.host_budget));
-        BOOST_TEST(!works(device_least - 1, request.host_budget));
-        BOOST_TEST(works(request.device_budget, host_least));
-        BOOST_TEST(!works(request.device_budget, host_least - 1));
-        continue;
-      }
-      const bool device = message.find("device memory") == 0;
-      ++(device ? device_short : host_short);
-      std::int64_t& budget = device ? request.device_budget : request.host_budget;
-      const std::int64_t least = bytes_in(message, "that works for this problem is ");
-      BOOST_TEST(budget < least);
-      budget = least;
-      BOOST_TEST(message_of(request) == "");
-      budget = least - 1;
-      BOOST_TEST(message_of(request) != "");
-      if (const std::string hint = "with --scratch "; message.find(hint) != std::string::npos) {
-        budget = bytes_in(message, hint);
-        request.scratch = true;
-        BOOST_TEST(message_of(request) == "");
-      }
-    }
-  }
-  BOOST_TEST(device_short > 20);
-  BOOST_TEST(host_short > 20);
-  BOOST_TEST(both_short > 20);
-  BOOST_TEST(either_short > 0);
 }
 
 // A piece with a single partial is never accumulated.
