@@ -121,7 +121,7 @@ BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
   std::map<Short, int> seen;
   for (std::uint64_t seed = first_seed; seed < first_seed + 1000; ++seed) {
     Random random(seed);
-    PlanRequest request = random_request(random);
+    PlanRequest request = random_shared_request(random);
     request.device_budget = random.magnitude(1, 64 * KiB);
     request.host_budget = random.magnitude(1, 256 * KiB);
     if (seed % 4 == 0) {
@@ -160,4 +160,49 @@ BOOST_AUTO_TEST_CASE(the_smallest_device_budget_works_and_no_smaller_one_does) {
     BOOST_CHECK_THROW(make_plan(request), InputError);
   }
   BOOST_TEST(found > 50);
+}
+
+// Whoever shares a plan stays within the budgets; and what one rank has room for, each of several
+// has, where they send partials to a master that merges alone.
+BOOST_AUTO_TEST_CASE(every_rank_of_a_plan_is_within_the_budgets) {
+  int sharing = 0, by_groups = 0, merging = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 3000; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_shared_request(random);
+    request.workers = random.between(2, 9);
+    const auto plan = try_plan(request);
+    if (!plan) continue;
+    const std::int64_t c = plan->division.chunk_count();
+    const bool on_devices = plan->placement == AccumulatorPlacement::device;
+    const auto within = [&](const auto& make) {
+      try {
+        const Plan own = make();
+        BOOST_TEST(own.device.bytes() <= request.device_budget);
+        BOOST_TEST(own.host.bytes() <= request.host_budget);
+        BOOST_TEST(own.piece_tokens == plan->piece_tokens);
+        return true;
+      } catch (const InputError&) {
+        return false;
+      }
+    };
+    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
+      const bool works = within([&] {
+        return worker_plan(*plan, request.device, request.device_budget, request.host_budget);
+      });
+      BOOST_TEST((works || on_devices));
+      ++(on_devices ? by_groups : sharing);
+      for (std::int64_t rank = 0; rank <= request.mergers; ++rank) {
+        const Range chunks = split(c, 1, request.mergers + 1, rank);
+        merging += within(
+            [&] { return merger_plan(*plan, request.workers, chunks, request.host_budget); });
+      }
+      if (request.mergers > 0) continue;
+      const bool merges = within([&] { return master_plan(*plan, request.workers); });
+      BOOST_TEST((merges || on_devices));
+      within([&] { return master_plan(*plan, request.workers, true); });
+    }
+  }
+  BOOST_TEST(sharing > 300);
+  BOOST_TEST(by_groups > 100);
+  BOOST_TEST(merging > 500);
 }

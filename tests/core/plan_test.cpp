@@ -42,7 +42,6 @@ void check_device_arena(const Plan& plan) {
   BOOST_TEST(plan.device.kv_slot_bytes == 2 * round_up(keys * heads * dim * element, alignment));
   BOOST_TEST(plan.device.state_slot_bytes ==
              round_up(softmax_state_bytes(queries * query_heads, dim), alignment));
-  BOOST_TEST(plan.device.workspace_bytes == plan.request.device.workspace_bytes);
   BOOST_TEST(plan.device.bytes() <= plan.request.device_budget);
   BOOST_TEST(plan.piece_tokens <= queries);
   const std::int64_t output = dim * size_of(problem.output_dtype);
@@ -121,6 +120,15 @@ class OpenAccumulators {
   std::map<std::array<std::int64_t, 3>, std::size_t> left_;  ///< partials to come
 };
 
+// Room for the items of a subproblem's work list.
+void check_workspace(const Plan& plan, std::size_t queries, std::size_t pairs) {
+  const DeviceTraits& device = plan.request.device;
+  const auto needed = device.workspace_bytes +
+                      static_cast<std::int64_t>(queries) * device.query_item_bytes +
+                      static_cast<std::int64_t>(pairs) * device.key_item_bytes;
+  BOOST_REQUIRE_LE(needed, plan.device.workspace_bytes);
+}
+
 // Every live pair of every batch entry and group exactly once, in slots that there are.
 void check_subproblems(const Plan& plan) {
   const std::int64_t c = plan.division.chunk_count();
@@ -148,6 +156,7 @@ void check_subproblems(const Plan& plan) {
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(queries.size()), plan.device.state_slots);
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(keys.size()), plan.device.kv_slots);
     BOOST_REQUIRE_LE(plan.device_bytes(work), plan.device.bytes());
+    check_workspace(plan, queries.size(), work.pairs.size());
     if (on_device) {
       BOOST_REQUIRE_LE(static_cast<std::int64_t>(open.add(id, queries, work)),
                        plan.device.state_slots);
@@ -184,7 +193,7 @@ BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
   int planned = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + 3000; ++seed) {
     Random random(seed);
-    const PlanRequest request = random_request(random);
+    const PlanRequest request = random_shared_request(random);
     BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
       const auto plan = try_plan(request);
       if (!plan) continue;
@@ -334,14 +343,23 @@ BOOST_AUTO_TEST_CASE(very_long_sequences) {
   BOOST_TEST(plan.host.bytes() <= request.host_budget);
   BOOST_TEST((plan.placement == AccumulatorPlacement::file));
   BOOST_TEST(describe(plan).size() < 4000u);
-  for (const std::int64_t c : {11557, 16257, 20000}) {
-    request.chunks = c;
-    const Plan divided = make_plan(request);
-    BOOST_TEST(divided.division.chunk(c - 1).queries.end == request.problem.query_length);
-    const QuorumWork work = divided.work(divided.subproblem_count() - 1);
-    BOOST_TEST(!work.pairs.empty());
-    BOOST_TEST(divided.device_bytes(work) <= divided.device.bytes());
-    std::stringstream in(json_of(divided));
-    BOOST_TEST((read_plan(in, "large").device == divided.device));
+  for (const std::int64_t c : {1000, 11557, 16257, 20000}) {
+    for (const std::int64_t heads : {1, 3, 8}) {
+      request.chunks = c;
+      request.heads_per_group = heads;
+      request.workers = 64 * (heads - 1) + 1;
+      request.device_budget = (c == 1000 ? 64 : 16) * heads * GiB;
+      const Plan divided = make_plan(request);
+      BOOST_TEST(divided.device.bytes() <= request.device_budget);
+      BOOST_TEST(divided.host.bytes() <= request.host_budget);
+      BOOST_TEST(divided.division.chunk(c - 1).queries.end == request.problem.query_length);
+      check_groups(divided);
+      const QuorumWork work = divided.work(divided.subproblem_count() - 1);
+      BOOST_TEST(!work.pairs.empty());
+      BOOST_TEST(divided.device_bytes(work) <= divided.device.bytes());
+      check_workspace(divided, work.chunks.size(), work.pairs.size());
+      std::stringstream in(json_of(divided));
+      BOOST_TEST((read_plan(in, "large").device == divided.device));
+    }
   }
 }
