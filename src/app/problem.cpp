@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "app/machine.hpp"
 #include "core/counted.hpp"
@@ -141,6 +144,10 @@ void check_resources(const ResourceOptions& resources, const Problem& problem) {
   require_between("--heads-per-group", resources.heads_per_group, problem.kv_heads);
   if (!resources.scratch.empty() && !std::filesystem::is_directory(resources.scratch)) {
     throw InputError(fmt::format("--scratch {}: is not a directory", resources.scratch));
+  }
+  if (!resources.scratch.empty() && ::access(resources.scratch.c_str(), W_OK | X_OK) != 0) {
+    throw InputError(fmt::format("--scratch {}: cannot be written: {}", resources.scratch,
+                                 std::generic_category().message(errno)));
   }
 }
 

@@ -127,6 +127,17 @@ Found smallest_device(const PlanRequest& request) {
       [&](const Cut& cut) { return smallest_host_bytes(request, cut) <= request.host_budget; });
 }
 
+// What would make a smaller device budget work: divisions whose accumulators only a disk can hold.
+std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) {
+  if (request.scratch) return "";
+  PlanRequest with_scratch = request;
+  with_scratch.scratch = true;
+  const Found device = smallest_device(with_scratch);
+  return device.bytes < device_bytes
+             ? fmt::format("; with --scratch {} would do", exact(device.bytes))
+             : "";
+}
+
 [[noreturn]] void throw_too_small(const PlanRequest& request) {
   const Found device = smallest_device(request);
   const Found host = smallest_host(request, request.device_budget);
@@ -139,10 +150,11 @@ Found smallest_device(const PlanRequest& request) {
         exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
   }
   if (device.any) {
-    throw InputError(fmt::format(
-        "device memory {} is too small: the smallest budget that works for this "
-        "problem is {}, with {}",
-        format_bytes(request.device_budget), exact(device.bytes), division_text(device.cut)));
+    throw InputError(
+        fmt::format("device memory {} is too small: the smallest budget that works for this "
+                    "problem is {}, with {}{}",
+                    format_bytes(request.device_budget), exact(device.bytes),
+                    division_text(device.cut), scratch_hint(request, device.bytes)));
   }
   if (host.any) {
     throw InputError(fmt::format(

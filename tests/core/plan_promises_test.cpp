@@ -58,12 +58,19 @@ void check_named_budgets(const PlanRequest& request, const std::string& message)
   const std::int64_t host = request.host_budget;
   const std::int64_t least = bytes_in(message, named);
   std::int64_t least_host = host;
+  const std::string hint = "with --scratch ";
+  PlanRequest with_scratch = request;
+  with_scratch.scratch = true;
   switch (what_is_short(message)) {
     case Short::device:
       BOOST_TEST(device < least);
       BOOST_TEST(works(request, least, host));
       BOOST_TEST(!works(request, least - 1, host));
       BOOST_TEST(!works(request, device, INT64_MAX / 4));
+      if (message.find(hint) == std::string::npos) return;
+      BOOST_TEST(bytes_in(message, hint) < least);
+      BOOST_TEST(works(with_scratch, bytes_in(message, hint), host));
+      BOOST_TEST(!works(with_scratch, bytes_in(message, hint) - 1, host));
       return;
     case Short::host:
       least_host = least;
@@ -87,10 +94,7 @@ void check_named_budgets(const PlanRequest& request, const std::string& message)
   BOOST_TEST(host < least_host);
   BOOST_TEST(works(request, with_device, least_host));
   BOOST_TEST(!works(request, with_device, least_host - 1));
-  const std::string hint = "with --scratch ";
   if (message.find(hint) == std::string::npos) return;
-  PlanRequest with_scratch = request;
-  with_scratch.scratch = true;
   const std::int64_t hinted = bytes_in(message, hint);
   BOOST_TEST(hinted < least_host);
   BOOST_TEST(works(with_scratch, with_device, hinted));
