@@ -369,7 +369,7 @@ AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list)
   attention.kv_heads = work.heads.count;
   attention.dim = problem_.head_dim;
   attention.scale_log2 = static_cast<float>(problem_.scale * std::numbers::log2e);
-  attention.causal_shift = problem_.key_length - problem_.query_length;
+  attention.causal_shift = problem_.causal_shift();
   attention.query_pool = {slots_.query(0), slots_.arena.query_slots, slots_.arena.query_slot_bytes,
                           most_queries_};
   attention.key_pool = {slots_.key(0), slots_.arena.kv_slots, slots_.arena.kv_slot_bytes,

@@ -172,8 +172,8 @@ struct Plan {
 /// larger device budget never gives more than that times the subproblems of a smaller one, but for
 /// several workers: they get enough subproblems each to end at about the same time. Where it
 /// then holds the accumulators too, they stay on the device. Equal requests give equal plans.
-/// Throws InputError when nothing fits; the message names the smallest budget that works and
-/// whether the device's or the host's is short.
+/// Throws InputError when nothing fits; the message names the smallest budget that works, whether
+/// the device's or the host's is short, and what a scratch directory would spare.
 Plan make_plan(const PlanRequest& request);
 
 /// The plan on a rank that only computes, within budgets of its own: a device arena, and on the

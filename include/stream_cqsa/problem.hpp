@@ -11,7 +11,9 @@ namespace stream_cqsa {
 
 enum class Mask {
   none,
-  causal,  ///< bottom-right aligned: query i sees key j <= i + key_length - query_length
+  /// Bottom-right aligned for the whole query sequence: its row i sees key j <=
+  /// i + key_length - its length.
+  causal,
 };
 
 /// What the mask leaves of a block of scores.
@@ -26,6 +28,12 @@ enum class Liveness {
 /// Q and O are [batch, query_length, query_heads, head_dim]; K and V are
 /// [batch, key_length, kv_heads, head_dim]. Query head h reads key/value head
 /// h / (query_heads / kv_heads).
+///
+/// Q may be some rows of a longer sequence. These are then all that is read, computed and written,
+/// and numbered from 0; only the mask asks what of the sequence is before and behind them.
+///
+/// Example: rows 5 and 6 of 10, causal, with 10 keys. query_length is 2, queries_before 5 and
+/// queries_after 3; query 0 sees 6 keys.
 struct Problem {
   std::int64_t batch = 1;
   std::int64_t query_heads = 1;
@@ -37,13 +45,22 @@ struct Problem {
   DType output_dtype = DType::f32;  ///< of O
   Mask mask = Mask::none;
   double scale = 0;  ///< natural-base score scale, usually 1 / sqrt(head_dim)
+  /// Rows of the query sequence before the first of Q and behind the last.
+  std::int64_t queries_before = 0;
+  std::int64_t queries_after = 0;
 
   std::int64_t query_heads_per_kv_head() const { return query_heads / kv_heads; }
+
+  /// Rows of the query sequence that Q is, or is a part of.
+  std::int64_t sequence_length() const { return queries_before + query_length + queries_after; }
+
+  /// A causal mask lets query row i see key j where j <= i + causal_shift().
+  std::int64_t causal_shift() const { return key_length - query_length - queries_after; }
 
   /// One past the last key that query row `query` sees; 0 or less where it sees none.
   std::int64_t visible_keys(std::int64_t query) const {
     if (mask == Mask::none) return key_length;
-    return query + 1 + key_length - query_length;
+    return query + 1 + causal_shift();
   }
 
   /// What the mask leaves of the scores between `queries` and `keys` (empty ranges are dead).
@@ -56,10 +73,10 @@ struct Problem {
   friend bool operator==(const Problem&, const Problem&) = default;
 };
 
-/// Throws InputError with one line unless every extent is at least 1, kv_heads divides query_heads,
-/// head_dim is at most 256, scale is finite, each tensor has at most 2^48 elements and there are at
-/// most 2^62 scores a head, 2^63 in all (counted unsigned), so that no offset or count can overflow
-/// 64 bits.
+/// Throws InputError with one line unless every extent is at least 1, the rows before and after are
+/// not negative, kv_heads divides query_heads, head_dim is at most 256, scale is finite, each
+/// tensor (and the whole query sequence) has at most 2^48 elements and there are at most 2^62
+/// scores a head, 2^63 in all (counted unsigned), so that no offset or count can overflow 64 bits.
 void validate(const Problem& problem);
 
 inline double default_scale(std::int64_t head_dim) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -103,6 +104,10 @@ class TensorSource {
   explicit TensorSource(TensorDesc desc) : desc_(std::move(desc)) {}
   TensorDesc desc_;
 };
+
+/// The token rows `tokens` of another tensor as a tensor of their own, numbered from 0, and
+/// resident where that is. Throws InputError unless there are such rows, at least one.
+std::unique_ptr<TensorSource> make_row_source(std::unique_ptr<TensorSource> whole, Range tokens);
 
 /// A tensor being written. It appears under its final name only by commit(); a sink destroyed
 /// without commit() leaves nothing behind, unless it was made to be continued by another run.

@@ -61,7 +61,14 @@ OptionGroup attention_group(AttentionOptions& options) {
       }),
       "of the scores (default: 1/sqrt(D))")("output-dtype",
                                             po::value(&options.output_dtype)->value_name("TYPE"),
-                                            "of O: f16, bf16, f32 or f64 (default: Q's)");
+                                            "of O: f16, bf16, f32 or f64 (default: Q's)")(
+      "queries",
+      po::value<std::string>()->value_name("BEGIN:END")->notifier([&options](const auto& rows) {
+        options.queries = rows;
+      }),
+      "rows of Q's sequence to compute, from 0, END not among them: O has END - BEGIN rows, each "
+      "as "
+      "a run of all would give it (default: all)");
   return group;
 }
 

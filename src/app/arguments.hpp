@@ -28,6 +28,7 @@ struct AttentionOptions {
   bool causal = false;
   std::optional<double> scale;
   std::string output_dtype;
+  std::optional<std::string> queries;  ///< BEGIN:END, the rows of Q that are computed; else all
 };
 
 /// What it may use.

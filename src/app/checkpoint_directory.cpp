@@ -238,6 +238,8 @@ Identity identity_of(OpenProblem& open, const JobOptions& options, const std::st
           {"--causal", problem.mask == Mask::causal},
           {"--scale", problem.scale},
           {"--output-dtype", name_of(problem.output_dtype)},
+          {"--queries", fmt::format("{}:{}", problem.queries_before,
+                                    problem.queries_before + problem.query_length)},
           {"--output", options.output.output},
           {"--lse", options.output.lse},
           {"--mergers", options.resources.mergers},

@@ -1,5 +1,7 @@
 #include "app/described_inputs.hpp"
 
+#include <fmt/format.h>
+
 namespace stream_cqsa {
 namespace {
 
@@ -32,10 +34,16 @@ TensorDesc tensor_from(const json& from) {
 }  // namespace
 
 json describe_inputs(const OpenProblem& open) {
-  return {
-      {"query", to_json(open.query->desc())}, {"key", to_json(open.key->desc())},
-      {"value", to_json(open.value->desc())}, {"causal", open.problem.mask == Mask::causal},
-      {"scale", open.problem.scale},          {"output_dtype", name_of(open.problem.output_dtype)}};
+  const Problem& problem = open.problem;
+  return {{"query", to_json(open.query->desc())},
+          {"key", to_json(open.key->desc())},
+          {"value", to_json(open.value->desc())},
+          {"causal", problem.mask == Mask::causal},
+          {"scale", problem.scale},
+          {"output_dtype", name_of(problem.output_dtype)},
+          {"queries", fmt::format("{}:{}", problem.queries_before,
+                                  problem.queries_before + problem.query_length)},
+          {"query_sequence", problem.sequence_length()}};
 }
 
 DescribedInputs described_inputs(const json& description, Communicator& communicator) {
@@ -43,11 +51,14 @@ DescribedInputs described_inputs(const json& description, Communicator& communic
   attention.causal = description.at("causal").get<bool>();
   attention.scale = description.at("scale").get<double>();
   attention.output_dtype = description.at("output_dtype").get<std::string>();
+  attention.queries = description.at("queries").get<std::string>();
   const TensorDesc query = tensor_from(description.at("query"));
+  TensorDesc sequence = query;
+  sequence.tokens = description.at("query_sequence").get<std::int64_t>();
   const TensorDesc key = tensor_from(description.at("key"));
   const TensorDesc value = tensor_from(description.at("value"));
   return {std::make_unique<RemoteInputs>(query, key, value, communicator),
-          problem_of(query, key, value, attention)};
+          problem_of(sequence, key, value, attention)};
 }
 
 }  // namespace stream_cqsa

@@ -55,11 +55,11 @@ Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
   directory.require_same(identity);
   Durable durable{durable_plan(directory, open, options, capacity), {}};
   add_plan(durable.plan, identity);
+  check_room(durable.plan, open, options, capacity.workers, &directory);
   durable.options.directory = directory.path();
   durable.options.identity = directory.claim(identity, durable.plan);
   durable.options.interval = options.checkpoint.interval.value_or(default_interval);
   durable.options.stop = &stop_request();
-  check_room(durable.plan, capacity.workers, directory);
   return durable;
 }
 

@@ -27,7 +27,7 @@ struct Durable {
 };
 
 /// The plan, that of the directory if there is one, and the directory claimed for the run. Throws
-/// InputError when the directory is another run's or its disk too small.
+/// InputError when the directory is another run's or a disk too small for the run.
 Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
                         const JobOptions& options, const Capacity& capacity);
 

@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "app/machine.hpp"
 #include "core/counted.hpp"
@@ -83,6 +86,22 @@ Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorD
           query.dim,   query.dtype, query.dtype, Mask::none,   default_scale(query.dim)};
 }
 
+// The rows of a query of `tokens` that --queries names.
+Range queries_option(const std::string& text, std::int64_t tokens) {
+  Range rows;
+  const char* end = text.data() + text.size();
+  const auto [colon, no_begin] = std::from_chars(text.data(), end, rows.begin);
+  if (no_begin == std::errc() && colon < end && *colon == ':') {
+    const auto [last, no_end] = std::from_chars(colon + 1, end, rows.end);
+    const bool inside = rows.begin >= 0 && rows.begin < rows.end && rows.end <= tokens;
+    if (no_end == std::errc() && last == end && inside) return rows;
+  }
+  throw InputError(
+      fmt::format("--queries '{}': not rows of the query, which has {}; write BEGIN:END with "
+                  "0 <= BEGIN < END <= {}",
+                  text, counted(tokens, "token"), tokens));
+}
+
 void require_inputs(const InputOptions& input) {
   const bool three = !input.query.empty() || !input.key.empty() || !input.value.empty();
   if (!input.input.empty() && three) {
@@ -125,6 +144,10 @@ void check_resources(const ResourceOptions& resources, const Problem& problem) {
   require_between("--heads-per-group", resources.heads_per_group, problem.kv_heads);
   if (!resources.scratch.empty() && !std::filesystem::is_directory(resources.scratch)) {
     throw InputError(fmt::format("--scratch {}: is not a directory", resources.scratch));
+  }
+  if (!resources.scratch.empty() && ::access(resources.scratch.c_str(), W_OK | X_OK) != 0) {
+    throw InputError(fmt::format("--scratch {}: cannot be written: {}", resources.scratch,
+                                 std::generic_category().message(errno)));
   }
 }
 
@@ -211,6 +234,12 @@ Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorD
   if (!attention.output_dtype.empty()) {
     problem.output_dtype = dtype_option("--output-dtype", attention.output_dtype);
   }
+  if (attention.queries) {
+    const Range rows = queries_option(*attention.queries, query.tokens);
+    problem.query_length = rows.size();
+    problem.queries_before = rows.begin;
+    problem.queries_after = query.tokens - rows.end;
+  }
   validate(problem);
   return problem;
 }
@@ -230,6 +259,11 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
     open.value = open_tensor(path(input.value), input.value_name, layout, open_mpi_file);
   }
   open.problem = problem_of(open.query->desc(), open.key->desc(), open.value->desc(), attention);
+  const Problem& problem = open.problem;
+  if (problem.sequence_length() > problem.query_length) {
+    const std::int64_t first = problem.queries_before;
+    open.query = make_row_source(std::move(open.query), {first, first + problem.query_length});
+  }
   return open;
 }
 

@@ -13,13 +13,14 @@
 
 namespace stream_cqsa {
 
-/// Q, K and V, open for reading, and what is to be computed of them.
+/// Q, K and V, open for reading, and what is to be computed of them. Of Q, the rows of --queries.
 struct OpenProblem {
   std::unique_ptr<TensorSource> query, key, value;
   Problem problem;
 };
 
-/// The attention of tensors like these. Throws InputError with one line where they do not agree.
+/// The attention of tensors like these, Q whole whatever --queries says. Throws InputError with one
+/// line where they do not agree.
 Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorDesc& value,
                    const AttentionOptions& attention);
 

@@ -124,6 +124,8 @@ struct Means {
   }
 };
 
+json rows_of(const Problem& problem) { return {problem.queries_before, problem.query_length}; }
+
 json offer_of(const JobOptions& options, Means& means) {
   try {
     if (!means.remote) means.open = open_problem(options.input, options.attention);
@@ -135,6 +137,7 @@ json offer_of(const JobOptions& options, Means& means) {
   return {{"host", host_name()},
           {"traits", to_json_text(means.capacity.device)},
           {"numerics", means.capacity.numerics},
+          {"queries", rows_of(means.open.problem)},
           {"device_budget", means.capacity.device_budget},
           {"host_budget", means.capacity.host_budget}};
 }
@@ -263,6 +266,8 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
     if (offer.contains("error"))
       throw InputError(fmt::format("rank {}: {}", rank, offer["error"].get<std::string>()));
     if (rank < first_worker) continue;
+    if (offer["queries"] != rows_of(open.problem))
+      throw InputError(fmt::format("rank {}: --queries must be given to all ranks alike", rank));
     const DeviceTraits traits = device_traits_from_json(offer["traits"].get<std::string>());
     const auto budget = offer["device_budget"].get<std::int64_t>();
     const bool first = rank == first_worker;

@@ -8,11 +8,10 @@
 
 namespace stream_cqsa {
 
-/// Throws InputError when the outputs' directory or --scratch has too little room for the run,
-/// saying how much it needs.
-void check_room(const Plan& plan, const OpenProblem& open, const JobOptions& options);
-
-/// The same of the directory of a checkpoint, for a run of so many workers beside rank 0, 0: none.
-void check_room(const Plan& plan, std::int64_t workers, const CheckpointDirectory& directory);
+/// Throws InputError when a disk has too little room for what a run of so many workers beside rank
+/// 0 (0: none) writes to it, in all: outputs, and the accumulators in --scratch or, with one, the
+/// states in the directory of a checkpoint. The message says how much it needs.
+void check_room(const Plan& plan, const OpenProblem& open, const JobOptions& options,
+                std::int64_t workers, const CheckpointDirectory* directory = nullptr);
 
 }  // namespace stream_cqsa

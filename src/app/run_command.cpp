@@ -187,7 +187,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
   durable.options.resumed = [&](const Resumed& resumed) {
     tell(resumed, durable.plan, arguments.resources.checkpoint, arguments.quiet);
   };
-  check_room(durable.plan, open, arguments);
+  if (!directory) check_room(durable.plan, open, arguments, computing.capacity.workers);
   Sinks sinks =
       create_sinks(open, arguments.output, directory.has_value(), arguments.resources.mergers == 0);
   TextFile report(arguments.report), trace(arguments.trace);

@@ -54,14 +54,16 @@ bool parse_verify(const Arguments& arguments, VerifyArguments& verify) {
       all);
 }
 
-void check_output(const TensorDesc& output, const TensorDesc& expected) {
+void check_output(const TensorDesc& output, const TensorDesc& expected, const Problem& problem) {
   if (output.batch == expected.batch && output.tokens == expected.tokens &&
       output.heads == expected.heads && output.dim == expected.dim) {
     return;
   }
-  throw InputError(fmt::format("{} is [{}, {}, {}, {}] and the query is [{}, {}, {}, {}]",
+  const bool part = output.tokens < problem.sequence_length();
+  throw InputError(fmt::format("{} is [{}, {}, {}, {}] and the query is [{}, {}, {}, {}]{}",
                                output.name, output.batch, output.tokens, output.heads, output.dim,
-                               expected.batch, expected.tokens, expected.heads, expected.dim));
+                               expected.batch, expected.tokens, expected.heads, expected.dim,
+                               part ? "; --queries BEGIN:END names the rows that it has" : ""));
 }
 
 // [dim]
@@ -147,7 +149,7 @@ int verify_command(const Arguments& arguments, const MpiEnvironment&) {
   OpenProblem open = open_problem(options.input, options.attention);
   const auto output =
       open_tensor(options.output, "o|output", open.query->desc().layout, open_mpi_file);
-  check_output(output->desc(), open.query->desc());
+  check_output(output->desc(), open.query->desc(), open.problem);
   open.problem.output_dtype = output->desc().dtype;
   check_rows(open.problem, options.rows);
 

@@ -34,6 +34,10 @@ OrderedJson problem_json(const Problem& problem) {
           {"mask", name_of(problem.mask)},    {"scale", problem.scale}};
 }
 
+OrderedJson rows_json(const Problem& problem) {
+  return {{"queries_before", problem.queries_before}, {"queries_after", problem.queries_after}};
+}
+
 OrderedJson input_json(const InputTraits& input) {
   return {{"layout", name_of(input.layout)}, {"resident", input.resident}};
 }
@@ -196,8 +200,12 @@ class Differences {
 }  // namespace
 
 void write_json(const Plan& plan, bool subproblems, std::ostream& out) {
+  OrderedJson problem = problem_json(plan.problem());
+  if (plan.problem().sequence_length() > plan.problem().query_length) {
+    problem.update(rows_json(plan.problem()));
+  }
   out << "{\n\"version\": " << Plan::version;
-  out << ",\n\"problem\": " << text_of(problem_json(plan.problem()));
+  out << ",\n\"problem\": " << text_of(problem);
   out << ",\n\"request\": " << text_of(request_json(plan.request));
   write_division(plan, out);
   out << ",\n\"order\": \"" << name_of(plan.order) << '"';
@@ -220,6 +228,7 @@ std::string to_json_text(const DeviceTraits& traits) { return traits_json(traits
 std::string mismatch(const PlanRequest& planned, const PlanRequest& given) {
   Differences found;
   found.compare("", problem_json(planned.problem), problem_json(given.problem), "the input has");
+  found.compare("", rows_json(planned.problem), rows_json(given.problem), "this run has");
   const auto device = [](const PlanRequest& request) {
     return OrderedJson{{"kind", request.device.kind}, {"tile", request.device.tile}};
   };

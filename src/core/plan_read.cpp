@@ -74,6 +74,11 @@ std::optional<Mask> parse_mask(std::string_view name) {
   return std::nullopt;
 }
 
+// Of a member that is left out where it is 0.
+std::int64_t integer_or_0(const Json& json, const char* key) {
+  return json.contains(key) ? integer(json, key) : 0;
+}
+
 Problem read_problem(const Json& json) {
   Problem problem;
   problem.batch = integer(json, "batch");
@@ -86,6 +91,8 @@ Problem read_problem(const Json& json) {
   problem.output_dtype = named(json, "output_dtype", parse_dtype);
   problem.mask = named(json, "mask", parse_mask);
   problem.scale = number(json, "scale");
+  problem.queries_before = integer_or_0(json, "queries_before");
+  problem.queries_after = integer_or_0(json, "queries_after");
   return problem;
 }
 
@@ -122,7 +129,7 @@ PlanRequest read_request(const Json& plan) {
   request.host_budget = integer(member(memory, "host"), "budget");
   request.scratch = boolean(json, "scratch");
   request.workers = integer(json, "workers");
-  request.mergers = json.contains("mergers") ? integer(json, "mergers") : 0;
+  request.mergers = integer_or_0(json, "mergers");
   request.host_accumulators = boolean(json, "host_accumulators");
   request.chunks = optional_integer(json, "chunks");
   request.heads_per_group = optional_integer(json, "heads_per_group");

@@ -28,7 +28,8 @@ void for_each_group_count(const PlanRequest& request, const Visit& visit) {
   }
 }
 
-// Calls visit(cut) for every c and number of head groups that the request leaves open.
+// Calls visit(cut) for every c and number of head groups that the request leaves open; by ascending
+// c, until it returns false, for each number of groups.
 template <typename Visit>
 void for_each_cut(const PlanRequest& request, const Visit& visit) {
   const Problem& problem = request.problem;
@@ -36,7 +37,7 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   const std::int64_t first = request.chunks.value_or(1);
   const std::int64_t last = request.chunks.value_or(std::min(max_modulus, longer));
   for_each_group_count(request, [&](std::int64_t groups) {
-    for (std::int64_t c = first; c <= last; ++c) visit(cut_of(request, c, groups));
+    for (std::int64_t c = first; c <= last && visit(cut_of(request, c, groups));) ++c;
   });
 }
 
@@ -72,7 +73,8 @@ struct Found {
   std::int64_t bytes = std::numeric_limits<std::int64_t>::max();
 };
 
-// The cut with the fewest `bytes(cut)` among those that `accept(cut)`; ties to fewer subproblems.
+// The cut with the fewest `bytes(cut)` among those that `accept(cut)`, which is asked where it
+// matters; ties to fewer subproblems.
 template <typename Bytes, typename Accept>
 Found smallest(const PlanRequest& request, const Bytes& bytes, const Accept& accept) {
   Found found;
@@ -81,8 +83,21 @@ Found smallest(const PlanRequest& request, const Bytes& bytes, const Accept& acc
     const bool better =
         needed < found.bytes || (needed == found.bytes && cut.subproblems < found.cut.subproblems);
     if (better && accept(cut)) found = {true, cut, needed};
+    return true;
   });
   return found;
+}
+
+// The cut that needs least host memory among those with at most `device_budget`.
+Found smallest_host(const PlanRequest& request, std::int64_t device_budget) {
+  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  return smallest(
+      request,
+      [&](const Cut& cut) {
+        const bool fits = minimum_device_arena(request, cut).bytes() <= device_budget;
+        return fits ? smallest_host_bytes(request, cut) : none;
+      },
+      [](const Cut&) { return true; });
 }
 
 std::string division_text(const Cut& cut) {
@@ -112,15 +127,20 @@ Found smallest_device(const PlanRequest& request) {
       [&](const Cut& cut) { return smallest_host_bytes(request, cut) <= request.host_budget; });
 }
 
+// What would make a smaller device budget work: divisions whose accumulators only a disk can hold.
+std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) {
+  if (request.scratch) return "";
+  PlanRequest with_scratch = request;
+  with_scratch.scratch = true;
+  const Found device = smallest_device(with_scratch);
+  return device.bytes < device_bytes
+             ? fmt::format("; with --scratch {} would do", exact(device.bytes))
+             : "";
+}
+
 [[noreturn]] void throw_too_small(const PlanRequest& request) {
-  const auto device_bytes = [&](const Cut& cut) {
-    return minimum_device_arena(request, cut).bytes();
-  };
-  const auto host_bytes = [&](const Cut& cut) { return smallest_host_bytes(request, cut); };
   const Found device = smallest_device(request);
-  const Found host = smallest(request, host_bytes, [&](const Cut& cut) {
-    return device_bytes(cut) <= request.device_budget;
-  });
+  const Found host = smallest_host(request, request.device_budget);
   if (device.any && host.any) {
     throw InputError(fmt::format(
         "device memory {} and host memory {} are too small together: with that host memory the "
@@ -130,10 +150,11 @@ Found smallest_device(const PlanRequest& request) {
         exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
   }
   if (device.any) {
-    throw InputError(fmt::format(
-        "device memory {} is too small: the smallest budget that works for this "
-        "problem is {}, with {}",
-        format_bytes(request.device_budget), exact(device.bytes), division_text(device.cut)));
+    throw InputError(
+        fmt::format("device memory {} is too small: the smallest budget that works for this "
+                    "problem is {}, with {}{}",
+                    format_bytes(request.device_budget), exact(device.bytes),
+                    division_text(device.cut), scratch_hint(request, device.bytes)));
   }
   if (host.any) {
     throw InputError(fmt::format(
@@ -142,9 +163,10 @@ Found smallest_device(const PlanRequest& request) {
         format_bytes(request.host_budget), exact(host.bytes), division_text(host.cut),
         scratch_hint(request, host.cut, host.bytes)));
   }
-  const Found least = smallest(request, device_bytes, [](const Cut&) { return true; });
-  const Found both = smallest(request, host_bytes,
-                              [&](const Cut& cut) { return device_bytes(cut) <= least.bytes; });
+  const Found least = smallest(
+      request, [&](const Cut& cut) { return minimum_device_arena(request, cut).bytes(); },
+      [](const Cut&) { return true; });
+  const Found both = smallest_host(request, least.bytes);
   throw InputError(fmt::format(
       "device memory {} and host memory {} are both too small: the smallest device budget that "
       "works for this problem is {}, with a host budget of {}, {}{}",
@@ -152,14 +174,46 @@ Found smallest_device(const PlanRequest& request) {
       exact(both.bytes), division_text(both.cut), scratch_hint(request, both.cut, both.bytes)));
 }
 
-}  // namespace
+// The cut that choose_cut() promises for one worker, or several that share the subproblems of each
+// head group; none where nothing fits.
+std::optional<Cut> find_cut(const PlanRequest& request) {
+  // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
+  // Where it is none, a larger c with as many head groups is none either.
+  const auto better = [](const Cut& cut, const std::optional<Cut>& found) {
+    const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
+    return !found || rank(cut) < rank(*found);
+  };
+  const auto fits = [&](const Cut& cut, const DeviceArena& device) {
+    return device.bytes() <= request.device_budget &&
+           smallest_host_bytes(request, cut) <= request.host_budget;
+  };
+  std::optional<Cut> fewest;
+  for_each_cut(request, [&](const Cut& cut) {
+    if (!better(cut, fewest)) return false;
+    if (fits(cut, minimum_device_arena(request, cut))) fewest = cut;
+    return true;
+  });
+  if (!fewest) return std::nullopt;
 
-namespace {
+  // A second pass, as what may replace the fewest depends on them.
+  std::optional<Cut> overlapped;
+  const std::int64_t shared = shared_subproblems(request);
+  const std::int64_t least = std::max(overlap_subproblems(request), shared);
+  const std::int64_t most =
+      std::max(request.device.overlap_worth * fewest->subproblems, 2 * shared);
+  for_each_cut(request, [&](const Cut& cut) {
+    if (cut.subproblems > most || !better(cut, overlapped)) return false;
+    if (cut.subproblems < least || cut.tile < fewest->tile) return true;
+    if (fits(cut, preferred_device_arena(request, cut))) overlapped = cut;
+    return true;
+  });
+  return overlapped ? overlapped : fewest;
+}
 
 // The cut for workers of which each takes whole head groups, if there is one: of few head groups,
 // but several for each worker where the heads allow it, so that one's rows are written while the
 // next one is computed.
-std::optional<Cut> choose_cut_by_groups(const PlanRequest& request) {
+std::optional<Cut> find_cut_by_groups(const PlanRequest& request) {
   if (request.workers == 1 || !request.device.merges || request.host_accumulators)
     return std::nullopt;
   PlanRequest alone = request;
@@ -172,12 +226,8 @@ std::optional<Cut> choose_cut_by_groups(const PlanRequest& request) {
   for_each_group_count(request, [&](std::int64_t groups) {
     if (enough() || !shares_by_groups(request, groups)) return;
     alone.heads_per_group = ceil_div(request.problem.kv_heads, groups);
-    try {
-      const Cut cut = choose_cut(alone);
-      if (accumulating_device_arena(request, cut)) chosen = cut;
-    } catch (const InputError&) {
-      // This number of head groups fits no budget; another may.
-    }
+    const auto cut = find_cut(alone);
+    if (cut && accumulating_device_arena(request, *cut)) chosen = cut;
   });
   return chosen;
 }
@@ -185,37 +235,9 @@ std::optional<Cut> choose_cut_by_groups(const PlanRequest& request) {
 }  // namespace
 
 Cut choose_cut(const PlanRequest& request) {
-  if (const auto cut = choose_cut_by_groups(request)) return *cut;
-  // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
-  const auto better = [](const Cut& cut, const Found& found) {
-    const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
-    return !found.any || rank(cut) < rank(found.cut);
-  };
-  const auto host_fits = [&](const Cut& cut) {
-    return smallest_host_bytes(request, cut) <= request.host_budget;
-  };
-  Found fewest;
-  for_each_cut(request, [&](const Cut& cut) {
-    if (!better(cut, fewest)) return;
-    if (minimum_device_arena(request, cut).bytes() > request.device_budget) return;
-    if (host_fits(cut)) fewest = {true, cut, 0};
-  });
-  if (!fewest.any) throw_too_small(request);
-
-  // A second pass, as what may replace the fewest depends on them.
-  Found overlapped;
-  const std::int64_t shared = shared_subproblems(request);
-  const std::int64_t least = std::max(overlap_subproblems(request), shared);
-  const std::int64_t most =
-      std::max(request.device.overlap_worth * fewest.cut.subproblems, 2 * shared);
-  for_each_cut(request, [&](const Cut& cut) {
-    if (cut.subproblems > most) return;
-    if (cut.subproblems < least || cut.tile < fewest.cut.tile) return;
-    if (!better(cut, overlapped)) return;
-    if (preferred_device_arena(request, cut).bytes() > request.device_budget) return;
-    if (host_fits(cut)) overlapped = {true, cut, 0};
-  });
-  return overlapped.any ? overlapped.cut : fewest.cut;
+  if (const auto cut = find_cut_by_groups(request)) return *cut;
+  if (const auto cut = find_cut(request)) return *cut;
+  throw_too_small(request);
 }
 
 std::int64_t smallest_device_budget(const PlanRequest& request) {

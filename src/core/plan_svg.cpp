@@ -301,16 +301,12 @@ void draw_title(Svg& svg, const Plan& plan) {
   const std::int64_t c = plan.division.chunk_count();
   const std::int64_t k = plan.division.quorum_size();
   svg.text(40, 46, title_style, "Attention divided by cyclic quorum sets");
-  const std::string length = problem.query_length == problem.key_length
-                                 ? counted(problem.query_length, "token")
-                                 : fmt::format("{} query and {}", problem.query_length,
-                                               counted(problem.key_length, "key token"));
-  svg.text(
-      40, 70, {14, muted},
-      fmt::format("{}, {}, dimension {}, {}{}. c = {}; each quorum holds k = {} of them ({:.3g}%).",
-                  length, counted(problem.query_heads, "query head"), problem.head_dim,
-                  name_of(problem.dtype), problem.mask == Mask::causal ? ", causal" : "",
-                  counted(c, "chunk"), k, 100.0 * static_cast<double>(k) / static_cast<double>(c)));
+  svg.text(40, 70, {14, muted},
+           fmt::format(
+               "{}, {}, dimension {}, {}{}. c = {}; each quorum holds k = {} of them ({:.3g}%).",
+               tokens_text(problem), counted(problem.query_heads, "query head"), problem.head_dim,
+               name_of(problem.dtype), problem.mask == Mask::causal ? ", causal" : "",
+               counted(c, "chunk"), k, 100.0 * static_cast<double>(k) / static_cast<double>(c)));
 }
 
 }  // namespace

@@ -38,14 +38,6 @@ class Table {
   std::string text_;
 };
 
-std::string tokens_text(const Problem& problem) {
-  if (problem.query_length == problem.key_length) {
-    return counted(problem.query_length, "token");
-  }
-  return fmt::format("{} query and {}", problem.query_length,
-                     counted(problem.key_length, "key token"));
-}
-
 std::string heads_text(const Problem& problem) {
   if (problem.query_heads == problem.kv_heads) return counted(problem.kv_heads, "head");
   return fmt::format("{} query and {}", problem.query_heads,

@@ -18,14 +18,19 @@ void require_positive(const char* name, std::int64_t value) {
   if (value < 1) throw InputError(fmt::format("{} is {}; it must be at least 1", name, value));
 }
 
-// Products in double: they cannot overflow, and a rounding error at the limits is harmless.
+// Sums and products in double: they cannot overflow, and a rounding error at the limits is
+// harmless.
 void require_countable(const Problem& problem) {
-  const auto elements = [&](std::int64_t heads, std::int64_t length) {
-    return static_cast<double>(problem.batch) * static_cast<double>(heads) *
-           static_cast<double>(length) * static_cast<double>(problem.head_dim);
+  const auto elements = [&](std::int64_t heads, double length) {
+    return static_cast<double>(problem.batch) * static_cast<double>(heads) * length *
+           static_cast<double>(problem.head_dim);
   };
-  const double largest = std::max(elements(problem.query_heads, problem.query_length),
-                                  elements(problem.kv_heads, problem.key_length));
+  const double sequence = static_cast<double>(problem.queries_before) +
+                          static_cast<double>(problem.query_length) +
+                          static_cast<double>(problem.queries_after);
+  const double largest =
+      std::max(elements(problem.query_heads, sequence),
+               elements(problem.kv_heads, static_cast<double>(problem.key_length)));
   if (!(largest <= max_elements)) {
     throw InputError(fmt::format(
         "a tensor of {:.3g} elements is too large; at most 2^48 are supported", largest));
@@ -75,6 +80,10 @@ void validate(const Problem& problem) {
   require_positive("the query length", problem.query_length);
   require_positive("the key length", problem.key_length);
   require_positive("the head dimension", problem.head_dim);
+  if (problem.queries_before < 0 || problem.queries_after < 0) {
+    throw InputError(fmt::format("{} query rows before and {} after; there are at least 0",
+                                 problem.queries_before, problem.queries_after));
+  }
   if (problem.query_heads % problem.kv_heads != 0) {
     throw InputError(
         fmt::format("{} query heads cannot share {} key/value heads; the first must be a multiple "

@@ -1,6 +1,8 @@
 """Every bad input: one line, exit status 2, nothing written. Failures in mid-run: exit status 1."""
 
+import re
 import resource
+import shutil
 import subprocess
 import time
 import unittest
@@ -208,6 +210,98 @@ class MidRun(CliTest):
         self.assertEqual(process.returncode, 1, error)
         self.assertIn("k.npy", error)
         self.leaves_nothing()
+
+
+class Room(CliTest):
+    """Disks that are too small for a run: said before it begins, with what it needs."""
+
+    # Accumulators of 12 MiB, an output of 4.9 MiB.
+    options = ["run", "--input", "synthetic:1", "--shape", "1,20000,2,64", "--causal", "--chunks", "31",
+               "--device-memory", "8MiB", "--quiet"]
+
+    def on_a_disk_of(self, size, *arguments):
+        """The program as it sees a file system of that size at self.disk."""
+        self.disk.mkdir(exist_ok=True)
+        script = f"mount -t tmpfs -o size={size} none '{self.disk}' && exec \"$@\""
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *arguments]
+        return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=250)
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.path("disk")
+        if shutil.which("unshare") is None or self.on_a_disk_of("1m", "true").returncode != 0:
+            self.skipTest("no file systems of one's own here")
+
+    def refuse_on(self, size, *options, names):
+        done = self.on_a_disk_of(size, PROGRAM, *self.options, *options)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        for name in names:
+            self.assertIn(name, done.stderr)
+
+    def test_each_of_what_a_run_writes(self):
+        here, there = self.path("o.npy"), self.disk / "o.npy"
+        little = ["--host-memory", "2MiB"]
+        self.refuse_on("2m", *little, "--output", here, "--scratch", self.disk,
+                       names=["--scratch", "needs 11.99 MiB", "2.00 MiB are free there"])
+        self.refuse_on("2m", "--output", there, names=["o.npy: needs 4.88 MiB", "2.00 MiB are free"])
+        self.refuse_on("100k", "--output", here, "--lse", self.disk / "lse.npy", names=["lse.npy: needs 156"])
+        self.refuse_on("2m", "--output", here, "--checkpoint", self.disk / "ckpt",
+                       names=["--checkpoint", "needs 14.3", "are free there"])
+        self.assertFalse(here.exists())
+
+    def test_all_that_goes_to_one_disk(self):
+        there = self.disk / "o.npy"
+        little = ["--host-memory", "2MiB"]
+        self.refuse_on("13m", *little, "--output", there, "--scratch", self.disk,
+                       names=["--scratch", "o.npy", "need 16.87 MiB together", "13.00 MiB are free there"])
+        self.refuse_on("15m", "--output", there, "--checkpoint", self.disk / "ckpt",
+                       names=["--checkpoint", "o.npy", "together", "15.00 MiB are free there"])
+        done = self.on_a_disk_of("18m", PROGRAM, *self.options, *little, "--output", there, "--scratch", self.disk)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_a_disk_that_cannot_be_written(self):
+        script = f"mount -o remount,ro '{self.disk}' && exec \"$@\""
+        done = self.on_a_disk_of("18m", "sh", "-c", script, "sh", PROGRAM, *self.options, "--output",
+                                 self.path("o.npy"), "--scratch", self.disk)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertIn("cannot be written: Read-only file system", done.stderr)
+
+
+class Budgets(CliTest):
+    """Budgets that are too small: the message says which, and what it names works."""
+
+    options = ["--input", "synthetic:1", "--shape", "1,40000,2,64", "--causal", "--chunks", "31"]
+
+    def plan(self, device, host, *more):
+        return run_program("plan", *self.options, "--device-memory", device, "--host-memory", host, *more)
+
+    def named(self, done):
+        self.assertEqual(done.returncode, 2)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        return done.stderr, [int(number) for number in re.findall(r"\((\d+) bytes\)", done.stderr)]
+
+    def test_which_is_short_and_what_works(self):
+        for device, host, short in [("2MiB", "1GiB", "device"), ("1GiB", "2MiB", "host")]:
+            line, (least, *with_scratch) = self.named(self.plan(device, host))
+            self.assertIn(f"stream-cqsa: {short} memory 2.00 MiB is too small", line)
+            budgets = lambda bytes: (bytes, host) if short == "device" else (device, bytes)
+            self.assertEqual(self.plan(*budgets(least)).returncode, 0)
+            self.assertEqual(self.plan(*budgets(least - 1)).returncode, 2)
+            for bytes in with_scratch:
+                self.assertEqual(self.plan(*budgets(bytes), "--scratch", self.folder).returncode, 0)
+        line, (least_device, least_host, *_) = self.named(self.plan("2MiB", "2MiB"))
+        self.assertIn("both too small", line)
+        self.assertEqual(self.plan(least_device, least_host).returncode, 0)
+
+    def test_a_disk_may_stand_in_for_device_memory(self):
+        # With so little host memory only one chunk needs no accumulators, and it fills the device.
+        self.options = ["--input", "synthetic:1", "--shape", "1,40000,2,64", "--causal"]
+        line, (least, with_scratch) = self.named(self.plan("2MiB", "4MiB"))
+        self.assertIn("device memory 2.00 MiB is too small", line)
+        self.assertIn("with --scratch", line)
+        self.assertLess(with_scratch, least)
+        self.assertEqual(self.plan(with_scratch, "4MiB", "--scratch", self.folder).returncode, 0)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,10 @@ BOOST_AUTO_TEST_CASE(random_problems) {
       std::vector<std::int64_t> parts(draw(0, 2));
       for (std::int64_t& m : parts) m = draw(1, 5);
       check_both_masks(draw(1, 200), draw(1, 200), draw(1, 40), draw(1, 20), parts);
+      Problem rows = make_problem(draw(1, 200), draw(1, 200), Mask::causal);
+      rows.queries_before = draw(0, 200);
+      rows.queries_after = draw(0, 200);
+      check_exactly_once(rows, draw(1, 40), draw(1, 20), parts);
     }
   }
 }

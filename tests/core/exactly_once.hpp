@@ -69,7 +69,10 @@ class ScoreCounter {
 
  private:
   bool visible(std::int64_t i, std::int64_t j) const {
-    return problem_.mask == Mask::none || j <= i + problem_.key_length - problem_.query_length;
+    const std::int64_t row = problem_.queries_before + i;
+    const std::int64_t rows =
+        problem_.queries_before + problem_.query_length + problem_.queries_after;
+    return problem_.mask == Mask::none || j <= row + problem_.key_length - rows;
   }
 
   static bool before(const ChunkPair& x, const ChunkPair& y) {

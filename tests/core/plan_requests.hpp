@@ -70,6 +70,30 @@ inline PlanRequest random_request(Random& random) {
   request.device_budget = random.magnitude(KiB, 16 * MiB);
   request.host_budget = random.magnitude(KiB, 64 * MiB);
   request.device.merges = random.chance(50);
+  if (random.chance(25)) {
+    problem.queries_before = random.magnitude(0, 3000);
+    problem.queries_after = random.magnitude(0, 3000);
+  }
+  return request;
+}
+
+// The same with what only some devices and runs of several ranks ask for.
+inline PlanRequest random_shared_request(Random& random) {
+  PlanRequest request = random_request(random);
+  if (random.chance(60)) {
+    request.workers = random.between(1, 9);
+    request.mergers = random.chance(30) ? random.between(1, 3) : 0;
+    request.device.dispatch_flop = random.magnitude(1, 1 << 24);
+  }
+  if (random.chance(40)) {
+    request.device.overlap_flop = random.magnitude(1, 1 << 24);
+    request.device.overlap_worth = random.between(1, 9);
+  }
+  if (random.chance(30)) {
+    request.device.query_item_bytes = 8 * random.between(0, 20);
+    request.device.key_item_bytes = 8 * random.between(0, 20);
+  }
+  request.host_accumulators = random.chance(25);
   return request;
 }
 
@@ -89,10 +113,12 @@ inline std::string json_of(const Plan& plan, bool subproblems = false) {
 
 inline std::string text_of(const PlanRequest& r) {
   const Problem& p = r.problem;
-  return fmt::format("B{} Hq{} Hkv{} Nq{} Nk{} D{} tile {} device {} host {} chunks {} heads {}",
-                     p.batch, p.query_heads, p.kv_heads, p.query_length, p.key_length, p.head_dim,
-                     r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
-                     r.heads_per_group.value_or(0));
+  return fmt::format(
+      "B{} Hq{} Hkv{} Nq{}+{}+{} Nk{} D{} tile {} device {} host {} chunks {} heads {} workers {} "
+      "mergers {}",
+      p.batch, p.query_heads, p.kv_heads, p.queries_before, p.query_length, p.queries_after,
+      p.key_length, p.head_dim, r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
+      r.heads_per_group.value_or(0), r.workers, r.mergers);
 }
 
 inline PlanRequest large_request(std::int64_t length, std::int64_t heads) {

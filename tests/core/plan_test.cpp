@@ -23,26 +23,6 @@ using namespace stream_cqsa::testing;
 
 namespace {
 
-std::string message_of(const PlanRequest& request) {
-  try {
-    make_plan(request);
-  } catch (const InputError& error) {
-    return error.what();
-  }
-  return "";
-}
-
-// The "(N bytes)" after `from` in a message, or "N B" when it is below 1 KiB.
-std::int64_t bytes_in(const std::string& message, const std::string& from) {
-  const std::size_t at = message.find(from);
-  BOOST_REQUIRE_MESSAGE(at != std::string::npos, message);
-  const std::string rest = message.substr(at + from.size());
-  const std::size_t open = rest.find(" (");
-  const std::size_t small = rest.find(" B");
-  if (small < open) return std::stoll(rest);
-  return std::stoll(rest.substr(open + 2));
-}
-
 void check_device_arena(const Plan& plan) {
   const Problem& problem = plan.problem();
   const std::int64_t element = size_of(storage_type(problem.dtype));
@@ -62,7 +42,6 @@ void check_device_arena(const Plan& plan) {
   BOOST_TEST(plan.device.kv_slot_bytes == 2 * round_up(keys * heads * dim * element, alignment));
   BOOST_TEST(plan.device.state_slot_bytes ==
              round_up(softmax_state_bytes(queries * query_heads, dim), alignment));
-  BOOST_TEST(plan.device.workspace_bytes == plan.request.device.workspace_bytes);
   BOOST_TEST(plan.device.bytes() <= plan.request.device_budget);
   BOOST_TEST(plan.piece_tokens <= queries);
   const std::int64_t output = dim * size_of(problem.output_dtype);
@@ -141,6 +120,15 @@ class OpenAccumulators {
   std::map<std::array<std::int64_t, 3>, std::size_t> left_;  ///< partials to come
 };
 
+// Room for the items of a subproblem's work list.
+void check_workspace(const Plan& plan, std::size_t queries, std::size_t pairs) {
+  const DeviceTraits& device = plan.request.device;
+  const auto needed = device.workspace_bytes +
+                      static_cast<std::int64_t>(queries) * device.query_item_bytes +
+                      static_cast<std::int64_t>(pairs) * device.key_item_bytes;
+  BOOST_REQUIRE_LE(needed, plan.device.workspace_bytes);
+}
+
 // Every live pair of every batch entry and group exactly once, in slots that there are.
 void check_subproblems(const Plan& plan) {
   const std::int64_t c = plan.division.chunk_count();
@@ -168,6 +156,7 @@ void check_subproblems(const Plan& plan) {
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(queries.size()), plan.device.state_slots);
     BOOST_REQUIRE_LE(static_cast<std::int64_t>(keys.size()), plan.device.kv_slots);
     BOOST_REQUIRE_LE(plan.device_bytes(work), plan.device.bytes());
+    check_workspace(plan, queries.size(), work.pairs.size());
     if (on_device) {
       BOOST_REQUIRE_LE(static_cast<std::int64_t>(open.add(id, queries, work)),
                        plan.device.state_slots);
@@ -204,7 +193,7 @@ BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
   int planned = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + 3000; ++seed) {
     Random random(seed);
-    const PlanRequest request = random_request(random);
+    const PlanRequest request = random_shared_request(random);
     BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
       const auto plan = try_plan(request);
       if (!plan) continue;
@@ -244,70 +233,6 @@ BOOST_AUTO_TEST_CASE(ids_number_the_schedule) {
       BOOST_REQUIRE_EQUAL(id, plan->subproblem_count());
     }
   }
-}
-
-BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
-  int device_short = 0;
-  int host_short = 0;
-  int both_short = 0;
-  int either_short = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 600; ++seed) {
-    Random random(seed);
-    PlanRequest request = random_request(random);
-    request.device_budget = random.magnitude(1, 64 * KiB);
-    request.host_budget = random.magnitude(1, 256 * KiB);
-    const std::string message = message_of(request);
-    if (message.empty()) continue;
-    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request) << ": " << message) {
-      BOOST_TEST(message.find('\n') == std::string::npos);
-      if (message.find("both") != std::string::npos) {
-        ++both_short;
-        request.host_budget = bytes_in(message, "with a host budget of ");
-        request.device_budget = bytes_in(message, "that works for this problem is ");
-        BOOST_TEST(message_of(request) == "");
-        --request.host_budget;
-        BOOST_TEST(message_of(request) != "");
-        ++request.host_budget;
-        --request.device_budget;
-        BOOST_TEST(message_of(request) != "");
-        continue;
-      }
-      if (message.find("too small together") != std::string::npos) {
-        ++either_short;
-        const std::int64_t device_least = bytes_in(message, "that works for this problem is ");
-        const std::int64_t host_least = bytes_in(message, "the smallest host budget is ");
-        const auto works = [&](std::int64_t device_budget, std::int64_t host_budget) {
-          PlanRequest changed = request;
-          changed.device_budget = device_budget;
-          changed.host_budget = host_budget;
-          return message_of(changed).empty();
-        };
-        BOOST_TEST(works(device_least, request.host_budget));
-        BOOST_TEST(!works(device_least - 1, request.host_budget));
-        BOOST_TEST(works(request.device_budget, host_least));
-        BOOST_TEST(!works(request.device_budget, host_least - 1));
-        continue;
-      }
-      const bool device = message.find("device memory") == 0;
-      ++(device ? device_short : host_short);
-      std::int64_t& budget = device ? request.device_budget : request.host_budget;
-      const std::int64_t least = bytes_in(message, "that works for this problem is ");
-      BOOST_TEST(budget < least);
-      budget = least;
-      BOOST_TEST(message_of(request) == "");
-      budget = least - 1;
-      BOOST_TEST(message_of(request) != "");
-      if (const std::string hint = "with --scratch "; message.find(hint) != std::string::npos) {
-        budget = bytes_in(message, hint);
-        request.scratch = true;
-        BOOST_TEST(message_of(request) == "");
-      }
-    }
-  }
-  BOOST_TEST(device_short > 20);
-  BOOST_TEST(host_short > 20);
-  BOOST_TEST(both_short > 20);
-  BOOST_TEST(either_short > 0);
 }
 
 // A piece with a single partial is never accumulated.
@@ -418,14 +343,23 @@ BOOST_AUTO_TEST_CASE(very_long_sequences) {
   BOOST_TEST(plan.host.bytes() <= request.host_budget);
   BOOST_TEST((plan.placement == AccumulatorPlacement::file));
   BOOST_TEST(describe(plan).size() < 4000u);
-  for (const std::int64_t c : {11557, 16257, 20000}) {
-    request.chunks = c;
-    const Plan divided = make_plan(request);
-    BOOST_TEST(divided.division.chunk(c - 1).queries.end == request.problem.query_length);
-    const QuorumWork work = divided.work(divided.subproblem_count() - 1);
-    BOOST_TEST(!work.pairs.empty());
-    BOOST_TEST(divided.device_bytes(work) <= divided.device.bytes());
-    std::stringstream in(json_of(divided));
-    BOOST_TEST((read_plan(in, "large").device == divided.device));
+  for (const std::int64_t c : {1000, 11557, 16257, 20000}) {
+    for (const std::int64_t heads : {1, 3, 8}) {
+      request.chunks = c;
+      request.heads_per_group = heads;
+      request.workers = 64 * (heads - 1) + 1;
+      request.device_budget = (c == 1000 ? 64 : 16) * heads * GiB;
+      const Plan divided = make_plan(request);
+      BOOST_TEST(divided.device.bytes() <= request.device_budget);
+      BOOST_TEST(divided.host.bytes() <= request.host_budget);
+      BOOST_TEST(divided.division.chunk(c - 1).queries.end == request.problem.query_length);
+      check_groups(divided);
+      const QuorumWork work = divided.work(divided.subproblem_count() - 1);
+      BOOST_TEST(!work.pairs.empty());
+      BOOST_TEST(divided.device_bytes(work) <= divided.device.bytes());
+      check_workspace(divided, work.chunks.size(), work.pairs.size());
+      std::stringstream in(json_of(divided));
+      BOOST_TEST((read_plan(in, "large").device == divided.device));
+    }
   }
 }

@@ -23,12 +23,22 @@ Problem make_problem(std::int64_t query_length, std::int64_t key_length, Mask ma
   return problem;
 }
 
-// The mask's definition, score by score.
+// The rows `rows` of such a problem.
+Problem part_of(Problem problem, Range rows) {
+  problem.queries_before = rows.begin;
+  problem.queries_after = problem.query_length - rows.end;
+  problem.query_length = rows.size();
+  return problem;
+}
+
+// The mask's definition, score by score of the whole sequence.
 std::int64_t count_scores(const Problem& problem, Range queries, Range keys) {
+  const std::int64_t first = problem.queries_before;
+  const std::int64_t whole = first + problem.query_length + problem.queries_after;
   std::int64_t count = 0;
-  for (std::int64_t i = queries.begin; i < queries.end; ++i) {
+  for (std::int64_t i = first + queries.begin; i < first + queries.end; ++i) {
     for (std::int64_t j = keys.begin; j < keys.end; ++j) {
-      count += problem.mask == Mask::none || j <= i + problem.key_length - problem.query_length;
+      count += problem.mask == Mask::none || j <= i + problem.key_length - whole;
     }
   }
   return count;
@@ -87,6 +97,33 @@ BOOST_AUTO_TEST_CASE(random_blocks_are_counted) {
       const std::int64_t k = draw(problem.key_length);
       check_block(problem, {q, q + draw(problem.query_length - q + 1)},
                   {k, k + draw(problem.key_length - k + 1)});
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(rows_of_a_sequence_are_masked_as_in_the_whole) {
+  const unsigned seed = 13;
+  BOOST_TEST_CONTEXT("seed " << seed) {
+    std::mt19937 random(seed);
+    const auto draw = [&](std::int64_t below) {
+      return static_cast<std::int64_t>(random() % below);
+    };
+    for (int trial = 0; trial < 3000; ++trial) {
+      const Problem whole =
+          make_problem(1 + draw(70), 1 + draw(70), trial % 4 == 0 ? Mask::none : Mask::causal);
+      const std::int64_t begin = draw(whole.query_length);
+      const Range rows{begin, begin + 1 + draw(whole.query_length - begin)};
+      const Problem part = part_of(whole, rows);
+      validate(part);
+      BOOST_REQUIRE_EQUAL(part.sequence_length(), whole.query_length);
+      const std::int64_t q = draw(rows.size());
+      const std::int64_t k = draw(whole.key_length);
+      const Range queries{q, q + draw(rows.size() - q + 1)};
+      const Range keys{k, k + draw(whole.key_length - k + 1)};
+      const Range in_whole{begin + queries.begin, begin + queries.end};
+      check_block(part, queries, keys);
+      BOOST_REQUIRE_EQUAL(part.live_scores(queries, keys), whole.live_scores(in_whole, keys));
+      BOOST_REQUIRE_EQUAL(part.visible_keys(q), whole.visible_keys(begin + q));
     }
   }
 }
@@ -160,6 +197,10 @@ BOOST_AUTO_TEST_CASE(bad_problems_are_refused_in_one_line) {
   check_refused([](Problem& p) { p.scale = std::numeric_limits<double>::quiet_NaN(); }, "scale");
   check_refused([&](Problem& p) { p.query_length = huge; }, "too large");
   check_refused([&](Problem& p) { p.batch = huge; }, "too large");
+  check_refused([&](Problem& p) { p.queries_before = -1; }, "-1 query rows before");
+  check_refused([&](Problem& p) { p.queries_after = -huge - 1; }, "after");
+  check_refused([&](Problem& p) { p.queries_before = huge, p.queries_after = huge; }, "too large");
+  check_refused([&](Problem& p) { p.queries_after = std::int64_t{1} << 43; }, "too large");
   check_refused([&](Problem& p) { p.query_heads = huge, p.kv_heads = huge; }, "too large");
   check_refused([](Problem& p) { p.query_length = p.key_length = std::int64_t{1} << 32; },
                 "scores");

@@ -104,11 +104,17 @@ Expected brute_force(const Problem& problem, const TestInput& input) {
   expected.lse.resize(
       static_cast<std::size_t>(problem.batch * problem.query_heads * problem.query_length));
   std::vector<double> scores;
+  const std::int64_t sequence =
+      problem.queries_before + problem.query_length + problem.queries_after;
   for (std::int64_t b = 0; b < problem.batch; ++b) {
     for (std::int64_t h = 0; h < problem.query_heads; ++h) {
       for (std::int64_t n = 0; n < problem.query_length; ++n) {
+        const std::int64_t token = problem.queries_before + n;
         const std::int64_t keys =
-            std::clamp<std::int64_t>(problem.visible_keys(n), 0, problem.key_length);
+            problem.mask == Mask::none
+                ? problem.key_length
+                : std::clamp<std::int64_t>(token + 1 + problem.key_length - sequence, 0,
+                                           problem.key_length);
         scores.assign(static_cast<std::size_t>(keys), 0.0);
         double max = -std::numeric_limits<double>::infinity();
         for (std::int64_t j = 0; j < keys; ++j) {
@@ -184,6 +190,10 @@ Problem random_problem(std::mt19937_64& random, std::int64_t longest, std::int64
   problem.output_dtype = DType::f32;
   problem.mask = random() % 2 ? Mask::causal : Mask::none;
   problem.scale = default_scale(problem.head_dim);
+  if (random() % 4 == 0) {
+    problem.queries_before = pick(0, longest);
+    problem.queries_after = pick(0, problem.key_length);
+  }
   return problem;
 }
 

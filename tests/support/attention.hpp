@@ -36,7 +36,8 @@ TestInput random_input(const Problem& problem, Layout layout, double magnitude,
                        std::mt19937_64& random);
 
 /// A small problem of any shape: up to `longest` tokens and a head dimension of up to
-/// `largest_dim`, a multiple of `dim_step`; 16-bit or f32 in, f32 out.
+/// `largest_dim`, a multiple of `dim_step`; 16-bit or f32 in, f32 out. Some are rows of a longer
+/// query sequence.
 Problem random_problem(std::mt19937_64& random, std::int64_t longest, std::int64_t largest_dim,
                        std::int64_t dim_step);
 
