@@ -375,6 +375,9 @@ void Ranks::compute(const JobOptions& options) {
   Telemetry telemetry;
   RunOptions run = run_options(options.resources, plan);
   run.mergers = mergers_;
+  run.warn = [this](const std::string& line) {
+    fmt::print(stderr, "stream-cqsa: rank {}: {}\n", communicator_.rank(), line);
+  };
   // What comes from the master is watched there.
   AuditedInputs audited(means.inputs(), telemetry);
   const WorkerResult result =

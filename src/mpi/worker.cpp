@@ -8,6 +8,7 @@
 #include "engine/buffer.hpp"
 #include "engine/monitor.hpp"
 #include "engine/pipeline.hpp"
+#include "engine/prepare.hpp"
 #include "mpi/error.hpp"
 #include "mpi/partial_sender.hpp"
 #include "mpi/poll.hpp"
@@ -94,8 +95,12 @@ class Worker {
              const RunOptions& options, Telemetry& telemetry) {
     try {
       check_inputs(plan, inputs);
-      plan_ = worker_plan(plan, backend_.traits(plan.problem()), budgets.device, budgets.host);
-      backend_.prepare(*plan_, telemetry);
+      const DeviceTraits device = backend_.traits(plan.problem());
+      const auto within = [&](std::int64_t device_budget) {
+        return worker_plan(plan, device, device_budget, budgets.host);
+      };
+      plan_ = within(budgets.device);
+      prepare(backend_, *plan_, within, options.warn, telemetry);
       memory_ = std::make_unique<HostBuffer>(plan_->host.bytes());
       pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
       computing_ = std::make_unique<Computing>(*plan_, inputs, backend_, options, telemetry,

@@ -5,7 +5,7 @@
 
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
-#include "support/delayed_backend.hpp"
+#include "support/crowded_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -58,6 +58,40 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_by_the_others) {
       if (world().rank() != failing) BOOST_TEST(worker.failure == "");
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_parts) {
+  std::mt19937_64 random(16);
+  int crowded = 0;
+  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+    const Case own =
+        random_case(random, trial % 2 ? AccumulatorPlacement::memory : AccumulatorPlacement::file);
+    const PlanRequest& request = own.plan.request;
+    const auto arena = [&](std::int64_t budget) {
+      const DeviceTraits device = CrowdedBackend(make_cpu_backend({1}), 0).traits(own.problem);
+      return worker_plan(own.plan, device, budget, request.host_budget).device.bytes();
+    };
+    // All workers alike.
+    const std::int64_t all = arena(request.device_budget);
+    const std::int64_t left = all - static_cast<std::int64_t>(random() % 5) * all / 10 - 1;
+    try {
+      arena(left / 10 * 9);
+    } catch (const InputError&) {
+      continue;
+    }
+    ++crowded;
+    MasterResult master;
+    WorkerResult worker;
+    const Outcome outcome = run_on_ranks(
+        own, [&] { return std::make_unique<CrowdedBackend>(make_cpu_backend({1}), left); }, master,
+        worker);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      if (world().rank() == 0) check_same_bytes(own, outcome);
+      BOOST_TEST(worker.failure == "");
+      BOOST_TEST(worker.device_bytes <= left);
+    }
+  }
+  BOOST_TEST(crowded >= 5);
 }
 
 BOOST_AUTO_TEST_CASE(when_every_worker_fails_the_run_says_so) {
