@@ -171,6 +171,11 @@ bool Assembler::is_merged(std::int64_t subproblem) const {
   return true;
 }
 
+bool Assembler::is_complete() const {
+  const auto lock = monitor_.lock();
+  return pieces_left_ == 0 && (all_durable_ || checkpoint_options_.directory.empty());
+}
+
 std::vector<std::int32_t> Assembler::merged_counts() const {
   const auto lock = monitor_.lock();
   return merged_;

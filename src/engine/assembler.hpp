@@ -75,6 +75,10 @@ class Assembler : public PartialReceiver {
   /// Whether nothing of a subproblem is left to merge on this rank. Any thread may ask at any time.
   bool is_merged(std::int64_t subproblem) const;
 
+  /// Whether all of this rank's pieces are written, and in the checkpoint where there is one: then
+  /// nothing can be lost any more. Any thread may ask at any time.
+  bool is_complete() const;
+
   /// How many partials every piece has merged, by its number in PieceTable.
   std::vector<std::int32_t> merged_counts() const;
 
@@ -166,7 +170,7 @@ class Assembler : public PartialReceiver {
   const PieceTable pieces_;
 
   // Guards uses_, merged_, entries_, open_, admitted_, waiting_, non_finite_, merged_scores_,
-  // pieces_left_, producers_, writers_, written_, all_written_.
+  // pieces_left_, producers_, writers_, written_, all_durable_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
@@ -181,7 +185,8 @@ class Assembler : public PartialReceiver {
   int producers_ = 0;                   ///< threads that may still push into finished_
   int writers_ = 0;                     ///< threads that may still pop from it
   std::vector<JournalRecord> written_;  ///< finished since the last checkpoint
-  bool all_written_ = false;
+  bool all_durable_ = false;            ///< every piece is in the checkpoint
+  bool all_written_ = false;            ///< and nothing more comes
 
   std::function<void(std::int64_t)> on_merged_;
   AccumulatorStore store_;

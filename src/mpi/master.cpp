@@ -59,11 +59,13 @@ class Master {
     listen();
   }
 
-  /// Until everything is merged, or something has failed: then nothing more can be done.
+  /// Until everything is merged, and written by the mergers, or something has failed: then nothing
+  /// more can be done. Where it was to stop meanwhile, mergers make their checkpoints.
   void work() {
-    while (!all_merged() && !abort_.failed() && !mergers_.failed()) {
+    while (!(all_merged() && mergers_.have_written()) && !abort_.failed() && !mergers_.failed()) {
       if (!dispatcher_ && mergers_.are_ready()) begin();
-      if (dispatcher_ && dispatcher_->workers_left() == 0) throw Error(nobody_left());
+      if (dispatcher_ && !all_merged() && dispatcher_->workers_left() == 0)
+        throw Error(nobody_left());
       step([this] {
         const bool told = tell_mergers();
         return assign() || told;

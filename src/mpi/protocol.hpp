@@ -61,6 +61,7 @@ enum class Said : std::int32_t {
   // The master to a merger.
   drop,        ///< from now on, the partials of `order` of `subproblem` to the worker `rank`
   checkpoint,  ///< make one
+  written,   ///< all of its rows, and its checkpoint has them
 };
 
 /// How mergers end.
