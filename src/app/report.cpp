@@ -169,6 +169,7 @@ json master_json(const RunRecord& record) {
           {"busy_seconds_other", master.dispatch_seconds},
           {"stalled_seconds", master.stalled_seconds},
           {"repeated_subproblems", master.repeated},
+          {"withdrawn_subproblems", master.withdrawn},
           {"inputs_served", served_json(master.served)},
           {"stages", stages_json(totals)}};
 }

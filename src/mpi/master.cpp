@@ -91,7 +91,10 @@ class Master {
     while (!incoming_request_.settled()) {
     }
     result_.stalled_seconds = intake_.stalled_seconds();
-    if (dispatcher_) result_.repeated = dispatcher_->repeated() * subproblems_of_order();
+    if (dispatcher_) {
+      result_.repeated = dispatcher_->repeated() * subproblems_of_order();
+      result_.withdrawn = dispatcher_->withdrawn() * subproblems_of_order();
+    }
     if (inputs_) result_.served = inputs_->served();
   }
   const Mergers& mergers() const { return mergers_; }
@@ -238,6 +241,9 @@ class Master {
         dispatcher_->computed(worker, message.subproblem);
         arrivals_[{message.subproblem, rank, message.order}].of = 1 + message.mergers;
         return intake_.computed(rank, message);
+      case Said::left_out:
+        orders_.erase({rank, message.subproblem});
+        return dispatcher_->left_out(worker, message.subproblem);
       case Said::failed:
         result_.failures[static_cast<std::size_t>(worker)] = message.text.data();
         fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
@@ -293,10 +299,24 @@ class Master {
     dispatcher_->received(worker_of(source.rank), source.subproblem);
   }
 
+  // Takes from workers what others have computed.
+  void withdraw() {
+    for (const auto& [worker, id] : dispatcher_->withdrawals()) {
+      const auto order = orders_.find({rank_of(worker), id});
+      if (order == orders_.end()) continue;
+      Message message;
+      message.said = Said::withdraw;
+      message.subproblem = id;
+      message.order = order->second;
+      send(rank_of(worker), message);
+    }
+  }
+
   // Gives each worker what it may have.
   bool assign() {
     bool did_something = false;
     if (!dispatcher_) return false;
+    withdraw();
     for (int worker = 0; worker < workers(); ++worker) {
       while (const auto order = dispatcher_->next(worker)) {
         for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);

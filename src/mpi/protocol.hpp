@@ -45,10 +45,13 @@ enum class Said : std::int32_t {
   offer,  ///< a partial waits: its states are sent when the receiver asks MPI for them
   // A worker to the master, and to each merger to which it offered any.
   computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more
+  // A worker to the master.
+  left_out,  ///< the order `order` of `subproblem` was withdrawn before it had begun
   // A worker to the master and all mergers, or a merger to the master.
   ended,  ///< its last message; of a merger, `count` scores are in its checkpoint
   // The master to a worker.
-  assign,  ///< compute `subproblem`, those of its query chunks that are in `wanted`
+  assign,    ///< compute `subproblem`, those of its query chunks that are in `wanted`
+  withdraw,  ///< do not, where nothing of the order `order` has begun: another one has
   // The master's answers to `read`.
   rows,        ///< they follow
   unreadable,  ///< nothing but empty messages follows, see `text`
@@ -58,10 +61,10 @@ enum class Said : std::int32_t {
   // A merger to the master.
   merged,  ///< `count` pieces of `subproblem`; and `scores` have come, of all heads, since the last
   received,  ///< all partials of the order `order` of `subproblem` to the worker `rank` have come
+  written,   ///< all of its rows, and its checkpoint has them
   // The master to a merger.
   drop,        ///< from now on, the partials of `order` of `subproblem` to the worker `rank`
   checkpoint,  ///< make one
-  written,   ///< all of its rows, and its checkpoint has them
 };
 
 /// How mergers end.

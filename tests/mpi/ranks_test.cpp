@@ -12,6 +12,28 @@ using namespace stream_cqsa::testing;
 
 BOOST_TEST_GLOBAL_FIXTURE(MpiWorld);
 
+namespace {
+
+/// Comes to no end with its first launch while its results are wanted.
+class StuckBackend : public DelayedBackend {
+ public:
+  using DelayedBackend::DelayedBackend;
+
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    while (!cancelled_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return DelayedBackend::launch(std::move(work), after);
+  }
+  void cancel() noexcept override {
+    cancelled_ = true;
+    DelayedBackend::cancel();
+  }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace
+
 BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_ranks_and_timing) {
   std::mt19937_64 random(11);
   for (std::uint64_t trial = 0; trial < 40; ++trial) {
@@ -92,6 +114,42 @@ BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_part
     }
   }
   BOOST_TEST(crowded >= 5);
+}
+
+BOOST_AUTO_TEST_CASE(what_others_have_computed_is_withdrawn_from_a_worker_that_is_stuck) {
+  if (world().size() < 3) return;
+  std::mt19937_64 random(17);
+  for (std::uint64_t trial = 0; trial < 6; ++trial) {
+    // Head groups, or subproblems, enough that the last worker has one that waits.
+    const bool by_groups = trial % 2 == 1;
+    const auto is_long = [&](const Case& own) {
+      const Plan& plan = own.plan;
+      const std::int64_t groups =
+          plan.problem().batch * static_cast<std::int64_t>(plan.groups.size());
+      const std::int64_t orders = by_groups ? groups : plan.subproblem_count();
+      return plan.division.chunk_count() >= (by_groups ? 2 : 7) && orders >= world().size();
+    };
+    const auto placement = by_groups ? AccumulatorPlacement::device : AccumulatorPlacement::memory;
+    Case own = random_case(random, placement);
+    while (!is_long(own)) own = random_case(random, placement);
+    // Room for all that waits for the one that is stuck.
+    if (!by_groups) own.plan.host.state_buffers = 4096;
+    MasterResult master;
+    WorkerResult worker;
+    const auto backend = [&]() -> std::unique_ptr<Backend> {
+      if (world().rank() != world().size() - 1) return delayed_backend(trial);
+      return std::make_unique<StuckBackend>(make_cpu_backend({1}), trial);
+    };
+    const Outcome outcome = run_on_ranks(own, backend, master, worker);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      BOOST_TEST(worker.failure == "");
+      if (world().rank() > 0) continue;
+      check_same_bytes(own, outcome);
+      BOOST_TEST(master.withdrawn >= 1);
+      BOOST_TEST(master.withdrawn <= master.repeated);
+      BOOST_TEST(master.subproblems.back() == 0);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(when_every_worker_fails_the_run_says_so) {
