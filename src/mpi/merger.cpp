@@ -133,6 +133,7 @@ class Merger {
     result.failure = failure_;
     if (!merging_) return result;
     const Assembler& assembler = merging_->assembler();
+    result.stalled_seconds = merging_->intake().stalled_seconds();
     result.run.merged_scores = assembler.merged_scores();
     result.run.output = assembler.non_finite();
     result.run.host_bytes = merging_->host_bytes();
