@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <ctime>
 #include <list>
-#include <map>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -19,6 +18,7 @@
 #include "mpi/intake.hpp"
 #include "mpi/merged_list.hpp"
 #include "mpi/mergers.hpp"
+#include "mpi/orders.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
 #include "stream_cqsa/error.hpp"
@@ -106,11 +106,6 @@ class Master {
   struct Sending {
     Message message;
     Request request;
-  };
-  /// How many of a source's receivers have all that comes to them.
-  struct Arrival {
-    int came = 0;
-    int of = -1;  ///< -1: not known yet
   };
   int workers() const { return static_cast<int>(ended_.size()); }
   int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
@@ -222,8 +217,7 @@ class Master {
     if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
     intake_.forget(rank);
     if (inputs_) inputs_->forget(rank);
-    std::erase_if(arrivals_, [&](const auto& arrival) { return arrival.first.rank == rank; });
-    std::erase_if(orders_, [&](const auto& order) { return order.first.first == rank; });
+    orders_.forget(rank);
   }
 
   void hear(int rank, const Message& message) {
@@ -239,10 +233,10 @@ class Master {
       case Said::computed:
         count_computed(worker);
         dispatcher_->computed(worker, message.subproblem);
-        arrivals_[{message.subproblem, rank, message.order}].of = 1 + message.mergers;
+        orders_.computed({message.subproblem, rank, message.order}, 1 + message.mergers);
         return intake_.computed(rank, message);
       case Said::left_out:
-        orders_.erase({rank, message.subproblem});
+        orders_.left_out(rank, message.subproblem);
         return dispatcher_->left_out(worker, message.subproblem);
       case Said::failed:
         result_.failures[static_cast<std::size_t>(worker)] = message.text.data();
@@ -292,22 +286,18 @@ class Master {
   // By this rank, or a merger.
   void received(const Source& source) {
     if (communicator_.is_lost(source.rank)) return;
-    Arrival& arrival = arrivals_[source];
-    if (++arrival.came != arrival.of) return;
-    arrivals_.erase(source);
-    orders_.erase({source.rank, source.subproblem});
-    dispatcher_->received(worker_of(source.rank), source.subproblem);
+    if (orders_.received(source)) dispatcher_->received(worker_of(source.rank), source.subproblem);
   }
 
   // Takes from workers what others have computed.
   void withdraw() {
     for (const auto& [worker, id] : dispatcher_->withdrawals()) {
-      const auto order = orders_.find({rank_of(worker), id});
-      if (order == orders_.end()) continue;
+      const auto order = orders_.number(rank_of(worker), id);
+      if (!order) continue;
       Message message;
       message.said = Said::withdraw;
       message.subproblem = id;
-      message.order = order->second;
+      message.order = *order;
       send(rank_of(worker), message);
     }
   }
@@ -323,7 +313,7 @@ class Master {
         Message message;
         message.said = Said::assign;
         message.subproblem = order->assignment.id;
-        message.order = orders_[{rank_of(worker), message.subproblem}] = ++last_order_;
+        message.order = orders_.give(rank_of(worker), message.subproblem);
         message.set_wanted(order->assignment.wanted);
         send(rank_of(worker), message);
         did_something = true;
@@ -338,7 +328,7 @@ class Master {
     message.said = Said::drop;
     message.rank = rank;
     message.subproblem = id;
-    message.order = orders_.at({rank, id});
+    message.order = orders_.number(rank, id).value();
     intake_.drop({id, rank, message.order});
     for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
   }
@@ -378,10 +368,7 @@ class Master {
   std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
   Intake intake_;
   InputServer* inputs_;
-  std::map<Source, Arrival> arrivals_;
-  /// The number of the order by which (rank, subproblem) is computed.
-  std::map<std::pair<int, std::int64_t>, std::int64_t> orders_;
-  std::int64_t last_order_ = 0;
+  Orders orders_;
   std::vector<bool> ended_;  ///< by worker
   std::list<Sending> sends_;
   Message incoming_;

@@ -1,4 +1,10 @@
 // What master, mergers and workers say to each other.
+//
+// Where workers take whole head groups (see computes_by_groups()), messages are about these in the
+// place of subproblems: `subproblem` is the number of a group of a batch entry (see
+// group_number()), all of whose subproblems are handed out, computed and lost as one; what is
+// offered are the finished rows of its pieces (O and, for the lse, m and l) instead of partial
+// states; and `merged` counts pieces whose rows have come. Everything else is the same.
 #pragma once
 
 #include <algorithm>
@@ -42,7 +48,7 @@ enum class Said : std::int32_t {
   // A worker to the master.
   read,  ///< rows of `tensor`, see InputServer; the number of the request is in `buffer`
   // A worker to the rank that merges the query chunk: the master or a merger.
-  offer,  ///< a partial waits: its states are sent when the receiver asks MPI for them
+  offer,  ///< a partial, or finished rows, wait: they are sent when the receiver asks MPI for them
   // A worker to the master, and to each merger to which it offered any.
   computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more
   // A worker to the master.
@@ -81,11 +87,11 @@ struct Message {
   std::int32_t rank = 0;
   std::int32_t mergers = 0;  ///< of `computed` to the master: how many were offered any
   Ending ending = Ending::complete;
-  bool bad_input = false;  ///< of `failed`: an InputError
-  std::int64_t subproblem = 0;
-  std::int64_t order = 0;   ///< the number of the order, among all, by which it was computed
-  PieceKey piece;           ///< of an offer
-  std::int64_t scores = 0;  ///< of an offer, see Partial
+  bool bad_input = false;       ///< of `failed`: an InputError
+  std::int64_t subproblem = 0;  ///< or a head group's number, see above
+  std::int64_t order = 0;       ///< the number of the order, among all, by which it was computed
+  PieceKey piece;               ///< of an offer
+  std::int64_t scores = 0;      ///< of an offer, see Partial
   std::int64_t count = 0;
   SlotTensor tensor = SlotTensor::query;  ///< to be read
   Block block;                            ///< to be read
