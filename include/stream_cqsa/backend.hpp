@@ -120,9 +120,10 @@ class Backend {
   /// input, the same bits.
   virtual std::string numerics(const Problem& problem) const = 0;
 
-  /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once.
-  /// Every piece of work is recorded in `telemetry` (copy in, compute, copy out; bytes copied).
-  /// Both must outlive the backend's work. Throws Error when the device lacks the memory.
+  /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once, and
+  /// again with another plan where it has thrown OutOfDeviceMemory, as it does when the device has
+  /// less memory left than that. Every piece of work is recorded in `telemetry` (copy in, compute,
+  /// copy out; bytes copied). Both must outlive the backend's work.
   virtual void prepare(const Plan& plan, Telemetry& telemetry) = 0;
 
   /// Bytes of device memory that prepare() allocated.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "stream_cqsa/backend.hpp"
@@ -37,6 +38,8 @@ struct RunOptions {
   int merge_threads = 2;
   int write_threads = 2;
   int mergers = 0;  ///< of a run on several ranks: so many, from rank 1 on, merge beside rank 0
+  /// Called with a line for people where the run does not go as planned; or none.
+  std::function<void(const std::string&)> warn = nullptr;
   CheckpointOptions checkpoint;
 };
 
@@ -56,7 +59,8 @@ struct RunResult {
 
 /// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in
 /// full and not committed: that is the caller's. Output bits depend on the plan and the kind of
-/// device alone.
+/// device alone. Where the device has less memory left than the plan takes, less is allocated, see
+/// within_device().
 ///
 /// With a checkpoint the plan must keep its accumulators on the host, and the sinks must be those
 /// of the earlier runs, if there were any: what these merged and finished is not computed again.

@@ -1,6 +1,7 @@
 // Exceptions. Every message is one line: what is wrong, where, and what would work.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +11,18 @@ namespace stream_cqsa {
 class Error : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// A device has not the memory that was to be allocated on it.
+class OutOfDeviceMemory : public Error {
+ public:
+  OutOfDeviceMemory(const std::string& message, std::int64_t free_bytes)
+      : Error(message), free_bytes_(free_bytes) {}
+  /// What it had when it was asked.
+  std::int64_t free_bytes() const { return free_bytes_; }
+
+ private:
+  std::int64_t free_bytes_;
 };
 
 /// The run ended early, and the same command continues it. Exit status 75 (EX_TEMPFAIL).

@@ -199,6 +199,16 @@ Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
                  std::int64_t host_budget, bool serves = false);
 
+/// The same chunks with accumulators on the host, where the plan has them on the device, perhaps in
+/// smaller head groups; else the plan. Throws InputError when the host budget is too small.
+Plan with_host_accumulators(const Plan& plan);
+
+/// The plan of one rank for a device that has only `device_budget` bytes by now: the same chunks,
+/// and so the same bits. A subproblem is computed in parts where the device has no room for all of
+/// it, and accumulators go to the host where they no longer fit. Throws InputError when a budget is
+/// too small for that.
+Plan within_device(const Plan& plan, std::int64_t device_budget);
+
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.
 std::int64_t smallest_device_budget(const PlanRequest& request);

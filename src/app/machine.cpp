@@ -1,6 +1,7 @@
 #include "app/machine.hpp"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -50,6 +51,12 @@ Machine this_machine() {
         std::min(machine.available_memory, std::max<std::int64_t>(*limit - used, 0));
   }
   return machine;
+}
+
+std::string host_name() {
+  char name[256] = "";
+  gethostname(name, sizeof name - 1);
+  return name;
 }
 
 std::int64_t peak_resident_bytes() {

@@ -15,6 +15,8 @@ struct Machine {
 
 Machine this_machine();
 
+std::string host_name();
+
 /// The process's largest resident set so far, in bytes.
 std::int64_t peak_resident_bytes();
 

@@ -116,7 +116,8 @@ json report_of(const MergerResult& result, const Telemetry& telemetry, const Ran
           {"merged_scores", run.merged_scores},        {"nan", run.output.nan},
           {"infinite", run.output.infinite},           {"host_bytes", run.host_bytes},
           {"scratch_bytes", run.scratch_bytes},        {"peak_resident", peak_resident_bytes()},
-          {"checkpoint", totals_json(run.checkpoint)}, {"stages", stages_json(telemetry.totals())}};
+          {"stalled_seconds", result.stalled_seconds}, {"checkpoint", totals_json(run.checkpoint)},
+          {"stages", stages_json(telemetry.totals())}};
 }
 
 void add_merger(const json& report, RunResult& run) {

@@ -301,20 +301,6 @@ Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
   return capacity;
 }
 
-namespace {
-
-// The same division with accumulators where many ranks' partials can be merged.
-Plan with_host_accumulators(const Plan& plan) {
-  if (plan.placement != AccumulatorPlacement::device) return plan;
-  PlanRequest request = plan.request;
-  request.host_accumulators = true;
-  request.chunks = plan.division.chunk_count();
-  request.heads_per_group = plan.groups.front().count;
-  return make_plan(request);
-}
-
-}  // namespace
-
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Capacity& capacity) {
   check_resources(resources, open.problem);
@@ -354,6 +340,7 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
 RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& device) {
   RunOptions options;
   options.scratch = resources.scratch;
+  options.warn = [](const std::string& line) { fmt::print(stderr, "stream-cqsa: {}\n", line); };
   const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
   if (device.kind == "cuda") {
     options.read_threads = std::clamp(cores / 2, 2, 16);

@@ -100,27 +100,33 @@ std::string_view ending_of(const std::string& failure) {
   return failure == lost_text ? "; lost" : "; gave up";
 }
 
+constexpr double stalled_worth_saying = 0.05;  // of the wall clock
+
 std::string mergers_text(const RanksResult& ranks) {
   std::string text;
   for (const json& merger : ranks.mergers) {
     const AllTotals stages = read_stages(merger["stages"]);
     const auto of = [&](Stage stage) { return stages[static_cast<std::size_t>(stage)]; };
     text += fmt::format(
-        "rank {:<5} merger on {}: {}, {} came, merged for {}, {} written\n",
+        "rank {:<5} merger on {}: {}, {} came, merged for {}, {} written",
         merger["rank"].get<int>(), merger["host"].get<std::string>(),
         counted(merger["chunks"][1].get<std::int64_t>() - merger["chunks"][0].get<std::int64_t>(),
                 "query chunk"),
         format_bytes(of(Stage::transfer).bytes), format_duration(of(Stage::merge).busy_seconds),
         format_bytes(of(Stage::write).bytes));
+    const auto stalled = merger["stalled_seconds"].get<double>();
+    const double share = stalled / ranks.master.run.seconds;
+    if (share > stalled_worth_saying)
+      text += fmt::format("; a bottleneck for {} ({:.0f}%)", format_duration(stalled), 100 * share);
+    text += "\n";
   }
   return text;
 }
 
 // Where workers waited for rank 0.
 std::string bottleneck_text(const RanksResult& ranks) {
-  constexpr double worth_saying = 0.05;
   const double share = ranks.master.stalled_seconds / ranks.master.run.seconds;
-  if (!(share > worth_saying)) return "";
+  if (!(share > stalled_worth_saying)) return "";
   return fmt::format(
       "rank 0     was the bottleneck for {} ({:.0f}%), in which what workers had computed waited "
       "to be merged or written; --mergers, more --host-memory there or a faster disk would lift "
@@ -169,6 +175,7 @@ json master_json(const RunRecord& record) {
           {"busy_seconds_other", master.dispatch_seconds},
           {"stalled_seconds", master.stalled_seconds},
           {"repeated_subproblems", master.repeated},
+          {"withdrawn_subproblems", master.withdrawn},
           {"inputs_served", served_json(master.served)},
           {"stages", stages_json(totals)}};
 }

@@ -85,6 +85,27 @@ DeviceArena worker_device(const Plan& own, const Cut& cut) {
 
 }  // namespace
 
+Plan with_host_accumulators(const Plan& plan) {
+  if (plan.placement != AccumulatorPlacement::device) return plan;
+  PlanRequest request = plan.request;
+  request.host_accumulators = true;
+  request.chunks = plan.division.chunk_count();
+  request.heads_per_group = plan.groups.front().count;
+  return make_plan(request);
+}
+
+Plan within_device(const Plan& plan, std::int64_t device_budget) {
+  Plan own = plan;
+  own.request.device_budget = device_budget;
+  if (own.placement == AccumulatorPlacement::device &&
+      !accumulating_device_arena(own.request, cut_of(own))) {
+    own = with_host_accumulators(plan);
+    own.request.device_budget = device_budget;
+  }
+  own.device = worker_device(own, cut_of(own));
+  return own;
+}
+
 Plan worker_plan(const Plan& plan, const DeviceTraits& device, std::int64_t device_budget,
                  std::int64_t host_budget) {
   Plan own = plan;

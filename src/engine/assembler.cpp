@@ -63,6 +63,7 @@ void Assembler::start(Crew& crew) {
   producers_ = merge_threads_ + 1;
   crew.start([this] {
     finish_keyless();
+    end_of(keyless_finished_);
     end_producer();
   });
   for (int i = 0; i < merge_threads_; ++i) {
@@ -76,7 +77,15 @@ void Assembler::start(Crew& crew) {
   if (checkpoint_) crew.start([this] { keep_checkpoint(); });
 }
 
-void Assembler::end_of_partials() { ready_.close(); }
+void Assembler::end_of_partials() { end_of(partials_ended_); }
+
+// Merge threads end when nothing more can become ready: rows without keys, when they are finished,
+// may leave an accumulator to a piece that waits for one.
+void Assembler::end_of(bool& source) {
+  const auto lock = monitor_.lock();
+  source = true;
+  if (partials_ended_ && keyless_finished_) ready_.close();
+}
 
 // --- buffers ---
 
@@ -102,6 +111,16 @@ bool Assembler::try_output_buffer(Buffer& buffer) {
 PartialReceiver::Buffer Assembler::wait_output_buffer() {
   const std::int32_t number = output_buffers_.take();
   return {number, output_at(number)};
+}
+
+void Assembler::give_back(std::int32_t buffer) {
+  state_buffers_.give(buffer);
+  ++changes_;
+}
+
+void Assembler::give_back_output(std::int32_t buffer) {
+  output_buffers_.give(buffer);
+  ++changes_;
 }
 
 // --- merging ---
@@ -171,6 +190,11 @@ bool Assembler::is_merged(std::int64_t subproblem) const {
   return true;
 }
 
+bool Assembler::is_complete() const {
+  const auto lock = monitor_.lock();
+  return pieces_left_ == 0 && (all_durable_ || checkpoint_options_.directory.empty());
+}
+
 std::vector<std::int32_t> Assembler::merged_counts() const {
   const auto lock = monitor_.lock();
   return merged_;
@@ -206,7 +230,7 @@ void Assembler::deliver(const Partial& partial) {
       }
     }
   }
-  if (turn == Turn::past) state_buffers_.give(partial.buffer);
+  if (turn == Turn::past) give_back(partial.buffer);
   if (turn == Turn::next) ready_.push(partial);
 }
 
@@ -240,6 +264,7 @@ void Assembler::merge_chain(Partial partial) {
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     merged(partial.key) = static_cast<std::int32_t>(++position);
+    ++changes_;
     if (on_merged_) on_merged_(partial.subproblem);
     if (position == quorums->size()) {
       entries_.erase(at);
@@ -250,6 +275,7 @@ void Assembler::merge_chain(Partial partial) {
     const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[position]));
     if (follower == entry.early.end()) {
       entry.busy = false;
+      ++changes_;
       return;
     }
     partial = follower->second;
@@ -271,6 +297,7 @@ void Assembler::end_piece(const PieceKey& key, bool begun) {
       entry.early.erase(entry.early.begin());
       begin(waiting, entry);
     }
+    ++changes_;
   }
   for (const Partial& partial : next) ready_.push(partial);
 }
@@ -281,7 +308,7 @@ void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t
   const std::int64_t scores = scores_of_heads(partial.key, partial.scores);
   if (quorums.size() == 1) {  // nothing to merge with: finished where it lies
     finish(partial.key, partial.states, {1, scores});
-    state_buffers_.give(partial.buffer);
+    give_back(partial.buffer);
     return;
   }
   const auto [states, before] = store_.open(partial.key, partial.subproblem);
@@ -295,7 +322,7 @@ void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t
       merge(states, partial.states);
     }
   }
-  state_buffers_.give(partial.buffer);
+  give_back(partial.buffer);
   if (last) {
     finish(partial.key, states, progress);
     store_.remove(partial.key);
@@ -311,118 +338,6 @@ std::int64_t Assembler::scores_of_heads(const PieceKey& key, std::int64_t scores
 // Under the lock. `scores` of all heads.
 void Assembler::count_merged(const PieceKey& key, std::int64_t scores) {
   merged_scores_[static_cast<std::size_t>(key.chunk)] += static_cast<std::uint64_t>(scores);
-}
-
-// --- finishing and writing ---
-
-std::byte* Assembler::output_at(std::int32_t buffer) const {
-  return memory_ + plan_.host.output_offset() + buffer * plan_.host.output_buffer_bytes;
-}
-
-float* Assembler::lse_at(std::int32_t buffer, const PieceKey& key) const {
-  return finished_at(plan_, key, output_at(buffer)).m;
-}
-
-bool Assembler::has_finished(const PieceKey& key) const {
-  const auto lock = monitor_.lock();
-  return merged_[static_cast<std::size_t>(pieces_.number(key))] == partials_of(key);
-}
-
-// Under the lock.
-std::int32_t Assembler::partials_of(const PieceKey& key) const {
-  return static_cast<std::int32_t>(uses_.quorums(Side::query, key.chunk).size());
-}
-
-void Assembler::deliver_finished(const FinishedRows& rows) {
-  {
-    const auto lock = monitor_.lock();
-    if (merged(rows.key) == partials_of(rows.key)) return output_buffers_.give(rows.buffer);
-    merged(rows.key) = partials_of(rows.key);
-    count_merged(rows.key, scores_of_heads(rows.key, rows.scores));
-    if (on_merged_) on_merged_(group_number(plan_, rows.key.batch, rows.key.group));
-  }
-  finished_.push({rows.key, rows.buffer, 0, 0, {}, true});
-}
-
-void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
-                       const AccumulatorStore::Progress& progress) {
-  const std::int32_t buffer = output_buffers_.take();
-  const Block block = block_of(plan_, key);
-  const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
-  NonFinite non_finite;
-  {
-    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
-    non_finite = finalise(states, block.heads.size(), keyless, plan_.problem().output_dtype,
-                          output_at(buffer), lse_at(buffer, key));
-  }
-  {
-    const auto lock = monitor_.lock();
-    non_finite_ += non_finite;
-  }
-  finished_.push({key, buffer, progress.merged, progress.scores, non_finite, false});
-}
-
-void Assembler::finish_keyless() {
-  // Chunks whose last row sees no key have no partial at all: O = 0, lse = -infinity.
-  const Problem& problem = plan_.problem();
-  const Range chunks = plan_.merged_chunks;
-  for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
-    const Range queries = plan_.division.chunk(chunk).queries;
-    if (queries.empty() || problem.visible_keys(queries.end - 1) > 0) continue;
-    for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
-      for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
-        for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {
-          const PieceKey key{batch, static_cast<std::int64_t>(group), chunk, piece};
-          if (!was_finished(key)) {
-            finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim}, {});
-          }
-          end_piece(key, false);
-        }
-      }
-    }
-  }
-}
-
-void Assembler::write_pieces() {
-  while (const auto finished = finished_.pop()) {
-    write_piece(*finished);
-    std::optional<JournalRecord> record;
-    if (checkpoint_) record = record_of(*finished);
-    output_buffers_.give(finished->buffer);
-    const auto lock = monitor_.lock();
-    if (record) written_.push_back(*record);
-    --pieces_left_;
-  }
-  const auto lock = monitor_.lock();
-  if (--writers_ > 0) return;
-  if (pieces_left_ != 0) {
-    throw std::logic_error(fmt::format("{} output pieces never became complete", pieces_left_));
-  }
-  all_written_ = true;
-  monitor_.notify();
-}
-
-void Assembler::write_piece(const Finished& finished) {
-  const Block block = block_of(plan_, finished.key);
-  if (outputs_.lse && finished.lacks_lse) {
-    const StageTimer timer(telemetry_, Stage::merge, 0, -1);
-    const FinishedStates states = finished_at(plan_, finished.key, output_at(finished.buffer));
-    const std::int64_t keyless = keyless_tokens(plan_.problem(), block.tokens);
-    log_sum_exp(states.m, states.l, block.vectors(), keyless * block.heads.size(), states.m);
-  }
-  const auto bytes = static_cast<std::size_t>(output_bytes(plan_, finished.key));
-  const StageTimer timer(telemetry_, Stage::write, static_cast<std::int64_t>(bytes), -1);
-  outputs_.output.write(block, {output_at(finished.buffer), bytes});
-  if (outputs_.lse) {
-    const std::span<const float> lse(lse_at(finished.buffer, finished.key),
-                                     static_cast<std::size_t>(block.vectors()));
-    outputs_.lse->write(block, std::as_bytes(lse));
-  }
-}
-
-void Assembler::end_producer() {
-  const auto lock = monitor_.lock();
-  if (--producers_ == 0) finished_.close();
 }
 
 }  // namespace stream_cqsa

@@ -1,6 +1,7 @@
 // The merging side: partials in, finished rows out.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -66,7 +67,11 @@ class Assembler : public PartialReceiver {
   Turn admit(const PieceKey& key, std::int64_t subproblem);
 
   /// Gives back a buffer that was not delivered.
-  void give_back(std::int32_t buffer) { state_buffers_.give(buffer); }
+  void give_back(std::int32_t buffer);
+
+  /// Grows when something has been merged or finished, or a buffer is free again: after that the
+  /// answers of turn_of() and try_buffer() may be others. Any thread may ask at any time.
+  std::uint64_t changes() const { return changes_; }
 
   /// Has `merged(subproblem)` called, by a merge thread, for every partial that has been merged: it
   /// must neither wait nor call back. Before start().
@@ -74,6 +79,10 @@ class Assembler : public PartialReceiver {
 
   /// Whether nothing of a subproblem is left to merge on this rank. Any thread may ask at any time.
   bool is_merged(std::int64_t subproblem) const;
+
+  /// Whether all of this rank's pieces are written, and in the checkpoint where there is one: then
+  /// nothing can be lost any more. Any thread may ask at any time.
+  bool is_complete() const;
 
   /// How many partials every piece has merged, by its number in PieceTable.
   std::vector<std::int32_t> merged_counts() const;
@@ -91,7 +100,7 @@ class Assembler : public PartialReceiver {
   void deliver_finished(const FinishedRows& rows) override;
   /// Whether the piece's rows have been delivered. Any thread may ask at any time.
   bool has_finished(const PieceKey& key) const;
-  void give_back_output(std::int32_t buffer) { output_buffers_.give(buffer); }
+  void give_back_output(std::int32_t buffer);
 
   /// Valid after the crew has been joined.
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
@@ -136,6 +145,7 @@ class Assembler : public PartialReceiver {
   void write_pieces();
   void write_piece(const Finished& finished);
   void end_producer();
+  void end_of(bool& source);
 
   void resume();
   bool was_finished(const PieceKey& key) const {
@@ -166,7 +176,8 @@ class Assembler : public PartialReceiver {
   const PieceTable pieces_;
 
   // Guards uses_, merged_, entries_, open_, admitted_, waiting_, non_finite_, merged_scores_,
-  // pieces_left_, producers_, writers_, written_, all_written_.
+  // pieces_left_, partials_ended_, keyless_finished_, producers_, writers_, written_, all_durable_,
+  // all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
@@ -178,12 +189,16 @@ class Assembler : public PartialReceiver {
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
+  bool partials_ended_ = false;
+  bool keyless_finished_ = false;
   int producers_ = 0;                   ///< threads that may still push into finished_
   int writers_ = 0;                     ///< threads that may still pop from it
   std::vector<JournalRecord> written_;  ///< finished since the last checkpoint
-  bool all_written_ = false;
+  bool all_durable_ = false;            ///< every piece is in the checkpoint
+  bool all_written_ = false;            ///< and nothing more comes
 
   std::function<void(std::int64_t)> on_merged_;
+  std::atomic<std::uint64_t> changes_{0};
   AccumulatorStore store_;
   std::mutex checkpoint_mutex_;  // guards checkpoint_, checkpoint_totals_
   std::optional<Checkpoint> checkpoint_;

@@ -63,14 +63,20 @@ void Assembler::keep_checkpoint() {
   Watch watch(checkpoint_options_.stop);
   double due = now_seconds() + checkpoint_options_.interval;
   for (;;) {
+    bool last = false;  // beside other ranks this one may have to wait long before it ends
     {
       auto lock = monitor_.lock();
       if (monitor_.wait_for(lock, watch_period, [&] { return all_written_; })) break;
+      last = pieces_left_ == 0 && !all_durable_;
     }
     const bool stop = watch.stop();
-    if (!watch.asked() && !stop && now_seconds() < due) continue;
+    if (!watch.asked() && !stop && !last && now_seconds() < due) continue;
     checkpoint();
     due = now_seconds() + checkpoint_options_.interval;
+    if (last) {
+      const auto lock = monitor_.lock();
+      all_durable_ = true;
+    }
     if (stop) {
       const std::scoped_lock lock(checkpoint_mutex_);
       const auto expected = expected_scores(plan_);

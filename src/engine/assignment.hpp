@@ -10,6 +10,7 @@ namespace stream_cqsa {
 struct Assignment {
   std::int64_t id = 0;
   std::vector<bool> wanted;  ///< by position in Plan::work(id).chunks; empty: all of them
+  std::int64_t order = 0;    ///< by which it was given: what may be withdrawn as one
 };
 
 }  // namespace stream_cqsa

@@ -71,7 +71,7 @@ void Dispatcher::fill() {
 bool Dispatcher::add(std::int64_t id) {
   Work work = describe_(id);
   if (work.pieces == 0) return false;
-  tasks_.emplace(id, Task{std::move(work), {}});
+  tasks_.emplace(id, Task{std::move(work), {}, false});
   return true;
 }
 
@@ -156,6 +156,7 @@ std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
       ++place;
       const auto task = tasks_.find(id);
       if (task == tasks_.end() || task->second.workers.size() != 1) continue;
+      if (worker.withdrawn.contains(id)) continue;
       // While nobody knows how long one takes, what waits behind another takes longer.
       const double left = own > 0 ? static_cast<double>(place) * each - passed + late
                                   : static_cast<double>(options_.now ? place - 1 : place);
@@ -193,7 +194,8 @@ Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
   worker.computing.insert(id);
   worker.delivering.insert(id);
   keep_chunks(worker, task);
-  order.assignment = {id, task.work.wanted};
+  order.assignment.id = id;
+  order.assignment.wanted = task.work.wanted;
   return order;
 }
 
@@ -216,13 +218,33 @@ void Dispatcher::computed(int number, std::int64_t id) {
   const double end = now();
   worker.busy += end - std::exchange(worker.began, end);
   ++worker.computed;
+  worker.withdrawn.erase(id);
+  withdraw(id);
+}
+
+// From all who compute it still, or are to.
+void Dispatcher::withdraw(std::int64_t id) {
+  for (std::size_t number = 0; number < workers_.size(); ++number) {
+    Worker& worker = workers_[number];
+    if (worker.computing.contains(id) && worker.withdrawn.insert(id).second)
+      withdrawals_.push_back({static_cast<int>(number), id});
+  }
+}
+
+void Dispatcher::left_out(int number, std::int64_t id) {
+  Worker& worker = workers_[static_cast<std::size_t>(number)];
+  ++withdrawn_;
+  if (worker.abandoned.erase(id) == 0) take_back(number, id);
 }
 
 void Dispatcher::received(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
   if (worker.abandoned.erase(id) > 0) return;
   worker.delivering.erase(id);
-  if (const auto task = tasks_.find(id); task != tasks_.end()) task->second.workers.erase(number);
+  const auto task = tasks_.find(id);
+  if (task == tasks_.end()) return;
+  task->second.workers.erase(number);
+  task->second.received = true;
 }
 
 void Dispatcher::merged_piece(std::int64_t id) {
@@ -238,10 +260,14 @@ void Dispatcher::forget_merged() { oldest_ = tasks_.empty() ? cursor_ : tasks_.b
 void Dispatcher::take_back(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
   worker.computing.erase(id);
+  worker.withdrawn.erase(id);
   worker.delivering.erase(id);
   const auto task = tasks_.find(id);
   if (task == tasks_.end()) return;
   task->second.workers.erase(number);
+  if (task->second.received) return;
+  // It may have been withdrawn for the sake of partials that do not come.
+  for (Worker& other : workers_) other.withdrawn.erase(id);
   if (task->second.workers.empty()) open_.insert(id);
 }
 

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "engine/assignment.hpp"
@@ -15,8 +16,9 @@
 namespace stream_cqsa {
 
 /// Hands out subproblems to workers that ask, counts what comes back, and hands out again what a
-/// lost worker had. Bookkeeping alone, with no messages and no threads: the same calls at the same
-/// times give the same answers.
+/// lost worker had. What several workers have is withdrawn from the others when one has computed
+/// it. Bookkeeping alone, with no messages and no threads: the same calls at the same times give
+/// the same answers.
 ///
 /// Partials are merged in ascending order of subproblem, and those that come early wait: where they
 /// lie if the merging side has no room. So that nobody waits for a partial that stands behind
@@ -73,6 +75,18 @@ class Dispatcher {
   /// All partials of the subproblem that come from this worker have come, or were dropped.
   void received(int worker, std::int64_t id);
 
+  /// What a worker has and need not compute any more, since another one has.
+  struct Withdrawal {
+    int worker = 0;
+    std::int64_t id = 0;
+  };
+  /// Those since the last call. A worker that has not begun leaves it out, see left_out(); another
+  /// one goes on: it has computed() it later.
+  std::vector<Withdrawal> withdrawals() { return std::exchange(withdrawals_, {}); }
+
+  /// The worker does not compute what was withdrawn: no partial of it comes.
+  void left_out(int worker, std::int64_t id);
+
   /// One piece of the subproblem is merged. Pieces that were not lacking do not count.
   void merged_piece(std::int64_t id);
 
@@ -85,16 +99,20 @@ class Dispatcher {
   int workers_left() const;
   /// Subproblems handed out more than once, for the report.
   std::int64_t repeated() const { return repeated_; }
+  /// Those of them that were left out.
+  std::int64_t withdrawn() const { return withdrawn_; }
 
  private:
   struct Task {
     Work work;
     std::set<int> workers;  ///< that have it, until all of their partials have come
+    bool received = false;  ///< all of its partials have come: what is not merged of them will be
   };
   struct Worker {
     bool lost = false;
     std::set<std::int64_t> computing;
     std::set<std::int64_t> delivering;      ///< computing, or with partials that have not come
+    std::set<std::int64_t> withdrawn;       ///< computing, but another one has computed them
     std::set<std::int64_t> abandoned;       ///< whose partials have not all come to be dropped
     std::map<ChunkKey, std::int64_t> kept;  ///< when each was last used
     std::int64_t orders = 0;
@@ -116,6 +134,7 @@ class Dispatcher {
   double now() const { return options_.now ? options_.now() : 0; }
   Order assign(int worker, std::int64_t id);
   void keep_chunks(Worker& worker, const Task& task) const;
+  void withdraw(std::int64_t id);
   void take_back(int worker, std::int64_t id);
   void forget_merged();
 
@@ -127,7 +146,9 @@ class Dispatcher {
   std::int64_t oldest_ = 0;             ///< smallest that is not merged
   std::map<std::int64_t, Task> tasks_;  ///< looked at and not merged
   std::set<std::int64_t> open_;         ///< those of them that no worker has
+  std::vector<Withdrawal> withdrawals_;
   std::int64_t repeated_ = 0;
+  std::int64_t withdrawn_ = 0;
 };
 
 }  // namespace stream_cqsa

@@ -7,6 +7,7 @@
 #include "engine/checkpoint.hpp"
 #include "engine/monitor.hpp"
 #include "engine/pipeline.hpp"
+#include "engine/prepare.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -100,13 +101,16 @@ void check_inputs(const Plan& plan, const Inputs& inputs) {
                request.value.layout);
 }
 
-RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,
+RunResult run(const Plan& planned, const Inputs& inputs, const Outputs& outputs, Backend& backend,
               const RunOptions& options, Telemetry& telemetry) {
-  check_inputs(plan, inputs);
-  check_outputs(plan, outputs);
-  check_checkpoint(plan, options.checkpoint);
-  check_mergers(plan);
-  backend.prepare(plan, telemetry);
+  check_inputs(planned, inputs);
+  check_outputs(planned, outputs);
+  check_checkpoint(planned, options.checkpoint);
+  check_mergers(planned);
+  Plan plan = planned;
+  prepare(
+      backend, plan, [&](std::int64_t bytes) { return within_device(planned, bytes); },
+      options.warn, telemetry);
   const HostBuffer memory(plan.host.bytes());
   const auto pinned =
       backend.pin({memory.data(), static_cast<std::size_t>(plan.host.accumulator_offset())});

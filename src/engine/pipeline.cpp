@@ -79,6 +79,7 @@ void Pipeline::schedule(const NextSubproblem& next) {
     }
     for (std::size_t part = 0; part < parts.size(); ++part) {
       auto step = std::make_unique<Step>(Step{assignment->id,
+                                              assignment->order,
                                               plan_.key(assignment->id),
                                               {work.chunks, std::move(parts[part])},
                                               std::move(keys_later[part]),
@@ -216,7 +217,12 @@ void Pipeline::submit() {
       last_copy = submit_copy(order->copy);
       continue;
     }
-    Launched launched = launch(std::move(*order->launch), last_copy);
+    const std::vector<StateSlot> free = wait_for_state_slots(*order->launch);
+    if (begins_ && !begins_(order->launch->order)) {
+      for (const StateSlot& slot : free) state_slots_.push(slot);
+      continue;
+    }
+    Launched launched = launch(std::move(*order->launch), free, last_copy);
     if (accumulators_) {
       accumulators_->add(launched);
     } else {
@@ -243,17 +249,20 @@ Ticket Pipeline::submit_copy(const Copy& copy) {
   return ticket;
 }
 
-std::int32_t Pipeline::take_state_slot(std::vector<Ticket>& after) {
-  if (accumulators_) return accumulators_->take_slot();
-  const StateSlot state = *state_slots_.pop();
-  after.push_back(state.last_copy_out);
-  return state.number;
+std::vector<Pipeline::StateSlot> Pipeline::wait_for_state_slots(const Step& step) {
+  std::vector<StateSlot> free;
+  if (accumulators_) return free;
+  const std::vector<bool> needed = chunks_on(Side::query, step.work);
+  const auto count = static_cast<std::size_t>(std::count(needed.begin(), needed.end(), true));
+  while (free.size() < count) free.push_back(*state_slots_.pop());
+  return free;
 }
 
-Launched Pipeline::launch(Step step, Ticket last_copy) {
+Launched Pipeline::launch(Step step, const std::vector<StateSlot>& free, Ticket last_copy) {
   const std::size_t chunks = step.work.chunks.size();
   std::vector<std::int32_t> state_slots(chunks, -1);
   std::vector<Ticket> after = {last_copy};
+  for (const StateSlot& slot : free) after.push_back(slot.last_copy_out);
   WorkList list;
   list.subproblem = step.id;
   list.heads = plan_.groups[static_cast<std::size_t>(step.key.group)];
@@ -261,7 +270,8 @@ Launched Pipeline::launch(Step step, Ticket last_copy) {
     const auto query = static_cast<std::size_t>(pair.query);
     const auto key = static_cast<std::size_t>(pair.key);
     if (state_slots[query] < 0) {
-      state_slots[query] = take_state_slot(after);
+      state_slots[query] =
+          accumulators_ ? accumulators_->take_slot() : free[list.queries.size()].number;
       list.queries.push_back({step.query_slots[query], state_slots[query],
                               step.work.chunks[query].queries,
                               static_cast<std::int64_t>(list.keys.size()), 0});

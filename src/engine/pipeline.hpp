@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "engine/assignment.hpp"
@@ -45,6 +46,10 @@ class Pipeline {
   Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memory, Backend& backend,
            PartialReceiver& receiver, Telemetry& telemetry, Abort& abort);
 
+  /// Has `begins(order)` asked when something of an order (see Assignment) could be launched: where
+  /// the answer is no, all of the order is left out. Before start().
+  void on_begin(std::function<bool(std::int64_t)> begins) { begins_ = std::move(begins); }
+
   /// Starts the threads. `next` is called by one thread. Ids best ascend: others, and those left
   /// out, cost reads and copies that could have been spared. With accumulators on the device they
   /// must, with every chunk wanted. The pipeline ends when `next` gives nothing and all partials
@@ -75,6 +80,7 @@ class Pipeline {
   /// work.chunks, -1 where the chunk is not needed on that side.
   struct Step {
     std::int64_t id = 0;
+    std::int64_t order = 0;  ///< see Assignment
     SubproblemKey key;
     QuorumWork work;
     std::vector<bool> keys_later;  ///< by position: a later part needs them as well
@@ -106,9 +112,9 @@ class Pipeline {
 
   void submit();
   Ticket submit_copy(const Copy& copy);
-  /// Adds to `after` what the slot's last states wait for.
-  std::int32_t take_state_slot(std::vector<Ticket>& after);
-  Launched launch(Step step, Ticket last_copy);
+  /// As many as the step has query chunks. With accumulators on the device these have them.
+  std::vector<StateSlot> wait_for_state_slots(const Step& step);
+  Launched launch(Step step, const std::vector<StateSlot>& free, Ticket last_copy);
 
   void drain();
   void copy_out(const Launched& launched, std::int32_t position);
@@ -118,6 +124,7 @@ class Pipeline {
   Backend& backend_;
   PartialReceiver& receiver_;
   Telemetry& telemetry_;
+  std::function<bool(std::int64_t)> begins_;
 
   // Schedule's own.
   UseTable uses_;

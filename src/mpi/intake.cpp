@@ -39,11 +39,13 @@ Intake::Intake(const Plan& plan, Assembler& assembler, Communicator& communicato
 
 void Intake::merged() {
   while (oldest_ < plan_.subproblem_count() && assembler_.is_merged(oldest_)) ++oldest_;
+  changed_ = true;
 }
 
 void Intake::offer(int rank, const Message& message) {
   const Source source{message.subproblem, rank, message.order};
   offers_.emplace(source, Offer{message, dropped_.contains(source)});
+  changed_ = true;
 }
 
 void Intake::computed(int rank, const Message& message) {
@@ -64,6 +66,7 @@ void Intake::drop(const Source& source) {
   dropped_.insert(source);
   const auto [begin, end] = offers_.equal_range(source);
   for (auto offer = begin; offer != end; ++offer) offer->second.dropped = true;
+  changed_ = true;
 }
 
 void Intake::forget(int rank) {
@@ -75,9 +78,20 @@ void Intake::forget(int rank) {
     transfer.forgotten = true;
     transfer.request.cancel();
   }
+  changed_ = true;
 }
 
 bool Intake::poll() {
+  const bool moved = move_transfers();
+  changed_ |= moved;
+  const std::uint64_t changes = assembler_.changes();
+  // Nothing else lets an offer in that was not let in before.
+  if (!std::exchange(changed_, false) && changes == changes_) return moved;
+  changes_ = changes;
+  return begin_transfers() || moved;
+}
+
+bool Intake::move_transfers() {
   bool did_something = false;
   for (auto transfer = transfers_.begin(); transfer != transfers_.end();) {
     const Request::State state = transfer->request.test();
@@ -97,6 +111,11 @@ bool Intake::poll() {
     telemetry_.record(Stage::transfer, {busy_since_, now_seconds()},
                       std::exchange(bytes_under_way_, 0), -1);
   }
+  return did_something;
+}
+
+bool Intake::begin_transfers() {
+  bool did_something = false;
   const bool was_stalled = std::exchange(no_room_, false);
   for (auto offer = offers_.begin(); offer != offers_.end();) {
     const bool begun = begin(offer->first, offer->second);

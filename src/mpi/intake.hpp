@@ -49,7 +49,10 @@ class Intake {
   /// From now on the partials of this source are dropped.
   void drop(const Source& source);
   /// From now on all are.
-  void drop_all() { dropping_ = true; }
+  void drop_all() {
+    dropping_ = true;
+    changed_ = true;
+  }
   /// The rank is lost, with what it offered: transfers from it are given up, their buffers freed as
   /// soon as MPI lets go of them. There must be no offers of this rank after that.
   void forget(int rank);
@@ -85,6 +88,8 @@ class Intake {
     std::int64_t of = -1;  ///< -1: not known yet
   };
 
+  bool move_transfers();
+  bool begin_transfers();
   bool begin(const Source& source, const Offer& offer);
   bool wait_for_room();
   bool begin_finished(const Source& source, const Message& message);
@@ -109,6 +114,8 @@ class Intake {
   bool spare_in_use_ = false;
   bool dropping_ = false;
   std::multimap<Source, Offer> offers_;
+  bool changed_ = false;       ///< here, since all offers were last looked at
+  std::uint64_t changes_ = 0;  ///< Assembler::changes() when they were
   std::set<Source> dropped_;
   std::list<Transfer> transfers_;
   double busy_since_ = 0;     ///< while there are transfers

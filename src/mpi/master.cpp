@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <ctime>
 #include <list>
-#include <map>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -19,6 +18,7 @@
 #include "mpi/intake.hpp"
 #include "mpi/merged_list.hpp"
 #include "mpi/mergers.hpp"
+#include "mpi/orders.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
 #include "stream_cqsa/error.hpp"
@@ -59,11 +59,13 @@ class Master {
     listen();
   }
 
-  /// Until everything is merged, or something has failed: then nothing more can be done.
+  /// Until everything is merged, and written by the mergers, or something has failed: then nothing
+  /// more can be done. Where it was to stop meanwhile, mergers make their checkpoints.
   void work() {
-    while (!all_merged() && !abort_.failed() && !mergers_.failed()) {
+    while (!(all_merged() && mergers_.have_written()) && !abort_.failed() && !mergers_.failed()) {
       if (!dispatcher_ && mergers_.are_ready()) begin();
-      if (dispatcher_ && dispatcher_->workers_left() == 0) throw Error(nobody_left());
+      if (dispatcher_ && !all_merged() && dispatcher_->workers_left() == 0)
+        throw Error(nobody_left());
       step([this] {
         const bool told = tell_mergers();
         return assign() || told;
@@ -89,7 +91,10 @@ class Master {
     while (!incoming_request_.settled()) {
     }
     result_.stalled_seconds = intake_.stalled_seconds();
-    if (dispatcher_) result_.repeated = dispatcher_->repeated() * subproblems_of_order();
+    if (dispatcher_) {
+      result_.repeated = dispatcher_->repeated() * subproblems_of_order();
+      result_.withdrawn = dispatcher_->withdrawn() * subproblems_of_order();
+    }
     if (inputs_) result_.served = inputs_->served();
   }
   const Mergers& mergers() const { return mergers_; }
@@ -101,11 +106,6 @@ class Master {
   struct Sending {
     Message message;
     Request request;
-  };
-  /// How many of a source's receivers have all that comes to them.
-  struct Arrival {
-    int came = 0;
-    int of = -1;  ///< -1: not known yet
   };
   int workers() const { return static_cast<int>(ended_.size()); }
   int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
@@ -217,8 +217,7 @@ class Master {
     if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
     intake_.forget(rank);
     if (inputs_) inputs_->forget(rank);
-    std::erase_if(arrivals_, [&](const auto& arrival) { return arrival.first.rank == rank; });
-    std::erase_if(orders_, [&](const auto& order) { return order.first.first == rank; });
+    orders_.forget(rank);
   }
 
   void hear(int rank, const Message& message) {
@@ -234,8 +233,11 @@ class Master {
       case Said::computed:
         count_computed(worker);
         dispatcher_->computed(worker, message.subproblem);
-        arrivals_[{message.subproblem, rank, message.order}].of = 1 + message.mergers;
+        orders_.computed({message.subproblem, rank, message.order}, 1 + message.mergers);
         return intake_.computed(rank, message);
+      case Said::left_out:
+        orders_.left_out(rank, message.subproblem);
+        return dispatcher_->left_out(worker, message.subproblem);
       case Said::failed:
         result_.failures[static_cast<std::size_t>(worker)] = message.text.data();
         fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
@@ -284,24 +286,34 @@ class Master {
   // By this rank, or a merger.
   void received(const Source& source) {
     if (communicator_.is_lost(source.rank)) return;
-    Arrival& arrival = arrivals_[source];
-    if (++arrival.came != arrival.of) return;
-    arrivals_.erase(source);
-    orders_.erase({source.rank, source.subproblem});
-    dispatcher_->received(worker_of(source.rank), source.subproblem);
+    if (orders_.received(source)) dispatcher_->received(worker_of(source.rank), source.subproblem);
+  }
+
+  // Takes from workers what others have computed.
+  void withdraw() {
+    for (const auto& [worker, id] : dispatcher_->withdrawals()) {
+      const auto order = orders_.number(rank_of(worker), id);
+      if (!order) continue;
+      Message message;
+      message.said = Said::withdraw;
+      message.subproblem = id;
+      message.order = *order;
+      send(rank_of(worker), message);
+    }
   }
 
   // Gives each worker what it may have.
   bool assign() {
     bool did_something = false;
     if (!dispatcher_) return false;
+    withdraw();
     for (int worker = 0; worker < workers(); ++worker) {
       while (const auto order = dispatcher_->next(worker)) {
         for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);
         Message message;
         message.said = Said::assign;
         message.subproblem = order->assignment.id;
-        message.order = orders_[{rank_of(worker), message.subproblem}] = ++last_order_;
+        message.order = orders_.give(rank_of(worker), message.subproblem);
         message.set_wanted(order->assignment.wanted);
         send(rank_of(worker), message);
         did_something = true;
@@ -316,7 +328,7 @@ class Master {
     message.said = Said::drop;
     message.rank = rank;
     message.subproblem = id;
-    message.order = orders_.at({rank, id});
+    message.order = orders_.number(rank, id).value();
     intake_.drop({id, rank, message.order});
     for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
   }
@@ -356,10 +368,7 @@ class Master {
   std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
   Intake intake_;
   InputServer* inputs_;
-  std::map<Source, Arrival> arrivals_;
-  /// The number of the order by which (rank, subproblem) is computed.
-  std::map<std::pair<int, std::int64_t>, std::int64_t> orders_;
-  std::int64_t last_order_ = 0;
+  Orders orders_;
   std::vector<bool> ended_;  ///< by worker
   std::list<Sending> sends_;
   Message incoming_;

@@ -20,6 +20,7 @@ struct MasterResult {
   std::vector<std::string> failures;      ///< by worker: why it gave up, `lost_text`, or empty
   std::vector<std::int64_t> subproblems;  ///< by worker: computed
   std::int64_t repeated = 0;              ///< subproblems that were handed out more than once
+  std::int64_t withdrawn = 0;             ///< of these, before a second worker had begun
   double dispatch_seconds = 0;            ///< of processor time, for messages and assignments
   double stalled_seconds = 0;             ///< see Intake::stalled_seconds()
   ServedInputs served;                    ///< to workers

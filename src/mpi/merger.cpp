@@ -112,6 +112,7 @@ class Merger {
     while (!all_heard() || !sends_.empty() || under_way()) {
       bool did_something = hear();
       did_something |= merge();
+      say_written();
       if (!ending_ && failure_.empty() && merging_ && merging_->failed()) end_merging();
       forget_sent();
       pause_.after(did_something, under_way() || !sends_.empty());
@@ -132,6 +133,7 @@ class Merger {
     result.failure = failure_;
     if (!merging_) return result;
     const Assembler& assembler = merging_->assembler();
+    result.stalled_seconds = merging_->intake().stalled_seconds();
     result.run.merged_scores = assembler.merged_scores();
     result.run.output = assembler.non_finite();
     result.run.host_bytes = merging_->host_bytes();
@@ -230,6 +232,14 @@ class Merger {
     }
   }
 
+  // Until the master has heard it from all, a stop still makes checkpoints everywhere.
+  void say_written() {
+    if (said_written_ || !merging_ || !merging_->assembler().is_complete()) return;
+    said_written_ = true;
+    say(Said::written);
+    send(sends_.back());
+  }
+
   // All that was merged is written, or is in the checkpoint, or something has failed.
   void end_merging() {
     if (!merging_) return;
@@ -306,6 +316,7 @@ class Merger {
   std::list<Sending> sends_;
   std::unique_ptr<Merging> merging_;
   std::optional<Ending> ending_;
+  bool said_written_ = false;
   std::uint64_t scores_told_ = 0;
   Message incoming_;
   Request request_;

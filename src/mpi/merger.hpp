@@ -11,8 +11,9 @@
 namespace stream_cqsa {
 
 struct MergerResult {
-  std::string failure;  ///< why the run cannot go on, or empty
-  RunResult run;        ///< of this rank's query chunks
+  std::string failure;         ///< why the run cannot go on, or empty
+  RunResult run;               ///< of this rank's query chunks
+  double stalled_seconds = 0;  ///< see Intake::stalled_seconds()
 };
 
 /// Merges what the workers of `plan` compute of this rank's share of the query chunks (see

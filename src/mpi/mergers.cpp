@@ -22,6 +22,9 @@ void Mergers::hear(int rank, const Message& message) {
       coming_.push_back(rank);
       return;
     }
+    case Said::written:
+      ++written_;
+      return;
     case Said::failed:
       if (failed()) return;
       failure_ = fmt::format("rank {}: {}", rank, message.text.data());

@@ -18,15 +18,15 @@
 
 namespace stream_cqsa {
 
-/// Keeps what the mergers say: what they had at the start, whether they have ended, and why one
-/// failed. Used by the communication thread alone.
+/// Keeps what the mergers say: what they had at the start, whether they have written their rows and
+/// have ended, and why one failed. Used by the communication thread alone.
 class Mergers {
  public:
   Mergers(const Plan& plan, const MergeShares& shares, Communicator& communicator);
 
   int count() const { return shares_.ranks() - 1; }
 
-  /// `ready`, `failed` or `ended` of a merger.
+  /// `ready`, `written`, `failed` or `ended` of a merger.
   void hear(int rank, const Message& message);
   /// Takes in what mergers have sent of their starts. True where anything came.
   bool poll();
@@ -42,6 +42,8 @@ class Mergers {
   std::int64_t lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk);
 
   bool under_way() const { return !coming_.empty(); }
+  /// All of their rows: no end of the run costs anything of theirs.
+  bool have_written() const { return written_ == count(); }
   bool have_ended() const { return ended_ == count(); }
   /// Scores in their checkpoints, once they have ended.
   std::uint64_t durable_scores() const { return durable_scores_; }
@@ -67,6 +69,7 @@ class Mergers {
   std::list<int> coming_;         ///< ranks whose start is on its way
   std::map<int, PieceTable> pieces_;
   int ready_ = 0;
+  int written_ = 0;
   int ended_ = 0;
   std::uint64_t durable_scores_ = 0;
   std::string failure_;

@@ -97,6 +97,11 @@ void PartialSender::ordered(std::int64_t subproblem, std::int64_t order) {
   orders_[subproblem].number = order;
 }
 
+void PartialSender::left_out(std::int64_t subproblem) {
+  const std::scoped_lock lock(mutex_);
+  orders_.erase(subproblem);
+}
+
 bool PartialSender::send() {
   bool did_something = false;
   for (auto states = states_.begin(); states != states_.end();) {

@@ -29,6 +29,8 @@ class PartialSender : public PartialReceiver {
 
   /// From now on the partials of this subproblem are those of the order numbered `order`.
   void ordered(std::int64_t subproblem, std::int64_t order);
+  /// None of them comes after all.
+  void left_out(std::int64_t subproblem);
 
   // For the pipeline's threads.
   bool try_buffer(Buffer& buffer) override;

@@ -1,4 +1,10 @@
 // What master, mergers and workers say to each other.
+//
+// Where workers take whole head groups (see computes_by_groups()), messages are about these in the
+// place of subproblems: `subproblem` is the number of a group of a batch entry (see
+// group_number()), all of whose subproblems are handed out, computed and lost as one; what is
+// offered are the finished rows of its pieces (O and, for the lse, m and l) instead of partial
+// states; and `merged` counts pieces whose rows have come. Everything else is the same.
 #pragma once
 
 #include <algorithm>
@@ -42,13 +48,16 @@ enum class Said : std::int32_t {
   // A worker to the master.
   read,  ///< rows of `tensor`, see InputServer; the number of the request is in `buffer`
   // A worker to the rank that merges the query chunk: the master or a merger.
-  offer,  ///< a partial waits: its states are sent when the receiver asks MPI for them
+  offer,  ///< a partial, or finished rows, wait: they are sent when the receiver asks MPI for them
   // A worker to the master, and to each merger to which it offered any.
   computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more
+  // A worker to the master.
+  left_out,  ///< the order `order` of `subproblem` was withdrawn before it had begun
   // A worker to the master and all mergers, or a merger to the master.
   ended,  ///< its last message; of a merger, `count` scores are in its checkpoint
   // The master to a worker.
-  assign,  ///< compute `subproblem`, those of its query chunks that are in `wanted`
+  assign,    ///< compute `subproblem`, those of its query chunks that are in `wanted`
+  withdraw,  ///< do not, where nothing of the order `order` has begun: another one has
   // The master's answers to `read`.
   rows,        ///< they follow
   unreadable,  ///< nothing but empty messages follows, see `text`
@@ -58,6 +67,7 @@ enum class Said : std::int32_t {
   // A merger to the master.
   merged,  ///< `count` pieces of `subproblem`; and `scores` have come, of all heads, since the last
   received,  ///< all partials of the order `order` of `subproblem` to the worker `rank` have come
+  written,   ///< all of its rows, and its checkpoint has them
   // The master to a merger.
   drop,        ///< from now on, the partials of `order` of `subproblem` to the worker `rank`
   checkpoint,  ///< make one
@@ -77,11 +87,11 @@ struct Message {
   std::int32_t rank = 0;
   std::int32_t mergers = 0;  ///< of `computed` to the master: how many were offered any
   Ending ending = Ending::complete;
-  bool bad_input = false;  ///< of `failed`: an InputError
-  std::int64_t subproblem = 0;
-  std::int64_t order = 0;   ///< the number of the order, among all, by which it was computed
-  PieceKey piece;           ///< of an offer
-  std::int64_t scores = 0;  ///< of an offer, see Partial
+  bool bad_input = false;       ///< of `failed`: an InputError
+  std::int64_t subproblem = 0;  ///< or a head group's number, see above
+  std::int64_t order = 0;       ///< the number of the order, among all, by which it was computed
+  PieceKey piece;               ///< of an offer
+  std::int64_t scores = 0;      ///< of an offer, see Partial
   std::int64_t count = 0;
   SlotTensor tensor = SlotTensor::query;  ///< to be read
   Block block;                            ///< to be read

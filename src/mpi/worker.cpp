@@ -8,6 +8,8 @@
 #include "engine/buffer.hpp"
 #include "engine/monitor.hpp"
 #include "engine/pipeline.hpp"
+#include "engine/prepare.hpp"
+#include "mpi/begun_orders.hpp"
 #include "mpi/error.hpp"
 #include "mpi/partial_sender.hpp"
 #include "mpi/poll.hpp"
@@ -34,11 +36,11 @@ class Computing {
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
                   abort_),
         crew_(abort_) {
+    pipeline_.on_begin([this](std::int64_t order) { return begun_.begin(order); });
     abort_.on_failure([this] { backend_.cancel(); });
     if (remote) abort_.on_failure([remote] { remote->cancel(); });
     pipeline_.start(
-        crew_, [this] { return assignments_.pop(); }, options.read_threads,
-        [this] { finished_ = true; });
+        crew_, [this] { return next(); }, options.read_threads, [this] { finished_ = true; });
   }
   ~Computing() {
     end();
@@ -50,14 +52,21 @@ class Computing {
     sender_.ordered(message.subproblem, message.order);
     try {
       if (!by_groups_) {
-        assignments_.push({message.subproblem, message.wanted_positions()});
+        assignments_.push({message.subproblem, message.wanted_positions(), message.order});
         return;
       }
       const std::int64_t first = message.subproblem * subproblems_of_group_;
-      for (std::int64_t i = 0; i < subproblems_of_group_; ++i) assignments_.push({first + i, {}});
+      for (std::int64_t i = 0; i < subproblems_of_group_; ++i)
+        assignments_.push({first + i, {}, message.order});
     } catch (const Aborted&) {
       // The failure is told next, and the master gives the subproblem to another.
     }
+  }
+  /// Leaves an order out. False where it has begun.
+  bool withdraw(const Message& message) {
+    if (!begun_.withdraw(message.order)) return false;
+    sender_.left_out(message.subproblem);
+    return true;
   }
   bool failed() const { return abort_.failed(); }
   void rethrow_if_failed() const { abort_.rethrow_if_failed(); }
@@ -70,12 +79,19 @@ class Computing {
   }
 
  private:
+  std::optional<Assignment> next() {
+    auto assignment = assignments_.pop();
+    while (assignment && begun_.is_withdrawn(assignment->order)) assignment = assignments_.pop();
+    return assignment;
+  }
+
   const bool by_groups_;
   const std::int64_t subproblems_of_group_;
   Abort abort_;
   Backend& backend_;
   PartialSender sender_;
   BoundedQueue<Assignment> assignments_;
+  BegunOrders begun_;
   Pipeline pipeline_;
   std::atomic<bool> finished_{false};
   Crew crew_;
@@ -94,8 +110,12 @@ class Worker {
              const RunOptions& options, Telemetry& telemetry) {
     try {
       check_inputs(plan, inputs);
-      plan_ = worker_plan(plan, backend_.traits(plan.problem()), budgets.device, budgets.host);
-      backend_.prepare(*plan_, telemetry);
+      const DeviceTraits device = backend_.traits(plan.problem());
+      const auto within = [&](std::int64_t device_budget) {
+        return worker_plan(plan, device, device_budget, budgets.host);
+      };
+      plan_ = within(budgets.device);
+      prepare(backend_, *plan_, within, options.warn, telemetry);
       memory_ = std::make_unique<HostBuffer>(plan_->host.bytes());
       pinned_ = backend_.pin({memory_->data(), static_cast<std::size_t>(memory_->bytes())});
       computing_ = std::make_unique<Computing>(*plan_, inputs, backend_, options, telemetry,
@@ -149,6 +169,8 @@ class Worker {
       stopped_ = master_lost_ || incoming_.said == Said::stop;
       if (stopped_) continue;
       if (incoming_.said == Said::assign && failure_.empty()) computing_->assign(incoming_);
+      if (incoming_.said == Said::withdraw && failure_.empty() && computing_->withdraw(incoming_))
+        say_left_out(incoming_);
       listen();
     }
     return did_something;
@@ -171,10 +193,21 @@ class Worker {
   }
 
   void say(Said said, const std::string& text, int to = 0) {
+    Message message;
+    message.said = said;
+    message.set_text(text);
+    say(message, to);
+  }
+  void say_left_out(const Message& withdrawn) {
+    Message message;
+    message.said = Said::left_out;
+    message.subproblem = withdrawn.subproblem;
+    message.order = withdrawn.order;
+    say(message, 0);
+  }
+  void say(const Message& message, int to) {
     send();  // behind every offer
-    Sending& sending = sends_.emplace_back();
-    sending.message.said = said;
-    sending.message.set_text(text);
+    Sending& sending = sends_.emplace_back(Sending{message, {}});
     sending.request = communicator_.send(to, to_master_tag, sending.message.bytes());
   }
 

@@ -24,10 +24,10 @@ struct WorkerResult {
 
 /// Computes subproblems of `plan` for the ranks 0 to RunOptions::mergers, which merge, with the
 /// arenas of worker_plan() for the budgets given, until the master says stop, with the backend,
-/// which is prepared here. Failures are told to the master and returned, once all partials that
-/// were offered have been sent. Only the calling thread sends and receives; reader threads read
-/// through MPI I/O. With `remote`, `inputs` read from there. Throws LostRank when the
-/// master is lost, and Error when messages fail otherwise.
+/// which is prepared here; within less device memory where others have taken it. Failures are told
+/// to the master and returned, once all partials that were offered have been sent. Only the calling
+/// thread sends and receives; reader threads read through MPI I/O. With `remote`, `inputs` read
+/// from there. Throws LostRank when the master is lost, and Error when messages fail otherwise.
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator, RemoteInputs* remote = nullptr);

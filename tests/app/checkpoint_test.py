@@ -113,14 +113,24 @@ class Kills(Checkpoint):
 
     def survive(self, kills, *extra):
         expected, seconds = self.undisturbed(*extra)
-        for _ in range(kills):
+        hits = 0
+        for kill in range(kills):
+            before = self.progress()
             process = self.start(*extra)
+            latest = 1.2 * seconds
+            if kill % 2:
+                self.wait_for_progress(process, before)
+                latest = 0.3 * seconds
             try:
-                process.wait(self.random_moment.uniform(0, 1.2 * seconds))
+                process.wait(self.random_moment.uniform(0, latest))
             except subprocess.TimeoutExpired:
+                at_work = self.progress() != before
                 process.kill()
+            else:
+                at_work = False
             _, error = process.communicate()
             self.assertIn(process.returncode, (0, -signal.SIGKILL), error)
+            hits += at_work and process.returncode != 0
             self.assertNotIn("damaged", error)
             complete = self.path("o.npy").exists() and not (self.path("ckpt") / "checkpoint.json").exists()
             self.assertTrue(complete or process.returncode != 0)
@@ -131,6 +141,7 @@ class Kills(Checkpoint):
         done = self.finish(*extra)
         self.assertNotIn("damaged", done.stderr)
         self.check_finished(expected, report="had ended" not in done.stderr)
+        self.assertGreaterEqual(hits, kills // 5, "too few kills hit a run at work")
 
     def test_killed_at_random_moments(self):
         self.survive(10)

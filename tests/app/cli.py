@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
+import time
 import unittest
 
 import numpy as np
@@ -98,6 +99,21 @@ class CliTest(unittest.TestCase):
         for name, array in zip("qkv", arrays):
             np.save(self.path(f"{name}.npy"), array)
         return arrays
+
+    def progress(self):
+        """What a run with the checkpoint `ckpt` has left there by now: it changes while one works."""
+        found = {}
+        for path in [*self.folder.glob("ckpt/**/journal"), *self.folder.glob("ckpt/**/states")]:
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                continue
+            found[path] = (status.st_size, status.st_mtime_ns)
+        return found
+
+    def wait_for_progress(self, process, before):
+        while process.poll() is None and self.progress() == before:
+            time.sleep(0.002)
 
     def inputs(self):
         return ["--query", self.path("q.npy"), "--key", self.path("k.npy"),

@@ -75,6 +75,7 @@ class Lost(Ranks):
 
     def test_lost_workers_are_done_without(self):
         report = self.path("r.json")
+        lost = 0
         for number in range(KILLS):
             ranks = (3, 5)[number % 2]
             command = (self.plain, self.durable)[number // 2 % 2]
@@ -83,7 +84,35 @@ class Lost(Ranks):
                 process = self.begin(ranks, command("--report", report))
                 time.sleep(self.random_moment.uniform(0, 1))
                 self.kill(process, victims)
-                self.assertLessEqual(set(self.ends_well(process, report)), set(victims))
+                known = self.ends_well(process, report)
+                self.assertLessEqual(set(known), set(victims))
+                lost += len(known)
+        self.assertGreater(lost, 0, "no worker was lost at work")
+
+    def test_lost_workers_are_done_without_where_several_ranks_merge(self):
+        report = self.path("r.json")
+        lost = 0
+        for number in range(KILLS):
+            command = (self.plain, self.durable)[number % 2]
+            victims = self.random_moment.sample(range(3, 6), 1 + number % 2)
+            with self.subTest(number=number, victims=victims):
+                process = self.begin(6, command("--mergers", "2", "--report", report))
+                time.sleep(self.random_moment.uniform(0, 0.5))
+                self.kill(process, victims)
+                known = self.ends_well(process, report)
+                self.assertLessEqual(set(known), set(victims))
+                lost += len(known)
+        self.assertGreater(lost, 0, "no worker was lost at work")
+
+    def test_a_lost_merger_ends_a_run_that_can_be_continued(self):
+        for victim in (1, 2):
+            process = self.begin(5, self.durable("--mergers", "2"))
+            self.kill(process, [victim])
+            _, error = process.communicate(timeout=100)
+            self.assertNotEqual(process.returncode, 0, error)
+            self.assertIn(f"rank {victim}, which merges, was lost", error)
+            self.mpirun(5, self.durable("--mergers", "2"))
+            self.assertEqual(self.bytes_of("o.npy"), self.expected)
 
     def test_one_that_is_lost_at_the_beginning_is_told_of(self):
         report = self.path("r.json")

@@ -294,18 +294,28 @@ class Disturbed(Ranks):
         self.mpirun(3, self.command())
         seconds = time.monotonic() - begin
         self.forget_outputs()
+        hits = 0
         for kill in range(KILLS):
+            before = self.progress()
             process = self.start(3, self.durable())
-            self.kill_at_random(process, [[1 + kill % 2], [0], []][kill % 3], seconds)
+            if kill % 2:
+                self.wait_for_progress(process, before)
+            hits += self.kill_at_random(process, [[1 + kill % 2], [0], []][kill % 3], seconds, before)
             if self.path("o.npy").exists():
                 self.finish(3, expected)
                 self.forget_outputs()
         self.finish(2 + KILLS % 3, expected)
+        self.assertGreaterEqual(hits, KILLS // 4, "too few kills hit a run at work")
 
-    def kill_at_random(self, launcher, victims, seconds):
-        """SIGKILL for some ranks, or for all and the launcher."""
-        time.sleep(self.random_moment.uniform(0.1, 1.1) * seconds)
+    def kill_at_random(self, launcher, victims, seconds, before):
+        """SIGKILL for some ranks, or for all and the launcher. Tells whether that ended a run at
+        work: one that had progress since `before`, and has no output."""
+        if self.progress() == before:
+            time.sleep(self.random_moment.uniform(0.1, 1.1) * seconds)
+        else:
+            time.sleep(self.random_moment.uniform(0, 0.3) * seconds)
         ranks = self.rank_processes(launcher)
+        at_work = launcher.poll() is None and self.progress() != before
         pids = [ranks.get(rank) for rank in victims] or [launcher.pid, *ranks.values()]
         for pid in pids:
             try:
@@ -317,6 +327,7 @@ class Disturbed(Ranks):
         # What mpirun leaves alone when it is killed itself ends by itself; nobody waits for it.
         while any(os.path.exists(f"/proc/{pid}") for pid in ranks.values()):
             time.sleep(0.01)
+        return at_work and not self.path("o.npy").exists()
 
     def test_kills_where_several_ranks_merge(self):
         self.save_inputs(shape=self.shape, dtype=np.float16)
@@ -325,14 +336,20 @@ class Disturbed(Ranks):
         self.mpirun(5, self.command("--mergers", "2"))
         seconds = time.monotonic() - begin
         self.forget_outputs()
+        hits = 0
         for kill in range(KILLS // 2):
+            before = self.progress()
             process = self.start(5, self.durable("--mergers", "2"))
-            self.kill_at_random(process, [[0], [1], [2], [3], [1, 2], []][kill % 6], seconds)
+            if kill % 2:
+                self.wait_for_progress(process, before)
+            hits += self.kill_at_random(process, [[0], [1], [2], [3], [1, 2], []][kill % 6], seconds,
+                                        before)
             if self.path("o.npy").exists():
                 self.finish(5, expected, "--mergers", "2")
                 self.forget_outputs()
         self.finish(4 + KILLS % 3, expected, "--mergers", "2")
         self.assertFalse(list(self.path("ckpt").iterdir()))
+        self.assertGreaterEqual(hits, KILLS // 8, "too few kills hit a run at work")
 
     def test_stopped_and_continued_where_several_ranks_merge(self):
         self.save_inputs(shape=self.shape, dtype=np.float16)

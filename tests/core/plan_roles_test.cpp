@@ -2,6 +2,7 @@
 #define BOOST_TEST_MODULE plan_roles
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <optional>
 #include <random>
 
 #include "stream_cqsa/error.hpp"
@@ -31,6 +32,27 @@ PlanRequest random_request(std::mt19937_64& random) {
   request.host_budget = std::int64_t{1} << (24 + random() % 6);
   request.chunks = std::array<std::int64_t, 4>{1, 3, 7, 13}[random() % 4];
   return request;
+}
+
+// None where the budgets are too small.
+std::optional<Plan> try_plan(const PlanRequest& request) {
+  try {
+    return make_plan(request);
+  } catch (const InputError&) {
+    return std::nullopt;
+  }
+}
+
+// With accumulators on the workers' devices, which take whole head groups.
+Plan random_plan_by_groups(std::mt19937_64& random) {
+  for (;;) {
+    PlanRequest request = random_request(random);
+    request.device.merges = true;
+    request.host_accumulators = false;
+    request.heads_per_group = 1;
+    const auto plan = try_plan(request);
+    if (plan && plan->placement == AccumulatorPlacement::device) return *plan;
+  }
 }
 
 std::int64_t longest_chunk(const Plan& plan) {
@@ -150,4 +172,110 @@ BOOST_AUTO_TEST_CASE(a_master_stays_within_the_host_budget_and_needs_no_device) 
       // Too small: said so.
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_worker_that_takes_head_groups_has_accumulators_and_sends_finished_rows) {
+  std::mt19937_64 random(6);
+  int fitted = 0, refused = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    const Plan plan = random_plan_by_groups(random);
+    const std::int64_t device_budget =
+        plan.device.bytes() * static_cast<std::int64_t>(2 + random() % 10) / 8;
+    const std::int64_t host_budget = plan.request.host_budget * 3 / (2 + random() % 3);
+    try {
+      const Plan own = worker_plan(plan, plan.request.device, device_budget, host_budget);
+      ++fitted;
+      BOOST_TEST((own.placement == AccumulatorPlacement::device));
+      BOOST_TEST(own.device.bytes() <= device_budget);
+      BOOST_TEST(own.host.bytes() <= host_budget);
+      BOOST_TEST(own.host.output_buffers >= 3);
+      BOOST_TEST(own.host.state_buffers == 0);
+      BOOST_TEST(own.host.accumulators == 0);
+      BOOST_TEST(own.scratch_bytes == 0);
+      BOOST_TEST(own.piece_tokens == plan.piece_tokens);
+      const std::int64_t c = plan.division.chunk_count();
+      std::int64_t chunks = 0;  // with queries
+      for (std::int64_t i = 0; i < c; ++i) chunks += !plan.division.chunk(i).queries.empty();
+      BOOST_TEST(own.device.state_slots >= (c == 1 ? 1 : chunks + 1));
+      BOOST_TEST(own.device.output_slots >= 1);
+      const std::int64_t rows =
+          longest_chunk(plan) * plan.groups.front().query_heads(plan.problem()).size();
+      BOOST_TEST(own.device.state_slot_bytes >= softmax_state_bytes(rows, 64));
+      BOOST_TEST(own.device.output_slot_bytes >= rows * 64 * size_of(plan.problem().output_dtype));
+    } catch (const InputError& error) {
+      ++refused;
+      const std::string message = error.what();
+      BOOST_TEST((message.find("host memory") != std::string::npos ||
+                  message.find("accumulators of a whole head group") != std::string::npos));
+    }
+  }
+  BOOST_TEST(fitted > 50);
+  BOOST_TEST(refused > 20);
+}
+
+BOOST_AUTO_TEST_CASE(ranks_that_get_finished_rows_have_buffers_for_them_alone) {
+  std::mt19937_64 random(7);
+  int fitted = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    const Plan plan = random_plan_by_groups(random);
+    const std::int64_t c = plan.division.chunk_count();
+    const auto begin = static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(c));
+    for (const Range& chunks : {Range{0, c}, Range{begin, c}}) {
+      const std::int64_t budget = plan.request.host_budget * 3 / (2 + random() % 4);
+      try {
+        const Plan own = merger_plan(plan, plan.request.workers, chunks, budget, trial % 2 == 0);
+        ++fitted;
+        BOOST_TEST((own.placement == AccumulatorPlacement::device));
+        BOOST_TEST((own.merged_chunks == chunks));
+        BOOST_TEST(own.device.bytes() == 0);
+        BOOST_TEST(own.host.bytes() <= budget);
+        BOOST_TEST(own.host.output_buffers >= 2);
+        BOOST_TEST(own.host.state_buffers == 0);
+        BOOST_TEST(own.host.accumulators == 0);
+        BOOST_TEST(own.scratch_bytes == 0);
+        BOOST_TEST((own.host.cache_blocks > 0) == (trial % 2 == 0));
+      } catch (const InputError& error) {
+        BOOST_TEST(std::string(error.what()).find("host memory") != std::string::npos);
+      }
+    }
+  }
+  BOOST_TEST(fitted > 200);
+}
+
+BOOST_AUTO_TEST_CASE(a_plan_within_less_device_memory_has_the_same_division) {
+  std::mt19937_64 random(8);
+  int on_device = 0, on_host = 0, refused = 0;
+  for (int trial = 0; trial < 300; ++trial) {
+    PlanRequest request = random_request(random);
+    request.device.merges = trial % 3 > 0;
+    request.host_accumulators = trial % 3 == 0;
+    request.workers = 1;
+    const auto made = try_plan(request);
+    if (!made) continue;
+    const Plan& plan = *made;
+    const std::int64_t budget = plan.device.bytes() * static_cast<std::int64_t>(random() % 12) / 11;
+    try {
+      const Plan own = within_device(plan, budget);
+      BOOST_TEST(own.device.bytes() <= budget);
+      BOOST_TEST(own.host.bytes() <= request.host_budget);
+      BOOST_TEST(own.division.chunk_count() == plan.division.chunk_count());
+      BOOST_TEST((own.merged_chunks == plan.merged_chunks));
+      BOOST_TEST(own.device.query_slots >= 1);
+      const bool moved = own.placement != plan.placement;
+      if (moved) {
+        BOOST_TEST((plan.placement == AccumulatorPlacement::device));
+        BOOST_TEST(own.device.output_slots == 0);
+      } else {
+        BOOST_TEST((own.groups == plan.groups));
+        BOOST_TEST((own.host == plan.host));
+        BOOST_TEST(own.device.query_slot_bytes == plan.device.query_slot_bytes);
+      }
+      (moved ? on_host : on_device) += plan.placement == AccumulatorPlacement::device;
+    } catch (const InputError&) {
+      ++refused;
+    }
+  }
+  BOOST_TEST(on_device > 10);
+  BOOST_TEST(on_host > 10);
+  BOOST_TEST(refused > 10);
 }

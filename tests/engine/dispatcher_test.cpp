@@ -51,6 +51,10 @@ class Simulation {
     for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
     std::shuffle(order.begin(), order.end(), random_);
     const bool assign_first = random_() % 2 == 0;
+    for (const auto& [worker, id] : dispatcher_.withdrawals()) {
+      Worker& has = workers_[static_cast<std::size_t>(worker)];
+      has.withdrawn.push_back(has.given.at(id));
+    }
     if (random_() % 2 == 0 && hear()) return true;
     for (const int worker : order)
       if (assign_first && assign(worker)) return true;
@@ -68,6 +72,7 @@ class Simulation {
     for (const Held& held : lost.undelivered) parts_[held.order].waiting[held.merger] += 1000;
     lost.orders.clear();
     lost.undelivered.clear();
+    lost.withdrawn.clear();
     if (with_partials) lost.held.clear();
     dispatcher_.lost(worker, with_partials);
   }
@@ -98,6 +103,7 @@ class Simulation {
     std::deque<Held> undelivered;  ///< of the subproblem that it computes
     std::deque<Held> held;
     std::map<std::int64_t, std::int64_t> given;  ///< order numbers, by subproblem
+    std::deque<std::int64_t> withdrawn;          ///< order numbers: told, and not heard yet
   };
   struct Merger {
     std::int64_t window = 0;
@@ -132,8 +138,13 @@ class Simulation {
     return mergers_[static_cast<std::size_t>(shares_.rank_of(key.chunk))];
   }
 
-  // A message between dispatcher and a merger arrives.
+  // A message between dispatcher and a merger, or about what is withdrawn to a worker, arrives.
   bool hear() {
+    for (std::size_t number = 0; number < workers_.size(); ++number) {
+      if (workers_[number].withdrawn.empty() || random_() % 2) continue;
+      leave_out(static_cast<int>(number));
+      return true;
+    }
     std::vector<Merger*> order;
     for (Merger& merger : mergers_) order.push_back(&merger);
     std::shuffle(order.begin(), order.end(), random_);
@@ -150,6 +161,19 @@ class Simulation {
       }
     }
     return false;
+  }
+
+  void leave_out(int number) {
+    Worker& worker = workers_[static_cast<std::size_t>(number)];
+    const std::int64_t withdrawn = worker.withdrawn.front();
+    worker.withdrawn.pop_front();
+    const auto at = std::find_if(worker.orders.begin(), worker.orders.end(),
+                                 [&](const Order& order) { return order.number == withdrawn; });
+    const bool begun = at == worker.orders.begin() && !worker.undelivered.empty();
+    if (at == worker.orders.end() || begun) return;
+    const std::int64_t id = at->id;
+    worker.orders.erase(at);
+    dispatcher_.left_out(number, id);
   }
 
   bool assign(int number) {
@@ -268,6 +292,54 @@ SmallPlan random_plan(std::mt19937_64& random) {
   small.chunks = std::array<std::int64_t, 5>{1, 3, 7, 13, 31}[random() % 5];
   return small;
 }
+
+/// Two workers with four things to compute, of which one works a second at each and the other one
+/// is stuck at its first: 0, with 3 behind it.
+struct Stuck {
+  Stuck() {
+    for (int pass = 0; pass < 2; ++pass) {
+      for (int worker = 0; worker < 2; ++worker) {
+        while (const auto order = dispatcher.next(worker)) has[worker].insert(order->assignment.id);
+      }
+    }
+    for (const std::int64_t id : {1, 2}) {
+      ++clock;
+      finish(id);
+    }
+    ++clock;
+  }
+  // The working one has computed it, and it is merged.
+  void finish(std::int64_t id) {
+    dispatcher.computed(1, id);
+    dispatcher.received(1, id);
+    dispatcher.merged_piece(id);
+  }
+  std::int64_t again() {
+    const auto order = dispatcher.next(1);
+    return order ? order->assignment.id : -1;
+  }
+  // What is withdrawn of the one that is stuck.
+  std::set<std::int64_t> withdrawn() {
+    std::set<std::int64_t> ids;
+    for (const auto& [worker, id] : dispatcher.withdrawals()) {
+      BOOST_TEST(worker == 0);
+      ids.insert(id);
+    }
+    return ids;
+  }
+  std::int64_t next_of_stuck() {
+    const auto order = dispatcher.next(0);
+    return order ? order->assignment.id : -1;
+  }
+
+  double clock = 0;
+  std::set<std::int64_t> has[2];
+  Dispatcher dispatcher{4, 2, {100, 2, 0, [this] { return clock; }}, [](std::int64_t) {
+                          Dispatcher::Work work;
+                          work.pieces = 1;
+                          return work;
+                        }};
+};
 
 }  // namespace
 
@@ -506,4 +578,69 @@ BOOST_AUTO_TEST_CASE(what_nobody_has_begun_is_repeated_first) {
   const std::int64_t again = *has[2].begin();
   BOOST_TEST((again == 4 || again == 5));  // not 0 or 1, which they began
   BOOST_TEST(dispatcher.repeated() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(what_another_has_computed_is_withdrawn) {
+  Stuck run;
+  BOOST_TEST((run.has[0] == std::set<std::int64_t>{0, 3}));
+  BOOST_TEST(run.again() == 3);
+  BOOST_TEST(run.withdrawn().empty());
+  ++run.clock;
+  run.dispatcher.computed(1, 3);
+  BOOST_TEST((run.withdrawn() == std::set<std::int64_t>{3}));
+  BOOST_TEST(run.withdrawn().empty());
+  run.dispatcher.left_out(0, 3);
+  BOOST_TEST(run.dispatcher.withdrawn() == 1);
+  run.dispatcher.received(1, 3);
+  run.dispatcher.merged_piece(3);
+  // What has begun is told of as well, and may be computed to its end.
+  BOOST_TEST(run.again() == 0);
+  ++run.clock;
+  run.finish(0);
+  BOOST_TEST((run.withdrawn() == std::set<std::int64_t>{0}));
+  BOOST_TEST(run.dispatcher.all_merged());
+  run.dispatcher.computed(0, 0);
+  run.dispatcher.received(0, 0);
+  BOOST_TEST(run.withdrawn().empty());
+  BOOST_TEST(run.next_of_stuck() == -1);
+  BOOST_TEST(run.dispatcher.repeated() == 2);
+  BOOST_TEST(run.dispatcher.withdrawn() == 1);
+}
+
+BOOST_AUTO_TEST_CASE(what_was_left_out_is_not_handed_out_while_its_partials_wait_to_be_merged) {
+  Stuck run;
+  BOOST_TEST(run.again() == 3);
+  run.dispatcher.computed(1, 3);
+  // The one that is stuck has it still: no reason to repeat it.
+  BOOST_TEST(run.again() == 0);
+  run.dispatcher.received(1, 3);
+  run.dispatcher.left_out(0, 3);
+  BOOST_TEST(run.next_of_stuck() == -1);
+  BOOST_TEST(!run.dispatcher.all_merged());
+  run.dispatcher.merged_piece(3);
+  run.dispatcher.merged_piece(0);
+  BOOST_TEST(run.dispatcher.all_merged());
+}
+
+BOOST_AUTO_TEST_CASE(what_was_left_out_comes_back_when_its_partials_are_lost) {
+  for (const bool lost_first : {false, true}) {
+    Stuck run;
+    BOOST_TEST(run.again() == 3);
+    run.dispatcher.computed(1, 3);
+    BOOST_TEST((run.withdrawn() == std::set<std::int64_t>{3}));
+    if (lost_first) run.dispatcher.lost(1, true);
+    run.dispatcher.left_out(0, 3);
+    if (!lost_first) run.dispatcher.lost(1, true);
+    BOOST_TEST(run.next_of_stuck() == 3);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_a_worker_gives_up_after_another_has_computed_it_is_done) {
+  Stuck run;
+  BOOST_TEST(run.again() == 3);
+  run.dispatcher.computed(1, 3);
+  run.dispatcher.received(1, 3);
+  run.dispatcher.lost(0, false);  // with 0 and 3
+  BOOST_TEST(run.again() == 0);
+  BOOST_TEST(run.again() == -1);
 }

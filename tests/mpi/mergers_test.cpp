@@ -1,11 +1,19 @@
 // Master, mergers and workers against the same plan on one rank. Every rank runs this file.
 #define BOOST_TEST_MODULE mpi_mergers
 #include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <optional>
 #include <random>
+#include <thread>
 
 #include "engine/merge_shares.hpp"
+#include "engine/piece_table.hpp"
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
+#include "support/durable_run.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -35,6 +43,41 @@ void check_with_mergers(const Case& own, int mergers, std::uint64_t seed) {
     BOOST_TEST(worker.failure == "");
     BOOST_TEST(merger.failure == "");
   }
+}
+
+constexpr std::uintmax_t journal_header = 32;  // bytes
+
+// Waits for a file to be longer than that; not for ever, where it never is.
+void wait_for_file(const std::filesystem::path& path, std::uintmax_t bytes) {
+  using namespace std::chrono_literals;
+  const auto size = [&] {
+    std::error_code none;
+    const std::uintmax_t bytes_there = std::filesystem::file_size(path, none);
+    return none ? 0 : bytes_there;
+  };
+  for (auto left = 60s / 1ms; size() <= bytes; --left) {
+    if (left == 0) throw Error(path.string() + " does not come");
+    std::this_thread::sleep_for(1ms);
+  }
+}
+
+// A case of which every rank that merges has several query chunks.
+Case wide_case(std::mt19937_64& random, int mergers) {
+  for (;;) {
+    Case own = random_case(random, AccumulatorPlacement::memory, mergers);
+    const MergeShares shares(own.plan, mergers);
+    bool wide = true;
+    for (int rank = 0; rank <= mergers; ++rank) wide = wide && shares.chunks(rank).size() >= 2;
+    if (wide) return own;
+  }
+}
+
+double share_of_scores(const Plan& plan, const Range& chunks) {
+  const auto all = expected_scores(plan);
+  const auto sum = [](auto begin, auto end) {
+    return static_cast<double>(std::accumulate(begin, end, std::uint64_t{0}));
+  };
+  return sum(all.begin() + chunks.begin, all.begin() + chunks.end) / sum(all.begin(), all.end());
 }
 
 }  // namespace
@@ -117,6 +160,62 @@ BOOST_AUTO_TEST_CASE(a_merger_that_fails_ends_the_run_with_its_rank_and_reason) 
         return error.what() == "rank " + std::to_string(failing) + ": the disk is full";
       });
     }
+  });
+}
+
+BOOST_AUTO_TEST_CASE(a_stop_while_only_a_merger_still_writes_makes_its_checkpoint) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(19);
+    const Case own = wide_case(random, mergers);
+    const MergeShares shares(own.plan, mergers);
+    std::optional<TestDirectory> made;
+    if (world().rank() == 0) made.emplace();
+    const std::filesystem::path all =
+        world().broadcast(world().rank() == 0 ? made->path().string() : "");
+    const std::filesystem::path waits = all / "waits";
+    StopRequest stop;
+    CheckpointOptions checkpoint;
+    checkpoint.directory = all / std::to_string(world().rank());
+    std::filesystem::create_directory(checkpoint.directory);
+    checkpoint.identity = 7;
+    checkpoint.interval = 3600;
+    if (world().rank() == 0) checkpoint.stop = &stop;
+    // Rank 1 holds back its last rows until what it has is durable: only the stop can do that.
+    const std::int64_t last = PieceTable(own.plan, shares.chunks(1)).count() - 1;
+    const BeforeWrite hold = [&](int number) {
+      if (world().rank() != 1 || number != last) return;
+      std::ofstream(waits) << "here";
+      wait_for_file(checkpoint.directory / "journal", journal_header);
+    };
+    MasterResult master;
+    WorkerResult worker;
+    MergerResult merger;
+    const auto run = [&] {
+      run_on_ranks(
+          own, [] { return delayed_backend(1); }, master, worker, mergers, &merger, hold, nullptr,
+          checkpoint);
+    };
+    if (world().rank() > 0) {
+      run();
+      BOOST_TEST(merger.failure == "");
+      if (world().rank() == 1) BOOST_TEST(merger.run.checkpoint.records >= 1);
+      world().broadcast("");
+      return;
+    }
+    std::jthread stopper([&] {
+      try {
+        wait_for_file(waits, 0);
+        wait_for_file(checkpoint.directory / "journal", journal_header);
+      } catch (const Error& error) {
+        BOOST_ERROR(error.what());
+      }
+      stop.stop = true;
+    });
+    const double own_share = share_of_scores(own.plan, shares.chunks(0));
+    BOOST_CHECK_EXCEPTION(run(), Stopped, [&](const Stopped& stopped) {
+      return stopped.merged() > own_share && stopped.merged() <= 1;
+    });
+    world().broadcast("");  // only now may the directory go
   });
 }
 

@@ -85,7 +85,8 @@ Outcome merge_on_rank(const Case& own, const RunOptions& options, Telemetry& tel
 
 Outcome run_on_ranks(const Case& own, const MakeBackend& make_backend, MasterResult& master,
                      WorkerResult& worker, int mergers, MergerResult* merger,
-                     const BeforeWrite& before_write, const OpenSource& through_master) {
+                     const BeforeWrite& before_write, const OpenSource& through_master,
+                     const CheckpointOptions& checkpoint) {
   // Rank 0 has ended the run before this one, and would take a message of this one for one of it.
   world().broadcast("");
   const Plan& plan = own.plan;
@@ -93,6 +94,7 @@ Outcome run_on_ranks(const Case& own, const MakeBackend& make_backend, MasterRes
   RunOptions options;
   options.scratch = std::filesystem::temp_directory_path();
   options.mergers = mergers;
+  options.checkpoint = checkpoint;
   MergerResult unseen;
   if (world().rank() <= mergers) {
     return merge_on_rank(own, options, telemetry, master, merger ? *merger : unseen, before_write,

@@ -36,11 +36,12 @@ using BeforeWrite = std::function<void(int)>;
 AccumulatorPlacement placement_of(std::uint64_t trial);
 
 /// This rank's part of a distributed run. Where it merges, the rows that it merges are in the
-/// outcome. With `through_master` rank 0 alone has sources, opened so.
+/// outcome. With `through_master` rank 0 alone has sources, opened so. Ranks that merge keep the
+/// checkpoint given, if that has a directory.
 Outcome run_on_ranks(
     const Case& own, const MakeBackend& make_backend, MasterResult& master, WorkerResult& worker,
     int mergers = 0, MergerResult* merger = nullptr, const BeforeWrite& before_write = [](int) {},
-    const OpenSource& through_master = nullptr);
+    const OpenSource& through_master = nullptr, const CheckpointOptions& checkpoint = {});
 
 /// The parts of all ranks that merged, which share no byte, at rank 0.
 Outcome together(const Outcome& part, int mergers);

@@ -5,12 +5,34 @@
 
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
-#include "support/delayed_backend.hpp"
+#include "support/crowded_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
 
 BOOST_TEST_GLOBAL_FIXTURE(MpiWorld);
+
+namespace {
+
+/// Comes to no end with its first launch while its results are wanted.
+class StuckBackend : public DelayedBackend {
+ public:
+  using DelayedBackend::DelayedBackend;
+
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    while (!cancelled_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return DelayedBackend::launch(std::move(work), after);
+  }
+  void cancel() noexcept override {
+    cancelled_ = true;
+    DelayedBackend::cancel();
+  }
+
+ private:
+  std::atomic<bool> cancelled_{false};
+};
+
+}  // namespace
 
 BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_ranks_and_timing) {
   std::mt19937_64 random(11);
@@ -56,6 +78,76 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_by_the_others) {
     BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
       if (world().rank() == 0) check_same_bytes(own, outcome);
       if (world().rank() != failing) BOOST_TEST(worker.failure == "");
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_parts) {
+  std::mt19937_64 random(16);
+  int crowded = 0;
+  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+    const Case own =
+        random_case(random, trial % 2 ? AccumulatorPlacement::memory : AccumulatorPlacement::file);
+    const PlanRequest& request = own.plan.request;
+    const auto arena = [&](std::int64_t budget) {
+      const DeviceTraits device = CrowdedBackend(make_cpu_backend({1}), 0).traits(own.problem);
+      return worker_plan(own.plan, device, budget, request.host_budget).device.bytes();
+    };
+    // All workers alike.
+    const std::int64_t all = arena(request.device_budget);
+    const std::int64_t left = all - static_cast<std::int64_t>(random() % 5) * all / 10 - 1;
+    try {
+      arena(left / 10 * 9);
+    } catch (const InputError&) {
+      continue;
+    }
+    ++crowded;
+    MasterResult master;
+    WorkerResult worker;
+    const Outcome outcome = run_on_ranks(
+        own, [&] { return std::make_unique<CrowdedBackend>(make_cpu_backend({1}), left); }, master,
+        worker);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      if (world().rank() == 0) check_same_bytes(own, outcome);
+      BOOST_TEST(worker.failure == "");
+      BOOST_TEST(worker.device_bytes <= left);
+    }
+  }
+  BOOST_TEST(crowded >= 5);
+}
+
+BOOST_AUTO_TEST_CASE(what_others_have_computed_is_withdrawn_from_a_worker_that_is_stuck) {
+  if (world().size() < 3) return;
+  std::mt19937_64 random(17);
+  for (std::uint64_t trial = 0; trial < 6; ++trial) {
+    // Head groups, or subproblems, enough that the last worker has one that waits.
+    const bool by_groups = trial % 2 == 1;
+    const auto is_long = [&](const Case& own) {
+      const Plan& plan = own.plan;
+      const std::int64_t groups =
+          plan.problem().batch * static_cast<std::int64_t>(plan.groups.size());
+      const std::int64_t orders = by_groups ? groups : plan.subproblem_count();
+      return plan.division.chunk_count() >= (by_groups ? 2 : 7) && orders >= world().size();
+    };
+    const auto placement = by_groups ? AccumulatorPlacement::device : AccumulatorPlacement::memory;
+    Case own = random_case(random, placement);
+    while (!is_long(own)) own = random_case(random, placement);
+    // Room for all that waits for the one that is stuck.
+    if (!by_groups) own.plan.host.state_buffers = 4096;
+    MasterResult master;
+    WorkerResult worker;
+    const auto backend = [&]() -> std::unique_ptr<Backend> {
+      if (world().rank() != world().size() - 1) return delayed_backend(trial);
+      return std::make_unique<StuckBackend>(make_cpu_backend({1}), trial);
+    };
+    const Outcome outcome = run_on_ranks(own, backend, master, worker);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
+      BOOST_TEST(worker.failure == "");
+      if (world().rank() > 0) continue;
+      check_same_bytes(own, outcome);
+      BOOST_TEST(master.withdrawn >= 1);
+      BOOST_TEST(master.withdrawn <= master.repeated);
+      BOOST_TEST(master.subproblems.back() == 0);
     }
   }
 }
