@@ -49,7 +49,8 @@ STUDIES = {"predictions": PREDICTIONS, "small": SMALL}
 class Study:
     def __init__(self, arguments, folder):
         self.program, self.backend, self.shrink = arguments.program, arguments.backend, arguments.shrink
-        self.host_memory, self.rounds = arguments.host_memory, arguments.rounds
+        self.host_memory = arguments.host_memory
+        self.rounds, self.warm_up = arguments.rounds, arguments.warm_up
         self.folder, self.kind = folder, None
         # Costs of this study's own.
         self.environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
@@ -81,8 +82,9 @@ class Study:
         return json.loads(report.read_text())
 
     def row(self, length, heads, dim, dtype, mask, budget, *more):
-        """The median of the rounds after a first that does not count, as files' pages are made in it."""
-        reports = [self.run(length, heads, dim, dtype, mask, budget, *more) for _ in range(self.rounds + 1)][1:]
+        """The median of the rounds after the warm-up, in which files' pages are made."""
+        reports = [self.run(length, heads, dim, dtype, mask, budget, *more)
+                   for _ in range(self.warm_up + self.rounds)][self.warm_up:]
         first, plan = reports[0], reports[0]["plan"]
         seconds = [report["seconds"] for report in reports]
         measured = statistics.median(seconds)
@@ -144,7 +146,8 @@ def main():
     parser.add_argument("--study", choices=STUDIES, default="predictions")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--host-memory", default="48GiB")
-    parser.add_argument("--rounds", type=int, default=1, help="after one that does not count")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--shrink", type=int, default=1, help="divides every length")
     parser.add_argument("--first", type=int, help="only so many runs of the list")
     parser.add_argument("--work", default="/dev/shm", help="for inputs and outputs, which are removed")
