@@ -121,7 +121,13 @@ void require_between(const char* option, std::optional<std::int64_t> value, std:
 }
 
 void check_resources(const ResourceOptions& resources, const Problem& problem) {
+  const bool tiles = division_option(resources) == Scheme::tiles;
+  const auto grid = grid_option(resources);
   require_between("--chunks", resources.chunks, max_modulus);
+  if (tiles && resources.chunks)
+    throw InputError("--chunks belongs to --division cqs; with tiles give --grid ROWSxCOLUMNS");
+  if (!tiles && grid)
+    throw InputError("--grid belongs to --division tiles; with cqs give --chunks C");
   require_between("--heads-per-group", resources.heads_per_group, problem.kv_heads);
   if (!resources.scratch.empty() && !std::filesystem::is_directory(resources.scratch)) {
     throw InputError(fmt::format("--scratch {}: is not a directory", resources.scratch));
@@ -131,10 +137,10 @@ void check_resources(const ResourceOptions& resources, const Problem& problem) {
 // The plan of --plan, which must be one for `request` but for budgets and division.
 Plan read_plan_file(const ResourceOptions& resources, const PlanRequest& request) {
   if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
-      request.heads_per_group) {
+      !resources.division.empty() || request.grid || request.heads_per_group) {
     throw InputError(
         "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
-        "--chunks and --heads-per-group");
+        "--division, --chunks, --grid and --heads-per-group");
   }
   std::ifstream file(resources.plan);
   if (!file || std::filesystem::is_directory(resources.plan)) {
@@ -233,6 +239,33 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
   return open;
 }
 
+Scheme division_option(const ResourceOptions& resources) {
+  if (resources.division.empty()) return Scheme::cqs;
+  const auto scheme = parse_scheme(resources.division);
+  if (!scheme) {
+    throw InputError(fmt::format("--division {}: unknown; use cqs or tiles", resources.division));
+  }
+  return *scheme;
+}
+
+std::optional<Grid> grid_option(const ResourceOptions& resources) {
+  const std::string& text = resources.grid;
+  if (text.empty()) return std::nullopt;
+  Grid grid;
+  const char* end = text.data() + text.size();
+  const auto rows = std::from_chars(text.data(), end, grid.rows);
+  const bool has_columns = rows.ec == std::errc() && rows.ptr < end && *rows.ptr == 'x';
+  const auto columns = has_columns ? std::from_chars(rows.ptr + 1, end, grid.columns) : rows;
+  const auto good = [](std::int64_t count) { return count >= 1 && count <= max_modulus; };
+  if (!has_columns || columns.ec != std::errc() || columns.ptr != end || !good(grid.rows) ||
+      !good(grid.columns)) {
+    throw InputError(fmt::format(
+        "--grid '{}': not rows and columns from 1 to {}; write ROWSxCOLUMNS such as 4x16", text,
+        max_modulus));
+  }
+  return grid;
+}
+
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem) {
   const std::string& name = resources.backend;
   if (name != "auto" && name != "cpu" && name != "cuda") {
@@ -274,7 +307,11 @@ Plan with_host_accumulators(const Plan& plan) {
   if (plan.placement != AccumulatorPlacement::device) return plan;
   PlanRequest request = plan.request;
   request.host_accumulators = true;
-  request.chunks = plan.division.chunk_count();
+  if (request.scheme == Scheme::tiles) {
+    request.grid = plan.division.grid();
+  } else {
+    request.chunks = plan.division.chunk_count();
+  }
   request.heads_per_group = plan.groups.front().count;
   return make_plan(request);
 }
@@ -303,7 +340,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.mergers = resources.mergers;
   request.host_accumulators = !resources.checkpoint.empty();
   request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
+  request.scheme = division_option(resources);
   request.chunks = resources.chunks;
+  request.grid = grid_option(resources);
   request.heads_per_group = resources.heads_per_group;
   if (resources.plan.empty()) return make_plan(request);
   const Plan plan = read_plan_file(resources, request);

@@ -6,7 +6,9 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "core/plan_tiles.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
@@ -36,6 +38,10 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   const std::int64_t first = request.chunks.value_or(1);
   const std::int64_t last = request.chunks.value_or(std::min(max_modulus, longer));
   for_each_group_count(request, [&](std::int64_t groups) {
+    if (request.scheme == Scheme::tiles) {
+      for (const Grid& grid : tile_grids(request)) visit(cut_of(request, grid, groups));
+      return;
+    }
     for (std::int64_t c = first; c <= last; ++c) visit(cut_of(request, c, groups));
   });
 }
@@ -86,7 +92,10 @@ Found smallest(const PlanRequest& request, const Bytes& bytes, const Accept& acc
 }
 
 std::string division_text(const Cut& cut) {
-  return fmt::format("c = {}, {} key/value head{} per group", cut.c, cut.group_heads,
+  const std::string division =
+      cut.grid ? fmt::format("a grid of {}x{} tiles", cut.grid->rows, cut.grid->columns)
+               : fmt::format("c = {}", cut.c);
+  return fmt::format("{}, {} key/value head{} per group", division, cut.group_heads,
                      cut.group_heads == 1 ? "" : "s");
 }
 
@@ -185,6 +194,13 @@ std::optional<Cut> choose_cut_by_groups(const PlanRequest& request) {
 }  // namespace
 
 Cut choose_cut(const PlanRequest& request) {
+  if (request.scheme == Scheme::tiles) {
+    std::vector<std::int64_t> group_counts;
+    for_each_group_count(request, [&](std::int64_t groups) { group_counts.push_back(groups); });
+    const auto cut = choose_tiles(request, group_counts, shared_subproblems(request));
+    if (!cut) throw_too_small(request);
+    return *cut;
+  }
   if (const auto cut = choose_cut_by_groups(request)) return *cut;
   // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
   const auto better = [](const Cut& cut, const Found& found) {

@@ -129,8 +129,7 @@ class Assembler : public PartialReceiver {
   void end_piece(const PieceKey& key, bool begun);
   void finish_keyless();
   void merge_chain(Partial partial);
-  void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
-                 std::size_t position);
+  void merge_one(const Partial& partial, const QuorumList& quorums, std::size_t position);
   void finish(const PieceKey& key, const SoftmaxStates& states,
               const AccumulatorStore::Progress& progress);
   void write_pieces();

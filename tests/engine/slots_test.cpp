@@ -92,8 +92,8 @@ BOOST_AUTO_TEST_CASE(quorums_are_those_of_the_division) {
         for (std::int64_t chunk = 0; chunk < c; ++chunk) {
           const auto of_query = plan.division.quorums_of_query(chunk);
           const auto of_key = plan.division.quorums_of_key(chunk);
-          const auto& query = uses.quorums(Side::query, chunk);
-          const auto& key = uses.quorums(Side::key, chunk);
+          const QuorumList query = uses.quorums(Side::query, chunk);
+          const QuorumList key = uses.quorums(Side::key, chunk);
           BOOST_TEST(std::equal(query.begin(), query.end(), of_query.begin(), of_query.end()));
           BOOST_TEST(std::equal(key.begin(), key.end(), of_key.begin(), of_key.end()));
         }
