@@ -33,9 +33,10 @@ std::vector<std::int64_t> steps_to(std::int64_t last) {
 // What is better comes first.
 struct Rated {
   Cut cut;
-  bool overlaps = false;  // one tile can be copied in while another computes
-  bool enough = false;    // subproblems for the workers
-  double cost = 0;        // bytes
+  bool overlaps = false;      // one tile can be copied in while another computes
+  bool enough = false;        // subproblems for the workers
+  double cost = 0;            // bytes
+  bool accumulating = false;  // on the device
 
   bool operator<(const Rated& other) const {
     return std::tuple(!overlaps, !enough, cost, cut.subproblems) <
@@ -84,6 +85,7 @@ std::optional<Rated> rate(const PlanRequest& request, const Cut& cut, std::int64
   rated.cut = cut;
   rated.overlaps = preferred_device_arena(request, cut).bytes() <= request.device_budget;
   rated.enough = accumulating || cut.subproblems >= least;
+  rated.accumulating = accumulating.has_value();
   rated.cost = cost_of(request, cut, device, *host);
   return rated;
 }
@@ -98,7 +100,8 @@ void refine(const PlanRequest& request, std::int64_t least, Rated& best) {
   const auto consider = [&](const Grid& grid) {
     if (grid.rows * grid.columns > most_tiles) return false;
     const auto rated = rate(request, cut_of(request, grid, groups), least);
-    const bool as_good = rated && rated->overlaps >= best.overlaps && rated->enough >= best.enough;
+    const bool as_good = rated && rated->overlaps >= best.overlaps &&
+                         rated->enough >= best.enough && rated->accumulating >= best.accumulating;
     if (as_good && *rated < best) best = *rated;
     return as_good;
   };

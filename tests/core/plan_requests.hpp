@@ -73,6 +73,14 @@ inline PlanRequest random_request(Random& random) {
   return request;
 }
 
+/// The same request for tiles, sometimes of a given grid.
+inline PlanRequest as_tiles(PlanRequest request, Random& random) {
+  request.scheme = Scheme::tiles;
+  request.chunks.reset();
+  if (random.chance(40)) request.grid = Grid{random.magnitude(1, 60), random.magnitude(1, 60)};
+  return request;
+}
+
 inline std::optional<Plan> try_plan(const PlanRequest& request) {
   try {
     return make_plan(request);
@@ -89,10 +97,12 @@ inline std::string json_of(const Plan& plan, bool subproblems = false) {
 
 inline std::string text_of(const PlanRequest& r) {
   const Problem& p = r.problem;
-  return fmt::format("B{} Hq{} Hkv{} Nq{} Nk{} D{} tile {} device {} host {} chunks {} heads {}",
-                     p.batch, p.query_heads, p.kv_heads, p.query_length, p.key_length, p.head_dim,
-                     r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
-                     r.heads_per_group.value_or(0));
+  return fmt::format(
+      "{} B{} Hq{} Hkv{} Nq{} Nk{} D{} tile {} device {} host {} chunks {} grid {}x{} heads {}",
+      name_of(r.scheme), p.batch, p.query_heads, p.kv_heads, p.query_length, p.key_length,
+      p.head_dim, r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
+      r.grid.value_or(Grid{0, 0}).rows, r.grid.value_or(Grid{0, 0}).columns,
+      r.heads_per_group.value_or(0));
 }
 
 inline PlanRequest large_request(std::int64_t length, std::int64_t heads) {

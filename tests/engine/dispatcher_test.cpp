@@ -12,6 +12,7 @@
 #include "engine/merge_shares.hpp"
 #include "engine/partial.hpp"
 #include "engine/use_table.hpp"
+#include "support/run_plan.hpp"
 #include "support/small_plan.hpp"
 
 using namespace stream_cqsa;
@@ -266,6 +267,7 @@ SmallPlan random_plan(std::mt19937_64& random) {
   small.length = 20 + static_cast<std::int64_t>(random() % 60);
   small.causal = random() % 2 == 0;
   small.chunks = std::array<std::int64_t, 5>{1, 3, 7, 13, 31}[random() % 5];
+  if (random() % 3 == 0) small.grid = random_grid(random);
   return small;
 }
 
