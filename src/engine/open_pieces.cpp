@@ -12,7 +12,9 @@ OpenPieces::OpenPieces(const Plan& plan, bool unlimited)
   const std::int64_t sweeps = plan.problem().batch * (groups_outer_ ? groups_ : 1);
   unfinished_.assign(static_cast<std::size_t>(sweeps * (by_chunk_ ? chunks_.size() : 1)), 0);
   for (std::int64_t chunk = chunks_.begin; chunk < chunks_.end; ++chunk) {
-    const std::int64_t pieces = piece_count(plan, plan.division.chunk(chunk).queries);
+    const Range queries = plan.division.chunk(chunk).queries;
+    if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
+    const std::int64_t pieces = piece_count(plan, queries);
     for (std::int64_t sweep = 0; sweep < sweeps; ++sweep)
       unfinished_[number_of(sweep, chunk)] += pieces * (groups_outer_ ? 1 : groups_);
   }
