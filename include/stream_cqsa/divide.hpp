@@ -115,11 +115,14 @@ class Division {
 
   Chunk chunk(std::int64_t index) const;
 
-  /// The query chunks that quorum i may have, 0 <= position < quorum_size(): of cyclic quorum sets
-  /// chunk i + residues[position] mod c.
-  std::int64_t query_chunk_of(std::int64_t quorum, std::int64_t position) const {
-    if (grid_) return quorum / grid_->columns;
+  /// Of cyclic quorum sets alone, the chunks of quorum i in the cover's order: chunk
+  /// i + residues[position] mod c.
+  std::int64_t chunk_of(std::int64_t quorum, std::int64_t position) const {
     return (quorum + cover_.residues[position]) % cover_.modulus;
+  }
+  /// The query chunks that quorum i may have, 0 <= position < quorum_size().
+  std::int64_t query_chunk_of(std::int64_t quorum, std::int64_t position) const {
+    return grid_ ? quorum / grid_->columns : chunk_of(quorum, position);
   }
 
   /// The quorum that is responsible for the pair (query chunk p, key chunk q).

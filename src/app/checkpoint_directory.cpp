@@ -9,6 +9,7 @@
 #include <span>
 #include <sstream>
 
+#include "app/division_options.hpp"
 #include "app/text_file.hpp"
 #include "engine/checksum.hpp"
 #include "stream_cqsa/bytes.hpp"

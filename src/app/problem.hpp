@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "app/arguments.hpp"
@@ -35,12 +34,6 @@ Layout layout_option(const std::string& name);
 
 /// A dtype by name. Throws InputError that names `option`.
 DType dtype_option(const std::string& option, const std::string& name);
-
-/// --division. Throws InputError for an unknown one.
-Scheme division_option(const ResourceOptions& resources);
-
-/// --grid, where it is given. Throws InputError where it is no grid.
-std::optional<Grid> grid_option(const ResourceOptions& resources);
 
 /// The backend of --backend and --threads. `auto` is CUDA where that can compute `problem`, else
 /// the CPU; it says so on standard error where there is a CUDA driver. Throws InputError where the

@@ -209,7 +209,7 @@ QuorumWork Division::work(std::int64_t quorum) const {
   }
   std::vector<Chunk> chunks;  // in the cover's order
   for (std::int64_t position = 0; position < quorum_size(); ++position) {
-    chunks.push_back(chunk(query_chunk_of(quorum, position)));
+    chunks.push_back(chunk(chunk_of(quorum, position)));
   }
   for (const Responsibility& r : responsibilities_) {
     const Chunk& query = chunks[r.query];

@@ -17,7 +17,7 @@ enum class Side { query, key };
 
 /// The subproblems that use each chunk, found in O(c) when first asked for and kept: at most
 /// 4 * c * k bytes for each side asked for, beside some 40 * c. Of tiles, whose uses are rows and
-/// columns of the grid, 16 bytes for each of these. Not thread-safe.
+/// columns of the grid, 32 bytes for each chunk. Not thread-safe.
 class UseTable {
  public:
   explicit UseTable(const Plan& plan);
