@@ -34,9 +34,9 @@ struct Costs {
   double read = 0;                  ///< files to host memory, their fingerprints taken
   double generate = 0;              ///< the same of synthetic inputs
   double write = 0;                 ///< finished rows to files, their fingerprints taken
-  double rewrite = 0;        ///< rows of a file into another order there: read, and written again
-  double receive = 0;        ///< partials, or finished rows, from other ranks
-  double start_seconds = 0;  ///< before the first byte is read
+  double rewrite = 0;               ///< rows of which the last heads come: all are put in order
+  double receive = 0;               ///< partials, or finished rows, from other ranks
+  double start_seconds = 0;         ///< before the first byte is read
 
   friend bool operator==(const Costs&, const Costs&) = default;
 };

@@ -47,14 +47,16 @@ struct PlanRequest {
   DeviceTraits device;
   InputTraits query, key, value;
   Layout output_layout = Layout::bshd;
-  bool lse = false;                             ///< an lse tensor is written too
-  std::int64_t device_budget = 0;               ///< bytes
-  std::int64_t host_budget = 0;                 ///< bytes
-  std::int64_t workers = 1;                     ///< that share the subproblems
-  std::int64_t mergers = 0;                     ///< that share the merging with the master
-  bool scratch = false;                         ///< accumulators may go to files
-  bool host_accumulators = false;               ///< accumulators must not stay on the device
-  std::optional<std::int64_t> chunks;           ///< c, else chosen
+  bool lse = false;                ///< an lse tensor is written too
+  std::int64_t device_budget = 0;  ///< bytes
+  std::int64_t host_budget = 0;    ///< bytes
+  std::int64_t workers = 1;        ///< that share the subproblems
+  std::int64_t mergers = 0;        ///< that share the merging with the master
+  bool scratch = false;            ///< accumulators may go to files
+  bool host_accumulators = false;  ///< accumulators must not stay on the device
+  Scheme scheme = Scheme::cqs;
+  std::optional<std::int64_t> chunks;           ///< with cqs: c, else chosen
+  std::optional<Grid> grid;                     ///< with tiles, else chosen
   std::optional<std::int64_t> heads_per_group;  ///< most key/value heads per group, else chosen
   friend bool operator==(const PlanRequest&, const PlanRequest&) = default;
 };
@@ -130,7 +132,7 @@ enum class ScheduleOrder {
 struct SubproblemKey {
   std::int64_t batch = 0;
   std::int64_t group = 0;   ///< into Plan::groups
-  std::int64_t quorum = 0;  ///< i of S_i
+  std::int64_t quorum = 0;  ///< i of S_i, or of a tile
   friend bool operator==(const SubproblemKey&, const SubproblemKey&) = default;
 };
 
@@ -174,6 +176,10 @@ struct Plan {
 /// then holds the accumulators too, they stay on the device. Equal requests give equal plans.
 /// Throws InputError when nothing fits; the message names the smallest budget that works, whether
 /// the device's or the host's is short, and what a scratch directory would spare.
+///
+/// With tiles, those that move the fewest bytes while the keys of one are copied beside the
+/// computing of another; a head group's are computed row by row, so that one row's accumulators are
+/// open at a time.
 Plan make_plan(const PlanRequest& request);
 
 /// The plan on a rank that only computes, within budgets of its own: a device arena, and on the

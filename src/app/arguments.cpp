@@ -84,8 +84,12 @@ OptionGroup resource_group(ResourceOptions& options) {
       "budget of the memory for staging and accumulators (default: half of the available memory)")(
       "scratch", po::value(&options.scratch)->value_name("DIR"),
       "where accumulators go that do not fit in host memory")(
-      "chunks", optional_value(options.chunks)->value_name("C"),
-      "chunks per sequence, 1 to 20000 (default: chosen)")(
+      "division", po::value(&options.division)->value_name("NAME"),
+      "cqs (default): by cyclic quorum sets; tiles: into rectangles of queries and keys, row by "
+      "row, for comparison")("chunks", optional_value(options.chunks)->value_name("C"),
+                             "with cqs: chunks per sequence, 1 to 20000 (default: chosen)")(
+      "grid", po::value(&options.grid)->value_name("ROWSxCOLUMNS"),
+      "with tiles: chunks of the queries and of the keys, 1 to 20000 each (default: chosen)")(
       "heads-per-group", optional_value(options.heads_per_group)->value_name("H"),
       "key/value heads computed together, 1 to all of them (default: chosen)")(
       "threads", po::value(&options.threads)->default_value(0)->value_name("T"),

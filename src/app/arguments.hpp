@@ -36,7 +36,9 @@ struct ResourceOptions {
   std::string backend;
   std::string device_memory, host_memory;
   std::string scratch;
-  std::optional<std::int64_t> chunks;           ///< else chosen
+  std::string division;                         ///< cqs or tiles; empty: cqs
+  std::optional<std::int64_t> chunks;           ///< of cqs, else chosen
+  std::string grid;                             ///< of tiles, ROWSxCOLUMNS; empty: chosen
   std::optional<std::int64_t> heads_per_group;  ///< else chosen
   int threads = 0;                              ///< 0: one per core
   int cuda_device = 0;                          ///< of this rank

@@ -130,16 +130,24 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
     });
     return static_cast<double>(desc.bytes()) / (now_seconds() - begin);
   };
-  const auto sink = create_tensor(path, "", desc, true, open_mpi_file);
+  const auto written = [&](bool staged) {
+    return create_tensor(path, "", desc, true, open_mpi_file, false, staged);
+  };
   Telemetry telemetry;
-  AuditedSink audited(*sink, {}, telemetry);
   FileRates rates;
+  {
+    const auto staged = written(true);
+    AuditedSink audited(*staged, {}, telemetry);
+    for (std::int64_t head = 0; head < heads; ++head) {
+      rates.rewrite = rate([&](const Block& block, std::span<std::byte> rows) {
+        audited.write({0, block.tokens, {head, head + 1}}, rows.first(rows.size() / heads));
+      });
+    }
+  }
+  const auto sink = written(false);
+  AuditedSink audited(*sink, {}, telemetry);
   rates.write =
       rate([&](const Block& block, std::span<std::byte> rows) { audited.write(block, rows); });
-  rates.rewrite = rate([&](const Block& block, std::span<std::byte> rows) {
-    sink->read(block, rows);
-    sink->write(block, rows);
-  });
   sink->commit();
   const auto remove = std::shared_ptr<void>(nullptr, [&](void*) { std::filesystem::remove(path); });
   const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);

@@ -27,7 +27,7 @@ double generate_rate(int threads);
 
 struct FileRates {
   double write = 0;    ///< bytes a second into a new file, not synced, with a fingerprint
-  double rewrite = 0;  ///< of the same file, read and written back
+  double rewrite = 0;  ///< of rows whose other heads are staged there, with the last head
   double read = 0;     ///< of the same file, from the page cache where that holds it
 };
 

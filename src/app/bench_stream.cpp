@@ -176,9 +176,9 @@ json bench_stream(const StreamOptions& options, std::FILE* out) {
       verify_rows(open, rows, [&](const RowIndex& row) { return read_row(*sink, row); });
   fmt::print(stderr, "stream  {}\n", describe(verification));
   if (!verification.ok()) throw Error("the result is wrong: " + describe(verification));
-  return {
+  json result = {
       {"device", plan.request.device.name},
-      {"c", plan.division.chunk_count()},
+      {"division", name_of(plan.division.scheme())},
       {"head_groups", plan.groups.size()},
       {"subproblems", plan.subproblem_count()},
       {"device_memory", {{"budget", plan.request.device_budget}, {"planned", plan.device.bytes()}}},
@@ -186,6 +186,12 @@ json bench_stream(const StreamOptions& options, std::FILE* out) {
       {"flops", flops},
       {"rounds", rounds},
       {"verification", to_json(verification)}};
+  if (plan.division.scheme() == Scheme::tiles) {
+    result["grid"] = {plan.division.grid().rows, plan.division.grid().columns};
+  } else {
+    result["c"] = plan.division.chunk_count();
+  }
+  return result;
 }
 
 }  // namespace stream_cqsa

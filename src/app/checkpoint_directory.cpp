@@ -9,6 +9,7 @@
 #include <span>
 #include <sstream>
 
+#include "app/division_options.hpp"
 #include "app/text_file.hpp"
 #include "engine/checksum.hpp"
 #include "stream_cqsa/bytes.hpp"
@@ -119,6 +120,28 @@ void check_number(const char* option, std::int64_t given, std::int64_t of_plan) 
                   given, of_plan));
 }
 
+std::string text_of(const Grid& grid) { return fmt::format("{}x{}", grid.rows, grid.columns); }
+
+void check_division(const ResourceOptions& resources, const Division& division) {
+  const bool tiles = division.scheme() == Scheme::tiles;
+  const auto require = [](bool same, const char* option, const std::string& given,
+                          const std::string& of_plan) {
+    if (same) return;
+    throw InputError(
+        fmt::format("{} {}: the checkpoint's plan has {}; give that, or leave the option out",
+                    option, given, of_plan));
+  };
+  require(resources.division.empty() || resources.division == name_of(division.scheme()),
+          "--division", resources.division, std::string(name_of(division.scheme())));
+  if (const auto grid = grid_option(resources)) {
+    require(tiles && *grid == division.grid(), "--grid", resources.grid,
+            tiles ? text_of(division.grid()) : "no tiles");
+  }
+  require(!resources.chunks || !tiles, "--chunks", std::to_string(resources.chunks.value_or(0)),
+          "tiles");
+  if (!tiles) check_number("--chunks", resources.chunks.value_or(0), division.chunk_count());
+}
+
 void check_options(const ResourceOptions& resources, const Plan& plan) {
   const auto bytes = [](const char* option, const std::string& text) {
     return text.empty() ? 0 : parse_bytes(text, option);
@@ -127,7 +150,7 @@ void check_options(const ResourceOptions& resources, const Plan& plan) {
   check_number("--device-memory", bytes("--device-memory", resources.device_memory),
                request.device_budget);
   check_number("--host-memory", bytes("--host-memory", resources.host_memory), request.host_budget);
-  check_number("--chunks", resources.chunks.value_or(0), plan.division.chunk_count());
+  check_division(resources, plan.division);
   check_number("--heads-per-group", resources.heads_per_group.value_or(0),
                request.heads_per_group.value_or(0));
 }
@@ -260,6 +283,8 @@ Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
   resources.plan = file.string();
   resources.device_memory.clear();
   resources.host_memory.clear();
+  resources.division.clear();
+  resources.grid.clear();
   resources.chunks = resources.heads_per_group = std::nullopt;
   Plan plan = plan_for(open, resources, lse, capacity);
   check_options(options.resources, plan);

@@ -11,6 +11,7 @@
 #include <fstream>
 #include <system_error>
 
+#include "app/division_options.hpp"
 #include "app/machine.hpp"
 #include "core/counted.hpp"
 #include "core/plan_sizes.hpp"
@@ -140,7 +141,13 @@ void require_between(const char* option, std::optional<std::int64_t> value, std:
 }
 
 void check_resources(const ResourceOptions& resources, const Problem& problem) {
+  const bool tiles = division_option(resources) == Scheme::tiles;
+  const auto grid = grid_option(resources);
   require_between("--chunks", resources.chunks, max_modulus);
+  if (tiles && resources.chunks)
+    throw InputError("--chunks belongs to --division cqs; with tiles give --grid ROWSxCOLUMNS");
+  if (!tiles && grid)
+    throw InputError("--grid belongs to --division tiles; with cqs give --chunks C");
   require_between("--heads-per-group", resources.heads_per_group, problem.kv_heads);
   if (!resources.scratch.empty() && !std::filesystem::is_directory(resources.scratch)) {
     throw InputError(fmt::format("--scratch {}: is not a directory", resources.scratch));
@@ -154,10 +161,10 @@ void check_resources(const ResourceOptions& resources, const Problem& problem) {
 // The plan of --plan, which must be one for `request` but for budgets and division.
 Plan read_plan_file(const ResourceOptions& resources, const PlanRequest& request) {
   if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
-      request.heads_per_group) {
+      !resources.division.empty() || request.grid || request.heads_per_group) {
     throw InputError(
         "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
-        "--chunks and --heads-per-group");
+        "--division, --chunks, --grid and --heads-per-group");
   }
   std::ifstream file(resources.plan);
   if (!file || std::filesystem::is_directory(resources.plan)) {
@@ -323,7 +330,9 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.mergers = resources.mergers;
   request.host_accumulators = !resources.checkpoint.empty();
   request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
+  request.scheme = division_option(resources);
   request.chunks = resources.chunks;
+  request.grid = grid_option(resources);
   request.heads_per_group = resources.heads_per_group;
   if (resources.plan.empty()) return make_plan(request);
   const Plan plan = read_plan_file(resources, request);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 #include <utility>
 
@@ -91,6 +92,26 @@ std::vector<std::int64_t> live_quorums(const DifferenceCover& cover,
   return result;
 }
 
+// The first of 0 .. count - 1 that `is_before` no longer holds for, or count.
+template <typename IsBefore>
+std::int64_t first_behind(std::int64_t count, const IsBefore& is_before) {
+  std::int64_t low = 0;
+  while (low < count) {
+    const std::int64_t middle = low + (count - low) / 2;
+    if (is_before(middle)) {
+      low = middle + 1;
+    } else {
+      count = middle;
+    }
+  }
+  return low;
+}
+
+// Part `index` of those that have tokens; behind them empty ones.
+Range split_used(std::int64_t length, std::int64_t tile, std::int64_t used, std::int64_t index) {
+  return index < used ? split(length, tile, used, index) : Range{length, length};
+}
+
 Range split_range(Range whole, std::int64_t tile, std::int64_t parts, std::int64_t index) {
   const Range part = split(whole.size(), tile, parts, index);
   return {whole.begin + part.begin, whole.begin + part.end};
@@ -110,6 +131,15 @@ std::vector<Chunk> cut(const std::vector<Chunk>& chunks, std::int64_t parts, std
 
 }  // namespace
 
+std::string_view name_of(Scheme scheme) { return scheme == Scheme::tiles ? "tiles" : "cqs"; }
+
+std::optional<Scheme> parse_scheme(std::string_view name) {
+  for (const Scheme scheme : {Scheme::cqs, Scheme::tiles}) {
+    if (name == name_of(scheme)) return scheme;
+  }
+  return std::nullopt;
+}
+
 Division::Division(const Problem& problem, std::int64_t c, std::int64_t tile)
     : problem_(problem),
       cover_(difference_cover(c)),
@@ -124,23 +154,63 @@ Division::Division(const Problem& problem, std::int64_t c, std::int64_t tile)
   }
 }
 
+Division::Division(const Problem& problem, const Grid& grid, std::int64_t tile)
+    : problem_(problem), grid_(grid), cover_{0, {}}, tile_(tile) {
+  require_tile(tile);
+  if (std::min(grid.rows, grid.columns) < 1 || std::max(grid.rows, grid.columns) > max_modulus) {
+    throw InputError(
+        fmt::format("a grid of {}x{} tiles; from 1 to {} rows and columns are supported", grid.rows,
+                    grid.columns, max_modulus));
+  }
+  used_rows_ = std::min(grid.rows, ceil_div(problem.query_length, tile));
+  used_columns_ = std::min(grid.columns, ceil_div(problem.key_length, tile));
+}
+
+Range Division::live_columns(std::int64_t row) const {
+  const Range queries = chunk(row).queries;
+  return {0, first_behind(used_columns_, [&](std::int64_t column) {
+            return problem_.liveness(queries, chunk(column).keys) != Liveness::dead;
+          })};
+}
+
+Range Division::live_rows(std::int64_t column) const {
+  const Range keys = chunk(column).keys;
+  const std::int64_t first = first_behind(used_rows_, [&](std::int64_t row) {
+    return problem_.liveness(chunk(row).queries, keys) == Liveness::dead;
+  });
+  return {first, used_rows_};
+}
+
 Chunk Division::chunk(std::int64_t index) const {
+  if (grid_) {
+    return {index, split_used(problem_.query_length, tile_, used_rows_, index),
+            split_used(problem_.key_length, tile_, used_columns_, index)};
+  }
   const std::int64_t c = chunk_count();
   return {index, split(problem_.query_length, tile_, c, index),
           split(problem_.key_length, tile_, c, index)};
 }
 
 std::int64_t Division::owner(std::int64_t p, std::int64_t q) const {
+  if (grid_) return p * grid_->columns + q;
   const std::int64_t d = modulo(q - p, chunk_count());
   return modulo(p - cover_.residues[responsibilities_[d].query], chunk_count());
 }
 
 QuorumWork Division::work(std::int64_t quorum) const {
+  std::vector<IndexPair> pairs;
+  const auto chunk_at = [this](std::int32_t index) { return chunk(index); };
+  if (grid_) {
+    const std::int64_t row = quorum / grid_->columns, column = quorum % grid_->columns;
+    const Liveness liveness = problem_.liveness(chunk(row).queries, chunk(column).keys);
+    if (liveness == Liveness::dead) return {};
+    pairs.push_back({static_cast<std::int32_t>(row), static_cast<std::int32_t>(column), liveness});
+    return gather(std::move(pairs), chunk_at);
+  }
   std::vector<Chunk> chunks;  // in the cover's order
   for (std::int64_t position = 0; position < quorum_size(); ++position) {
     chunks.push_back(chunk(chunk_of(quorum, position)));
   }
-  std::vector<IndexPair> pairs;
   for (const Responsibility& r : responsibilities_) {
     const Chunk& query = chunks[r.query];
     const Chunk& key = chunks[r.key];
@@ -149,10 +219,15 @@ QuorumWork Division::work(std::int64_t quorum) const {
     pairs.push_back(
         {static_cast<std::int32_t>(query.index), static_cast<std::int32_t>(key.index), liveness});
   }
-  return gather(std::move(pairs), [&](std::int32_t index) { return chunk(index); });
+  return gather(std::move(pairs), chunk_at);
 }
 
 std::vector<std::int64_t> Division::quorums_of_query(std::int64_t p) const {
+  if (grid_) {
+    std::vector<std::int64_t> result(static_cast<std::size_t>(live_columns(p).size()));
+    std::iota(result.begin(), result.end(), owner(p, 0));
+    return result;
+  }
   const Range queries = chunk(p).queries;
   return live_quorums(cover_, by_query_, p, [&](std::int64_t d) {
     const Range keys = chunk((p + d) % chunk_count()).keys;
@@ -161,6 +236,12 @@ std::vector<std::int64_t> Division::quorums_of_query(std::int64_t p) const {
 }
 
 std::vector<std::int64_t> Division::quorums_of_key(std::int64_t p) const {
+  if (grid_) {
+    std::vector<std::int64_t> result;
+    const Range rows = live_rows(p);
+    for (std::int64_t row = rows.begin; row < rows.end; ++row) result.push_back(owner(row, p));
+    return result;
+  }
   const Range keys = chunk(p).keys;
   return live_quorums(cover_, by_key_, p, [&](std::int64_t d) {
     const Range queries = chunk(modulo(p - d, chunk_count())).queries;

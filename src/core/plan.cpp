@@ -30,6 +30,16 @@ void validate(const PlanRequest& request) {
     throw InputError(
         fmt::format("{} chunks; from 1 to {} are supported", *request.chunks, max_modulus));
   }
+  if (request.grid && request.scheme != Scheme::tiles)
+    throw InputError("a grid is one of tiles; cyclic quorum sets have a number of chunks");
+  if (request.chunks && request.scheme == Scheme::tiles)
+    throw InputError("tiles have a grid, not a number of chunks");
+  if (request.grid && (std::min(request.grid->rows, request.grid->columns) < 1 ||
+                       std::max(request.grid->rows, request.grid->columns) > max_modulus)) {
+    throw InputError(
+        fmt::format("a grid of {}x{} tiles; from 1 to {} rows and columns are supported",
+                    request.grid->rows, request.grid->columns, max_modulus));
+  }
   if (request.workers < 1 || request.device.dispatch_flop < 1) {
     throw InputError(fmt::format("{} workers, {} operations to dispatch: at least 1 is needed",
                                  request.workers, request.device.dispatch_flop));
@@ -75,11 +85,12 @@ Schedule outer_schedule(const PlanRequest& request, const Cut& cut) {
 // Head groups go in the outer loop, where the fewest accumulators are open, unless going through
 // them in the inner one moves fewer bytes between files and memory: token rows of bshd files hold
 // all heads, and are then read once for all groups instead of once for each. Workers that take
-// whole head groups go through them in the outer one.
+// whole head groups go through them in the outer one; so do tiles, of which the inner one would
+// have a row open for each.
 Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
   const Schedule outer = outer_schedule(request, cut);
   const bool by_groups = request.workers > 1 && outer.device.output_slots > 0;
-  if (cut.groups == 1 || by_groups) return outer;
+  if (cut.groups == 1 || by_groups || cut.grid) return outer;
   const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
   if (!host) return outer;
   const Schedule inner{ScheduleOrder::groups_inner, device_arena(request, cut), *host};
@@ -98,7 +109,8 @@ Plan make_plan(const PlanRequest& request) {
   const Schedule schedule = choose_schedule(request, cut);
   const HostLayout& host = schedule.host;
   return {.request = request,
-          .division = Division(request.problem, cut.c, cut.tile),
+          .division = cut.grid ? Division(request.problem, *cut.grid, cut.tile)
+                               : Division(request.problem, cut.c, cut.tile),
           .groups = head_groups(request.problem, cut.groups),
           .order = schedule.order,
           .device = schedule.device,
@@ -112,12 +124,12 @@ Plan make_plan(const PlanRequest& request) {
 }
 
 std::int64_t Plan::subproblem_count() const {
-  return problem().batch * static_cast<std::int64_t>(groups.size()) * division.chunk_count();
+  return problem().batch * static_cast<std::int64_t>(groups.size()) * division.quorum_count();
 }
 
 SubproblemKey Plan::key(std::int64_t id) const {
   const auto group_count = static_cast<std::int64_t>(groups.size());
-  const std::int64_t c = division.chunk_count();
+  const std::int64_t c = division.quorum_count();
   const std::int64_t batch = id / (group_count * c);
   const std::int64_t rest = id % (group_count * c);
   if (order == ScheduleOrder::groups_outer) return {batch, rest / c, rest % c};
@@ -126,7 +138,7 @@ SubproblemKey Plan::key(std::int64_t id) const {
 
 std::int64_t Plan::id(const SubproblemKey& key) const {
   const auto group_count = static_cast<std::int64_t>(groups.size());
-  const std::int64_t c = division.chunk_count();
+  const std::int64_t c = division.quorum_count();
   if (order == ScheduleOrder::groups_outer) {
     return (key.batch * group_count + key.group) * c + key.quorum;
   }

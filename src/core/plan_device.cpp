@@ -8,12 +8,11 @@
 namespace stream_cqsa {
 namespace {
 
-// The full kernel tile while it gives c chunks with tokens in them, else the largest power of two
-// that does.
-std::int64_t tile_for(const PlanRequest& request, std::int64_t c) {
-  const std::int64_t longer = std::max(request.problem.query_length, request.problem.key_length);
+// The full kernel tile while it gives so many chunks with tokens in them, else the largest power of
+// two that does.
+std::int64_t tile_for(const PlanRequest& request, std::int64_t length, std::int64_t chunks) {
   std::int64_t tile = request.device.tile;
-  while (tile > 1 && ceil_div(longer, tile) < c) {
+  while (tile > 1 && ceil_div(length, tile) < chunks) {
     tile = static_cast<std::int64_t>(std::bit_floor(static_cast<std::uint64_t>(tile - 1)));
   }
   return tile;
@@ -60,9 +59,20 @@ DeviceArena grow(const DeviceArena& from, const DeviceArena& to, std::int64_t bu
 DeviceArena keep_chunks(const PlanRequest& request, const Cut& cut, const DeviceArena& arena) {
   const std::int64_t sweeps = std::min<std::int64_t>(2, request.problem.batch * cut.groups);
   DeviceArena everything = arena;
-  everything.query_slots = std::max(arena.query_slots, sweeps * cut.query_chunks);
+  if (!cut.grid) everything.query_slots = std::max(arena.query_slots, sweeps * cut.query_chunks);
   everything.kv_slots = std::max(arena.kv_slots, sweeps * cut.key_chunks);
   return grow(arena, everything, request.device_budget);
+}
+
+// The extents of so many query and key chunks, on multiples of cut.tile.
+void set_extents(const Problem& problem, const Grid& chunks, std::int64_t groups, Cut& cut) {
+  cut.groups = groups;
+  cut.group_heads = ceil_div(problem.kv_heads, groups);
+  cut.query_chunk_tokens = largest_part(problem.query_length, cut.tile, chunks.rows);
+  cut.key_chunk_tokens = largest_part(problem.key_length, cut.tile, chunks.columns);
+  cut.query_chunks = std::min(chunks.rows, ceil_div(problem.query_length, cut.tile));
+  cut.key_chunks = std::min(chunks.columns, ceil_div(problem.key_length, cut.tile));
+  cut.subproblems = problem.batch * groups * cut.quorums;
 }
 
 }  // namespace
@@ -70,17 +80,32 @@ DeviceArena keep_chunks(const PlanRequest& request, const Cut& cut, const Device
 Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups) {
   const Problem& problem = request.problem;
   Cut cut;
-  cut.c = c;
-  cut.quorum_size = difference_cover_size(c);
-  cut.tile = tile_for(request, c);
-  cut.groups = groups;
-  cut.group_heads = ceil_div(problem.kv_heads, groups);
-  cut.query_chunk_tokens = largest_part(problem.query_length, cut.tile, c);
-  cut.key_chunk_tokens = largest_part(problem.key_length, cut.tile, c);
-  cut.query_chunks = std::min(c, ceil_div(problem.query_length, cut.tile));
-  cut.key_chunks = std::min(c, ceil_div(problem.key_length, cut.tile));
-  cut.subproblems = problem.batch * groups * c;
+  cut.c = cut.quorums = cut.pairs = c;
+  cut.quorum_size = cut.partials = difference_cover_size(c);
+  cut.tile = tile_for(request, std::max(problem.query_length, problem.key_length), c);
+  set_extents(problem, {c, c}, groups, cut);
   return cut;
+}
+
+Cut cut_of(const PlanRequest& request, const Grid& grid, std::int64_t groups) {
+  const Problem& problem = request.problem;
+  Cut cut;
+  cut.grid = grid;
+  cut.c = std::max(grid.rows, grid.columns);
+  cut.quorums = grid.rows * grid.columns;
+  cut.partials = grid.columns;
+  cut.tile = std::min(tile_for(request, problem.query_length, grid.rows),
+                      tile_for(request, problem.key_length, grid.columns));
+  // Where there are fewer tiles of tokens than rows (columns), the others are empty.
+  const Grid used{std::min(grid.rows, ceil_div(problem.query_length, cut.tile)),
+                  std::min(grid.columns, ceil_div(problem.key_length, cut.tile))};
+  set_extents(problem, used, groups, cut);
+  return cut;
+}
+
+Cut cut_of(const PlanRequest& request, const Division& division, std::int64_t groups) {
+  return division.scheme() == Scheme::tiles ? cut_of(request, division.grid(), groups)
+                                            : cut_of(request, division.chunk_count(), groups);
 }
 
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
@@ -100,7 +125,7 @@ DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
       softmax_state_bytes(cut.query_chunk_tokens * query_heads, problem.head_dim), alignment);
   arena.workspace_bytes = request.device.workspace_bytes +
                           arena.query_slots * request.device.query_item_bytes +
-                          cut.c * request.device.key_item_bytes;
+                          cut.pairs * request.device.key_item_bytes;
   return arena;
 }
 
@@ -146,7 +171,8 @@ std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request,
       cut.query_chunk_tokens * cut.group_heads * problem.query_heads_per_kv_head();
   DeviceArena arena = preferred_device_arena(request, cut);
   // A partial with none to merge with is finished where it lies.
-  arena.state_slots = cut.c == 1 ? 1 : cut.query_chunks + quorum_chunks;
+  const std::int64_t open_chunks = cut.grid ? 1 : cut.query_chunks;
+  arena.state_slots = cut.partials == 1 ? 1 : open_chunks + quorum_chunks;
   arena.output_slots = std::min(quorum_chunks + 1, problem.batch * cut.groups * cut.query_chunks);
   arena.output_slot_bytes =
       round_up(FinishedLayout(problem, rows, request.lse).bytes, request.device.slot_alignment);

@@ -78,11 +78,12 @@ HostNeeds host_needs(const PlanRequest& request, const Cut& cut, ScheduleOrder o
   needs.rows_per_token = cut.group_heads * ratio;
   const std::int64_t quorum_chunks = std::min(cut.quorum_size, cut.query_chunks);
   const std::int64_t merged_chunks = largest_share(request, cut);
-  needs.open_chunks =
-      std::min(problem.batch * cut.groups * merged_chunks,
-               (inner ? cut.groups : 1) * merged_chunks + std::min(quorum_chunks, merged_chunks));
-  needs.merged = cut.c > 1;
-  needs.all_chunks = cut.groups * cut.c;
+  // Of tiles a row at a time, and the next one.
+  const std::int64_t sweep_chunks = cut.grid ? 1 : (inner ? cut.groups : 1) * merged_chunks;
+  needs.open_chunks = std::min(problem.batch * cut.groups * merged_chunks,
+                               sweep_chunks + std::min(quorum_chunks, merged_chunks));
+  needs.merged = cut.partials > 1;
+  needs.all_chunks = cut.groups * (cut.grid ? cut.query_chunks : cut.c);
   needs.copied_chunks = 2 * quorum_chunks;
   if (!request.query.resident) {
     needs.query_row_bytes = row_bytes(request.query, ratio);

@@ -46,6 +46,8 @@ OrderedJson optional_json(const std::optional<std::int64_t>& value) {
   return value ? OrderedJson(*value) : OrderedJson(nullptr);
 }
 
+OrderedJson grid_json(const Grid& grid) { return OrderedJson::array({grid.rows, grid.columns}); }
+
 OrderedJson traits_json(const DeviceTraits& device) {
   return {{"kind", device.kind},
           {"name", device.name},
@@ -73,6 +75,9 @@ OrderedJson request_json(const PlanRequest& request) {
                       {"host_accumulators", request.host_accumulators},
                       {"chunks", optional_json(request.chunks)},
                       {"heads_per_group", optional_json(request.heads_per_group)}};
+  if (request.scheme == Scheme::tiles) {
+    json["grid"] = request.grid ? grid_json(*request.grid) : OrderedJson(nullptr);
+  }
   if (request.mergers > 0) json["mergers"] = request.mergers;
   return json;
 }
@@ -128,13 +133,9 @@ std::string text_of(const OrderedJson& json) {
   return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
-void write_division(const Plan& plan, std::ostream& out) {
-  const Division& division = plan.division;
+void write_cover(const Division& division, std::ostream& out) {
   const auto& residues = division.cover().residues;
-  const auto range_text = [](Range range) {
-    return fmt::format("[{},{}]", range.begin, range.end);
-  };
-  out << ",\n\"c\": " << division.chunk_count() << ",\n\"tile\": " << division.tile();
+  out << ",\n\"c\": " << division.chunk_count();
   out << ",\n\"cover\": ";
   write_list(out, division.quorum_size(), [&](std::int64_t i) { return residues[i]; });
   out << ",\n\"responsibilities\": ";
@@ -142,11 +143,27 @@ void write_division(const Plan& plan, std::ostream& out) {
     const Responsibility r = division.responsibilities()[d];
     return fmt::format("[{},{}]", residues[r.query], residues[r.key]);
   });
+}
+
+void write_division(const Plan& plan, std::ostream& out) {
+  const Division& division = plan.division;
+  const bool tiles = division.scheme() == Scheme::tiles;
+  const auto range_text = [](Range range) {
+    return fmt::format("[{},{}]", range.begin, range.end);
+  };
+  out << ",\n\"division\": \"" << name_of(division.scheme()) << '"';
+  if (tiles) {
+    out << ",\n\"grid\": " << grid_json(division.grid()).dump();
+  } else {
+    write_cover(division, out);
+  }
+  out << ",\n\"tile\": " << division.tile();
+  const std::int64_t chunks = division.chunk_count();
   out << ",\n\"query_chunks\": ";
-  write_list(out, division.chunk_count(),
+  write_list(out, tiles ? division.grid().rows : chunks,
              [&](std::int64_t i) { return range_text(division.chunk(i).queries); });
   out << ",\n\"key_chunks\": ";
-  write_list(out, division.chunk_count(),
+  write_list(out, tiles ? division.grid().columns : chunks,
              [&](std::int64_t i) { return range_text(division.chunk(i).keys); });
   out << ",\n\"head_groups\": ";
   write_list(out, static_cast<std::int64_t>(plan.groups.size()), [&](std::int64_t i) {

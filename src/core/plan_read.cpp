@@ -61,6 +61,16 @@ std::optional<std::int64_t> optional_integer(const Json& json, const char* key) 
   return integer(json, key);
 }
 
+std::optional<Grid> optional_grid(const Json& json, const char* key) {
+  const Json& value = member(json, key);
+  if (value.is_null()) return std::nullopt;
+  if (!value.is_array() || value.size() != 2 || !value[0].is_number_integer() ||
+      !value[1].is_number_integer()) {
+    fail_type(json, key, "two integers");
+  }
+  return Grid{value[0].get<std::int64_t>(), value[1].get<std::int64_t>()};
+}
+
 template <typename Parse>
 auto named(const Json& json, const char* key, const Parse& parse) {
   const auto value = parse(text(json, key));
@@ -131,6 +141,8 @@ PlanRequest read_request(const Json& plan) {
   request.workers = integer(json, "workers");
   request.mergers = integer_or_0(json, "mergers");
   request.host_accumulators = boolean(json, "host_accumulators");
+  request.scheme = named(plan, "division", parse_scheme);
+  if (request.scheme == Scheme::tiles) request.grid = optional_grid(json, "grid");
   request.chunks = optional_integer(json, "chunks");
   request.heads_per_group = optional_integer(json, "heads_per_group");
   return request;

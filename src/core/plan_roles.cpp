@@ -28,14 +28,17 @@ std::int64_t pieces_of_quorum(const Plan& plan, const Cut& cut) {
   return std::min(cut.quorum_size, cut.query_chunks) * pieces_of_chunk(plan, cut);
 }
 
-// Pieces with accumulators of one head group, or of all where they are open at once; at least one.
+// Pieces with accumulators of one head group, or of all where they are open at once; of tiles those
+// of the largest row. At least one.
 std::int64_t open_pieces(const Plan& plan) {
-  if (plan.division.chunk_count() == 1) return 1;  // nothing to merge with
+  if (plan.division.most_partials() == 1) return 1;  // nothing to merge with
+  const bool by_rows = plan.division.scheme() == Scheme::tiles;
   std::int64_t pieces = 0;
   for (std::int64_t chunk = plan.merged_chunks.begin; chunk < plan.merged_chunks.end; ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
     if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
-    pieces += ceil_div(queries.size(), plan.piece_tokens);
+    const std::int64_t own = ceil_div(queries.size(), plan.piece_tokens);
+    pieces = by_rows ? std::max(pieces, own) : pieces + own;
   }
   const bool inner = plan.order == ScheduleOrder::groups_inner;
   return std::max<std::int64_t>(
@@ -43,8 +46,7 @@ std::int64_t open_pieces(const Plan& plan) {
 }
 
 Cut cut_of(const Plan& plan) {
-  return cut_of(plan.request, plan.division.chunk_count(),
-                static_cast<std::int64_t>(plan.groups.size()));
+  return cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
 }
 
 // Cache blocks that hold all rows of two batch entries, or head groups where these are read alone.
@@ -89,7 +91,11 @@ Plan with_host_accumulators(const Plan& plan) {
   if (plan.placement != AccumulatorPlacement::device) return plan;
   PlanRequest request = plan.request;
   request.host_accumulators = true;
-  request.chunks = plan.division.chunk_count();
+  if (request.scheme == Scheme::tiles) {
+    request.grid = plan.division.grid();
+  } else {
+    request.chunks = plan.division.chunk_count();
+  }
   request.heads_per_group = plan.groups.front().count;
   return make_plan(request);
 }
@@ -185,8 +191,9 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
           host.cache_block_bytes);
   }
   // Room for what two subproblems of every worker send, and for what is just passing.
+  const std::int64_t passing_subproblems = 2 * workers + 1;
   const std::int64_t passing =
-      (2 * workers + 1) *
+      passing_subproblems *
       std::min(pieces_of_quorum(own, cut), chunks.size() * pieces_of_chunk(own, cut));
   if (by_groups) {
     spend(room, host.output_buffers, passing, host.output_buffer_bytes);
@@ -196,7 +203,10 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
   // Head groups overlap: workers go on to the next one while the last of one are computed.
   const std::int64_t sweeps = std::min<std::int64_t>(2, own.problem().batch * cut.groups);
   const std::int64_t pieces = std::min(chunks.size(), cut.query_chunks) * pieces_of_chunk(own, cut);
-  spend(room, host.accumulators, sweeps * pieces, host.accumulator_bytes);
+  // Rows of tiles are begun by what the workers have under way, each in as many as it may have.
+  const std::int64_t begun =
+      cut.grid ? (passing_subproblems + 2) * pieces_of_chunk(own, cut) : sweeps * pieces;
+  spend(room, host.accumulators, std::min(begun, sweeps * pieces), host.accumulator_bytes);
   // A head group's pieces are finished at about the same time, faster than they are written.
   spend(room, host.output_buffers,
         std::min(pieces, own.request.host_budget / largest_buffer_share / host.output_buffer_bytes),

@@ -6,7 +6,9 @@
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
+#include "core/plan_tiles.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
@@ -37,6 +39,12 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   const std::int64_t first = request.chunks.value_or(1);
   const std::int64_t last = request.chunks.value_or(std::min(max_modulus, longer));
   for_each_group_count(request, [&](std::int64_t groups) {
+    if (request.scheme == Scheme::tiles) {
+      for (const Grid& grid : tile_grids(request)) {
+        if (!visit(cut_of(request, grid, groups))) return;
+      }
+      return;
+    }
     for (std::int64_t c = first; c <= last && visit(cut_of(request, c, groups));) ++c;
   });
 }
@@ -101,7 +109,10 @@ Found smallest_host(const PlanRequest& request, std::int64_t device_budget) {
 }
 
 std::string division_text(const Cut& cut) {
-  return fmt::format("c = {}, {} key/value head{} per group", cut.c, cut.group_heads,
+  const std::string division =
+      cut.grid ? fmt::format("a grid of {}x{} tiles", cut.grid->rows, cut.grid->columns)
+               : fmt::format("c = {}", cut.c);
+  return fmt::format("{}, {} key/value head{} per group", division, cut.group_heads,
                      cut.group_heads == 1 ? "" : "s");
 }
 
@@ -235,6 +246,13 @@ std::optional<Cut> find_cut_by_groups(const PlanRequest& request) {
 }  // namespace
 
 Cut choose_cut(const PlanRequest& request) {
+  if (request.scheme == Scheme::tiles) {
+    std::vector<std::int64_t> group_counts;
+    for_each_group_count(request, [&](std::int64_t groups) { group_counts.push_back(groups); });
+    const auto cut = choose_tiles(request, group_counts, shared_subproblems(request));
+    if (!cut) throw_too_small(request);
+    return *cut;
+  }
   if (const auto cut = find_cut_by_groups(request)) return *cut;
   if (const auto cut = find_cut(request)) return *cut;
   throw_too_small(request);

@@ -1,4 +1,4 @@
-// The choice of c and head groups.
+// The choice of c, or of tiles, and head groups.
 #pragma once
 
 #include "core/plan_sizes.hpp"
@@ -11,7 +11,8 @@ namespace stream_cqsa {
 /// instead, if they are at most DeviceTraits::overlap_worth times as many and their kernel tile is
 /// not below that of the fewest. A larger device budget may so give more subproblems than a smaller
 /// one, never more than that times as many, and only where it brings the preferred arena.
-/// Throws InputError, naming the smallest budget that works, when nothing fits.
+/// Tiles: see choose_tiles(). Throws InputError, naming the smallest budget that works, when
+/// nothing fits.
 Cut choose_cut(const PlanRequest& request);
 
 }  // namespace stream_cqsa

@@ -21,10 +21,15 @@ inline void spend(std::int64_t& room, std::int64_t& count, std::int64_t most, st
   room -= more * bytes;
 }
 
-/// One choice of c and head groups, and the extents that every size follows from.
+/// One choice of c (or the grid of tiles) and head groups, and the extents that every size follows
+/// from.
 struct Cut {
-  std::int64_t c = 1;
-  std::int64_t quorum_size = 1;  ///< k
+  std::optional<Grid> grid;      ///< of tiles
+  std::int64_t c = 1;            ///< chunks
+  std::int64_t quorums = 1;      ///< c, or as many as there are tiles
+  std::int64_t quorum_size = 1;  ///< k, 1 of tiles: query chunks of a quorum, and key chunks
+  std::int64_t pairs = 1;        ///< of a quorum: c, 1 of tiles
+  std::int64_t partials = 1;     ///< that a query chunk may have: k, or columns of tiles
   std::int64_t tile = 1;
   std::int64_t groups = 1;
   std::int64_t group_heads = 1;         ///< key/value heads of the largest group
@@ -36,6 +41,9 @@ struct Cut {
 };
 
 Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups);
+Cut cut_of(const PlanRequest& request, const Grid& grid, std::int64_t groups);
+/// The same of a division that was made.
+Cut cut_of(const PlanRequest& request, const Division& division, std::int64_t groups);
 
 /// The fewest slots that every subproblem fits: the chunks of one quorum.
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut);
@@ -50,15 +58,15 @@ DeviceArena preferred_device_arena(const PlanRequest& request, const Cut& cut);
 
 /// The arena for the budget: between smallest, minimum and preferred where it is short; where it is
 /// larger, more query and key/value slots in proportion, up to the chunks of two consecutive head
-/// groups.
+/// groups. Of tiles more key/value slots alone: a row's queries are not needed again.
 DeviceArena device_arena(const PlanRequest& request, const Cut& cut);
 
 /// The arena that holds all accumulators beside the slots that let copies overlap: for every query
-/// chunk of a head group a state slot, and one for each partial of a quorum on its way there, since
-/// one quorum's are merged before the next computes. Output slots take what one quorum may finish,
-/// and one more. More query and key/value slots where the budget allows, as in device_arena().
-/// None where the device does not merge, the budget does not hold it, or the request's workers must
-/// share the subproblems of a head group.
+/// chunk of a head group (of tiles for one) a state slot, and one for each partial of a quorum on
+/// its way there, since one quorum's are merged before the next computes. Output slots take what
+/// one quorum may finish, and one more. More query and key/value slots where the budget allows, as
+/// in device_arena(). None where the device does not merge, the budget does not hold it, or the
+/// request's workers must share the subproblems of a head group.
 std::optional<DeviceArena> accumulating_device_arena(const PlanRequest& request, const Cut& cut);
 
 /// Whether several workers are kept about equally busy where each takes whole head groups of a
@@ -94,6 +102,9 @@ struct Traffic {
   double spilled = 0;     ///< accumulators to and from the scratch file
   double written = 0;     ///< outputs
 };
+
+/// Partials of a query chunk, on average.
+double partials_per_row(const Problem& problem, const Cut& cut);
 
 Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrder order,
                          const DeviceArena& device, const HostLayout& host);

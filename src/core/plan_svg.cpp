@@ -24,7 +24,8 @@ constexpr double matrix_y = 132;
 constexpr double matrix_size = 560;
 constexpr double panel_x = 712;
 constexpr double panel_width = 392;
-// Up to here every pair of every quorum is drawn; beyond, three quorums on a grid of 280 cells.
+// Up to here every pair of every quorum is drawn; beyond, on a grid of 280 cells, three quorums, or
+// of tiles the live area alone.
 constexpr std::int64_t most_drawn = 200;
 constexpr std::int64_t coarse_cells = 280;
 constexpr std::int64_t most_numbered = 16;
@@ -43,6 +44,8 @@ constexpr TextStyle amount_style{13, ink, Anchor::end};
 constexpr TextStyle caption_style{13, muted};
 constexpr TextStyle tick_style{12, muted, Anchor::middle};
 
+bool has_tiles(const Plan& plan) { return plan.division.scheme() == Scheme::tiles; }
+
 // Few quorums go evenly round the colour wheel; many by the golden angle, which keeps neighbouring
 // ones apart, in three lightnesses.
 std::string colour_of(std::int64_t quorum, std::int64_t count) {
@@ -60,10 +63,18 @@ double offset_of(std::int64_t index, std::int64_t count) {
   return matrix_size * static_cast<double>(index) / static_cast<double>(count);
 }
 
-// Cells of a square grid over the matrix, drawn as one path.
+// Query chunks times key chunks of the matrix.
+Grid grid_of(const Plan& plan) {
+  const std::int64_t c = plan.division.chunk_count();
+  return has_tiles(plan) ? plan.division.grid() : Grid{c, c};
+}
+
+std::int64_t longer_side(const Grid& grid) { return std::max(grid.rows, grid.columns); }
+
+// Cells of a grid over the matrix, drawn as one path.
 class Cells {
  public:
-  explicit Cells(std::int64_t grid) : grid_(grid) {}
+  explicit Cells(const Grid& grid) : grid_(grid) {}
 
   // `length` cells of a row.
   void add(std::int64_t row, std::int64_t column, std::int64_t length = 1) {
@@ -71,14 +82,15 @@ class Cells {
   }
 
   void draw(Svg& svg, std::string_view fill) const {
-    svg.path(fmt::format("transform=\"translate({} {}) scale({:.6f})\" fill=\"{}\" "
+    svg.path(fmt::format("transform=\"translate({} {}) scale({:.6f} {:.6f})\" fill=\"{}\" "
                          "shape-rendering=\"crispEdges\"",
-                         matrix_x, matrix_y, matrix_size / static_cast<double>(grid_), fill),
+                         matrix_x, matrix_y, offset_of(1, grid_.columns), offset_of(1, grid_.rows),
+                         fill),
              path_);
   }
 
  private:
-  std::int64_t grid_;
+  Grid grid_;
   std::string path_;
 };
 
@@ -89,69 +101,82 @@ bool is_live(const Plan& plan, std::int64_t p, std::int64_t q) {
 
 // In pixels: a pattern in a scaled grid would be scaled with it.
 void draw_partial(Svg& svg, const std::vector<std::pair<std::int64_t, std::int64_t>>& pairs,
-                  std::int64_t c) {
+                  const Grid& grid) {
   std::string path;
-  const double side = offset_of(1, c);
+  const double width = offset_of(1, grid.columns), height = offset_of(1, grid.rows);
   for (const auto& [p, q] : pairs) {
     fmt::format_to(std::back_inserter(path), "M{:.2f} {:.2f}h{:.2f}v{:.2f}h-{:.2f}z",
-                   matrix_x + offset_of(q, c), matrix_y + offset_of(p, c), side, side, side);
+                   matrix_x + offset_of(q, grid.columns), matrix_y + offset_of(p, grid.rows), width,
+                   height, width);
   }
   svg.path(fmt::format("fill=\"{}\"", Svg::hatch), path);
 }
 
 // White lines between cells that are large enough to tell apart.
-void draw_grid(Svg& svg, std::int64_t c) {
-  if (c > 64) return;
+void draw_grid(Svg& svg, const Grid& grid) {
+  if (longer_side(grid) > 64) return;
   std::string path;
-  for (std::int64_t i = 1; i < c; ++i) {
-    const double at = offset_of(i, c);
-    fmt::format_to(std::back_inserter(path), "M{:.2f} {}v{}M{} {:.2f}h{}", matrix_x + at, matrix_y,
-                   matrix_size, matrix_x, matrix_y + at, matrix_size);
+  for (std::int64_t i = 1; i < grid.columns; ++i) {
+    fmt::format_to(std::back_inserter(path), "M{:.2f} {}v{}", matrix_x + offset_of(i, grid.columns),
+                   matrix_y, matrix_size);
   }
-  svg.path(fmt::format("stroke=\"white\" stroke-width=\"{}\"", c <= 32 ? 1.5 : 0.75), path);
+  for (std::int64_t i = 1; i < grid.rows; ++i) {
+    fmt::format_to(std::back_inserter(path), "M{} {:.2f}h{}", matrix_x,
+                   matrix_y + offset_of(i, grid.rows), matrix_size);
+  }
+  svg.path(
+      fmt::format("stroke=\"white\" stroke-width=\"{}\"", longer_side(grid) <= 32 ? 1.5 : 0.75),
+      path);
 }
 
 void draw_numbers(Svg& svg, const Plan& plan) {
-  const std::int64_t c = plan.division.chunk_count();
-  if (c > most_numbered) return;
-  const double half = offset_of(1, c) / 2;
-  for (std::int64_t p = 0; p < c; ++p) {
-    for (std::int64_t q = 0; q < c; ++q) {
+  const Grid grid = grid_of(plan);
+  if (longer_side(grid) > most_numbered) return;
+  for (std::int64_t p = 0; p < grid.rows; ++p) {
+    for (std::int64_t q = 0; q < grid.columns; ++q) {
       if (!is_live(plan, p, q)) continue;
-      svg.text(matrix_x + offset_of(q, c) + half, matrix_y + offset_of(p, c) + half + 5,
+      svg.text(matrix_x + offset_of(2 * q + 1, 2 * grid.columns),
+               matrix_y + offset_of(2 * p + 1, 2 * grid.rows) + 5,
                {15, "white", Anchor::middle, true}, fmt::format("{}", plan.division.owner(p, q)));
     }
   }
 }
 
 void draw_every_quorum(Svg& svg, const Plan& plan) {
-  const std::int64_t c = plan.division.chunk_count();
+  const Grid grid = grid_of(plan);
+  // Tiles have the colour of their row, whose accumulators are open together.
+  const std::int64_t quorums_alike = has_tiles(plan) ? grid.columns : 1;
   std::vector<std::pair<std::int64_t, std::int64_t>> partial;
-  for (std::int64_t quorum = 0; quorum < c; ++quorum) {
-    const QuorumWork work = plan.division.work(quorum);
-    Cells cells(c);
-    for (const ChunkPair& pair : work.pairs) {
-      const std::int64_t p = work.chunks[pair.query].index;
-      const std::int64_t q = work.chunks[pair.key].index;
-      cells.add(p, q);
-      if (pair.liveness == Liveness::partial) partial.emplace_back(p, q);
+  for (std::int64_t colour = 0; colour < grid.rows; ++colour) {
+    Cells cells(grid);
+    for (std::int64_t i = 0; i < quorums_alike; ++i) {
+      const QuorumWork work = plan.division.work(colour * quorums_alike + i);
+      for (const ChunkPair& pair : work.pairs) {
+        const std::int64_t p = work.chunks[pair.query].index;
+        const std::int64_t q = work.chunks[pair.key].index;
+        cells.add(p, q);
+        if (pair.liveness == Liveness::partial) partial.emplace_back(p, q);
+      }
     }
-    cells.draw(svg, colour_of(quorum, c));
+    cells.draw(svg, colour_of(colour, grid.rows));
   }
-  draw_partial(svg, partial, c);
-  draw_grid(svg, c);
+  draw_partial(svg, partial, grid);
+  draw_grid(svg, grid);
   draw_numbers(svg, plan);
 }
 
 // Whether pairs are live, sampled on the coarse grid, in pale grey.
 void draw_live_area(Svg& svg, const Plan& plan) {
-  const std::int64_t c = plan.division.chunk_count();
-  const auto chunk_at = [&](std::int64_t cell) { return (2 * cell + 1) * c / (2 * coarse_cells); };
-  Cells cells(coarse_cells);
+  const auto [rows, columns] = grid_of(plan);
+  const auto chunk_at = [](std::int64_t cell, std::int64_t chunks) {
+    return (2 * cell + 1) * chunks / (2 * coarse_cells);
+  };
+  Cells cells({coarse_cells, coarse_cells});
   for (std::int64_t row = 0; row < coarse_cells; ++row) {
     std::int64_t begin = 0;
     for (std::int64_t column = 0; column <= coarse_cells; ++column) {
-      if (column < coarse_cells && is_live(plan, chunk_at(row), chunk_at(column))) continue;
+      if (column < coarse_cells && is_live(plan, chunk_at(row, rows), chunk_at(column, columns)))
+        continue;
       if (column > begin) cells.add(row, begin, column - begin);
       begin = column + 1;
     }
@@ -164,6 +189,7 @@ std::array<std::int64_t, 3> sampled_quorums(std::int64_t c) { return {0, c / 3, 
 void draw_sampled_quorums(Svg& svg, const Plan& plan) {
   const std::int64_t c = plan.division.chunk_count();
   draw_live_area(svg, plan);
+  if (has_tiles(plan)) return;
   std::int64_t index = 0;
   for (const std::int64_t quorum : sampled_quorums(c)) {
     const QuorumWork work = plan.division.work(quorum);
@@ -174,29 +200,43 @@ void draw_sampled_quorums(Svg& svg, const Plan& plan) {
     }
     std::sort(marked.begin(), marked.end());
     marked.erase(std::unique(marked.begin(), marked.end()), marked.end());
-    Cells cells(coarse_cells);
+    Cells cells({coarse_cells, coarse_cells});
     for (const auto& [row, column] : marked) cells.add(row, column);
     cells.draw(svg, colour_of(index++, 3));
   }
 }
 
 void draw_axes(Svg& svg, const Plan& plan) {
-  const std::int64_t c = plan.division.chunk_count();
+  const auto [rows, columns] = grid_of(plan);
   svg.rect(matrix_x, matrix_y, matrix_size, matrix_size, "none", frame);
   svg.text(matrix_x + matrix_size / 2, matrix_y - 32, {14, ink, Anchor::middle}, "key chunk");
   svg.text(matrix_x - 46, matrix_y + matrix_size / 2, {14, ink, Anchor::middle, false, true},
            "query chunk");
-  const std::int64_t steps = std::min<std::int64_t>(c - 1, c <= most_numbered ? c - 1 : 4);
-  for (std::int64_t i = 0; i <= steps; ++i) {
-    const std::int64_t chunk = steps == 0 ? 0 : i * (c - 1) / steps;
-    const double at = offset_of(2 * chunk + 1, 2 * c);
-    const std::string label = fmt::format("{}", chunk);
+  // Calls draw(position, label) for each tick of an axis of so many chunks.
+  const auto ticks = [](std::int64_t chunks, const auto& draw) {
+    const std::int64_t steps =
+        std::min<std::int64_t>(chunks - 1, chunks <= most_numbered ? chunks - 1 : 4);
+    for (std::int64_t i = 0; i <= steps; ++i) {
+      const std::int64_t chunk = steps == 0 ? 0 : i * (chunks - 1) / steps;
+      draw(offset_of(2 * chunk + 1, 2 * chunks), fmt::format("{}", chunk));
+    }
+  };
+  ticks(columns, [&](double at, const std::string& label) {
     svg.text(matrix_x + at, matrix_y - 10, tick_style, label);
+  });
+  ticks(rows, [&](double at, const std::string& label) {
     svg.text(matrix_x - 10, matrix_y + at + 4, {12, muted, Anchor::end}, label);
-  }
+  });
 }
 
-std::string matrix_caption(std::int64_t c) {
+std::string matrix_caption(const Plan& plan) {
+  const std::int64_t c = longer_side(grid_of(plan));
+  if (has_tiles(plan)) {
+    if (c > most_drawn)
+      return fmt::format("Live pairs are grey, on a grid of {} cells.", coarse_cells);
+    return c <= most_numbered ? "Each number is a tile, each colour a row of them."
+                              : "Each cell is a tile, each colour a row of them.";
+  }
   if (c <= most_numbered)
     return "Each number and colour is a quorum: the one that computes the pair.";
   if (c <= most_drawn) return "Each colour is a quorum: the one that computes the pair.";
@@ -207,9 +247,9 @@ std::string matrix_caption(std::int64_t c) {
 }
 
 void draw_legend(Svg& svg, const Plan& plan) {
-  const std::int64_t c = plan.division.chunk_count();
+  const std::int64_t c = longer_side(grid_of(plan));
   const double y = matrix_y + matrix_size + 24;
-  svg.text(matrix_x, y, caption_style, matrix_caption(c));
+  svg.text(matrix_x, y, caption_style, matrix_caption(plan));
   double x = matrix_x;
   const auto entry = [&](std::string_view fill, bool hatched, std::string_view label) {
     svg.rect(x, y + 14, 14, 14, fill, frame);
@@ -284,11 +324,12 @@ void draw_panel(Svg& svg, const Plan& plan) {
   svg.text(panel_x, y, heading_style, "schedule");
   y += 28;
   fact("subproblems", fmt::format("{}", plan.subproblem_count()));
-  fact("batch x head groups x quorums",
+  fact(has_tiles(plan) ? "batch x head groups x tiles" : "batch x head groups x quorums",
        fmt::format("{} x {} x {}", plan.problem().batch, plan.groups.size(),
-                   plan.division.chunk_count()));
-  fact("order", plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
-                                                          : "quorums, then head groups");
+                   plan.division.quorum_count()));
+  fact("order", has_tiles(plan)                             ? "head groups, then rows, then columns"
+                : plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
+                                                            : "quorums, then head groups");
   fact("accumulators",
        plan.placement == AccumulatorPlacement::device ? "on the device"
        : plan.placement == AccumulatorPlacement::memory
@@ -296,17 +337,28 @@ void draw_panel(Svg& svg, const Plan& plan) {
            : fmt::format("in memory and a file of up to {}", format_bytes(plan.scratch_bytes)));
 }
 
+std::string division_text(const Plan& plan) {
+  const Division& division = plan.division;
+  if (has_tiles(plan)) {
+    return fmt::format("{} x {} of tiles.", counted(division.grid().rows, "row"),
+                       counted(division.grid().columns, "column"));
+  }
+  const std::int64_t c = division.chunk_count();
+  const std::int64_t k = division.quorum_size();
+  return fmt::format("c = {}; each quorum holds k = {} of them ({:.3g}%).", counted(c, "chunk"), k,
+                     100.0 * static_cast<double>(k) / static_cast<double>(c));
+}
+
 void draw_title(Svg& svg, const Plan& plan) {
   const Problem& problem = plan.problem();
-  const std::int64_t c = plan.division.chunk_count();
-  const std::int64_t k = plan.division.quorum_size();
-  svg.text(40, 46, title_style, "Attention divided by cyclic quorum sets");
+  svg.text(
+      40, 46, title_style,
+      has_tiles(plan) ? "Attention divided into tiles" : "Attention divided by cyclic quorum sets");
   svg.text(40, 70, {14, muted},
-           fmt::format(
-               "{}, {}, dimension {}, {}{}. c = {}; each quorum holds k = {} of them ({:.3g}%).",
-               tokens_text(problem), counted(problem.query_heads, "query head"), problem.head_dim,
-               name_of(problem.dtype), problem.mask == Mask::causal ? ", causal" : "",
-               counted(c, "chunk"), k, 100.0 * static_cast<double>(k) / static_cast<double>(c)));
+           fmt::format("{}, {}, dimension {}, {}{}. {}", tokens_text(problem),
+                       counted(problem.query_heads, "query head"), problem.head_dim,
+                       name_of(problem.dtype), problem.mask == Mask::causal ? ", causal" : "",
+                       division_text(plan)));
 }
 
 }  // namespace
@@ -314,7 +366,7 @@ void draw_title(Svg& svg, const Plan& plan) {
 void write_svg(const Plan& plan, std::ostream& out) {
   Svg svg(out, page_width, page_height);
   draw_title(svg, plan);
-  if (plan.division.chunk_count() <= most_drawn) {
+  if (longer_side(grid_of(plan)) <= most_drawn) {
     draw_every_quorum(svg, plan);
   } else {
     draw_sampled_quorums(svg, plan);

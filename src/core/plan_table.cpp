@@ -74,20 +74,37 @@ void write_problem(const Plan& plan, Table& table) {
              scores * 4e-12 * static_cast<double>(problem.head_dim));
 }
 
-void write_division(const Plan& plan, const Cut& cut, Table& table) {
+void write_chunks(const Plan& plan, const Cut& cut, Table& table) {
   const std::int64_t k = cut.quorum_size;
   table.line("division", "c = {} {}, on multiples of {}", counted(cut.c, "chunk"), chunk_text(cut),
              cut.tile);
   table.line("", "k = {} per quorum ({:.3g}% of the sequence){}", counted(k, "chunk"),
              100.0 * static_cast<double>(k) / static_cast<double>(cut.c),
              cover_text(plan.division.cover()));
+}
+
+void write_tiles(const Cut& cut, Table& table) {
+  table.line("division", "tiles, {} x {}", counted(cut.grid->rows, "row"),
+             counted(cut.grid->columns, "column"));
+  table.line("", "of up to {} and {}, on multiples of {}",
+             counted(cut.query_chunk_tokens, "query token"),
+             counted(cut.key_chunk_tokens, "key token"), cut.tile);
+}
+
+void write_division(const Plan& plan, const Cut& cut, Table& table) {
+  if (cut.grid) {
+    write_tiles(cut, table);
+  } else {
+    write_chunks(plan, cut, table);
+  }
   table.line("head groups", "{} of up to {}, {}", cut.groups,
              counted(cut.group_heads, "key/value head"),
              counted(cut.group_heads * plan.problem().query_heads_per_kv_head(), "query head"));
   table.line("subproblems", "{} = {} batch x {} x {}", cut.subproblems, plan.problem().batch,
-             counted(cut.groups, "head group"), counted(cut.c, "quorum"));
+             counted(cut.groups, "head group"), counted(cut.quorums, cut.grid ? "tile" : "quorum"));
   table.line("order", "{}",
-             plan.order == ScheduleOrder::groups_outer
+             cut.grid ? "row by row, all tiles of a head group, then the next head group"
+             : plan.order == ScheduleOrder::groups_outer
                  ? "all quorums of a head group, then the next head group"
                  : "all head groups of a quorum, then the next quorum");
 }
@@ -140,8 +157,8 @@ void write_movement(const Plan& plan, const Cut& cut, Table& table) {
 }  // namespace
 
 std::string describe(const Plan& plan) {
-  const Cut cut = cut_of(plan.request, plan.division.chunk_count(),
-                         static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut =
+      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
   Table table;
   write_problem(plan, table);
   write_division(plan, cut, table);

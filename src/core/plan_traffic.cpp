@@ -7,6 +7,30 @@
 namespace stream_cqsa {
 namespace {
 
+// Keys that a row of tiles computes with, on average: those that its queries see and, under a
+// causal mask, about half of those at its corners.
+double keys_per_row(const Problem& problem, const Cut& cut) {
+  const auto scores =
+      static_cast<double>(problem.live_scores({0, problem.query_length}, {0, problem.key_length}));
+  const double seen = scores / static_cast<double>(problem.query_length);
+  const auto corners = static_cast<double>(cut.query_chunk_tokens + cut.key_chunk_tokens);
+  return std::min(seen + (problem.mask == Mask::causal ? corners / 2 : 0.0),
+                  static_cast<double>(problem.key_length));
+}
+
+// How often the keys are loaded for a head group's rows of tiles: once by the row that needs most
+// of them, and for every other row those that were not kept. Each row goes through the columns from
+// the first on: of n slots two pass keys on, and n - 2 keep what they have.
+double key_loads_of_rows(const Problem& problem, const Cut& cut, std::int64_t slots) {
+  const double rows = static_cast<double>(cut.query_chunks) * keys_per_row(problem, cut) /
+                      static_cast<double>(problem.key_length);
+  const bool all = slots >= cut.key_chunks;
+  const double kept = all ? 1.0
+                          : static_cast<double>(std::max<std::int64_t>(slots - 2, 0)) /
+                                static_cast<double>(cut.key_chunks - 1);
+  return 1.0 + std::max(rows - 1.0, 0.0) * (1.0 - kept);
+}
+
 // How often each of `chunks` is loaded in a sweep over all quorums, when `kept` of them stay: once,
 // and again at each of its other k - 1 uses unless it was kept.
 double loads_per_chunk(const Cut& cut, double kept, double chunks) {
@@ -64,15 +88,22 @@ struct ReadModel {
 
 }  // namespace
 
+double partials_per_row(const Problem& problem, const Cut& cut) {
+  if (!cut.grid) return static_cast<double>(cut.quorum_size);
+  const double columns = keys_per_row(problem, cut) / static_cast<double>(cut.key_chunk_tokens);
+  return std::clamp(columns, 1.0, static_cast<double>(cut.key_chunks));
+}
+
 Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrder order,
                          const DeviceArena& device, const HostLayout& host) {
   const Problem& p = request.problem;
   const auto batch = static_cast<double>(p.batch);
   const auto query_chunks = static_cast<double>(cut.query_chunks);
   const double query_loads =
-      loads_per_chunk(cut, static_cast<double>(device.query_slots), query_chunks);
-  const double key_loads = loads_per_chunk(cut, static_cast<double>(device.kv_slots),
-                                           static_cast<double>(cut.key_chunks));
+      cut.grid ? 1.0 : loads_per_chunk(cut, static_cast<double>(device.query_slots), query_chunks);
+  const double key_loads = cut.grid ? key_loads_of_rows(p, cut, device.kv_slots)
+                                    : loads_per_chunk(cut, static_cast<double>(device.kv_slots),
+                                                      static_cast<double>(cut.key_chunks));
   const double cache_bytes = static_cast<double>(host.arena.cache_blocks) *
                              static_cast<double>(host.arena.cache_block_bytes);
   const double rows =
@@ -86,8 +117,8 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
   if (host.placement == AccumulatorPlacement::device) {
     traffic.copied_out = rows * static_cast<double>(output_bytes + (request.lse ? 8 : 0));
   } else {
-    traffic.copied_out = rows * static_cast<double>(cut.quorum_size) *
-                         static_cast<double>(softmax_state_bytes(1, p.head_dim));
+    traffic.copied_out =
+        rows * partials_per_row(p, cut) * static_cast<double>(softmax_state_bytes(1, p.head_dim));
   }
   if (host.placement == AccumulatorPlacement::file) {
     const double open = query_chunks * static_cast<double>(cut.query_chunk_tokens) *

@@ -50,9 +50,11 @@ QuorumLoad load_of(const Problem& problem, const QuorumWork& work) {
 class Sweep {
  public:
   explicit Sweep(const Plan& plan)
-      : quorums_(plan.division.chunk_count()),
-        examined_(std::min(quorums_,
-                           std::clamp(examined_chunks / quorums_, std::int64_t{8}, most_examined))),
+      : quorums_(plan.division.quorum_count()),
+        examined_(plan.division.scheme() == Scheme::tiles
+                      ? quorums_  // unlike each other, and of one pair each
+                      : std::min(quorums_, std::clamp(examined_chunks / quorums_, std::int64_t{8},
+                                                      most_examined))),
         finished_rows_(static_cast<std::size_t>(quorums_)),
         first_bytes_(static_cast<std::size_t>(quorums_)) {
     examine_quorums(plan);
@@ -93,8 +95,10 @@ class Sweep {
       first_bytes_[static_cast<std::size_t>(by.front())] += size;
       bytes += size;
     };
-    for (std::int64_t i = 0; i < examined_; ++i) {
-      const Chunk chunk = plan.division.chunk(i * quorums_ / examined_);
+    const std::int64_t chunks = plan.division.chunk_count();
+    const std::int64_t examined = std::min(chunks, examined_);
+    for (std::int64_t i = 0; i < examined; ++i) {
+      const Chunk chunk = plan.division.chunk(i * chunks / examined);
       const auto as_query = plan.division.quorums_of_query(chunk.index);
       used_first(as_query, chunk.queries, p.query_heads);
       used_first(plan.division.quorums_of_key(chunk.index), chunk.keys, 2 * p.kv_heads);
@@ -109,7 +113,7 @@ class Sweep {
   }
 
   const std::int64_t quorums_;
-  const std::int64_t examined_;  // quorums, and chunks
+  const std::int64_t examined_;  // quorums, and at most so many chunks
   std::vector<QuorumLoad> loads_;
   std::vector<double> finished_rows_;
   std::vector<double> first_bytes_;
@@ -125,7 +129,8 @@ struct Demand {
   double flop = 0;
   double partial_bytes = 0;
   double finished_bytes = 0;   // of outputs
-  double rewritten_bytes = 0;  // in the output files
+  double written_bytes = 0;    // of these, to new places in the files
+  double rewritten_bytes = 0;  // with the rest of their rows, see rewrites()
 };
 
 class Demands {
@@ -133,7 +138,7 @@ class Demands {
   explicit Demands(const Plan& plan)
       : plan_(plan),
         problem_(plan.problem()),
-        cut_(cut_of(plan.request, plan.division.chunk_count(), groups())),
+        cut_(cut_of(plan.request, plan.division, groups())),
         traffic_(estimate_traffic(plan.request, cut_, plan.order, plan.device, layout(plan))),
         sweep_(plan),
         batch_(static_cast<double>(problem_.batch)),
@@ -161,7 +166,8 @@ class Demands {
     demand.finished_bytes = sweep_.finished_rows(key.quorum) * query_heads *
                             static_cast<double>(problem_.head_dim * size_of(problem_.output_dtype) +
                                                 (plan_.request.lse ? 4 : 0));
-    demand.rewritten_bytes = rewritten_bytes(key.group, demand.finished_bytes);
+    (rewrites(key.group) ? demand.rewritten_bytes : demand.written_bytes) =
+        demand.finished_bytes * (rewrites(key.group) ? static_cast<double>(groups()) : 1.0);
     return demand;
   }
 
@@ -185,7 +191,8 @@ class Demands {
   // Of a sweep's chunk loads the first quorum has its own chunks, the others share the rest.
   double new_chunks(const QuorumLoad& load, std::int64_t quorum) const {
     if (quorum == 0) return load.key_chunks;
-    return std::max(0.0, loads_ - load.key_chunks) / static_cast<double>(cut_.c - 1);
+    return std::max(0.0, loads_ - load.key_chunks) /
+           static_cast<double>(plan_.division.quorum_count() - 1);
   }
 
   // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as
@@ -199,11 +206,10 @@ class Demands {
     return first * sweep_.first_share(key.quorum) + again * share;
   }
 
-  // Where a row's heads come in several groups they are staged; with the last group all of a row
-  // are put where they belong.
-  double rewritten_bytes(std::int64_t group, double finished) const {
-    const bool staged = plan_.request.output_layout == Layout::bshd && groups() > 1;
-    return staged && group + 1 == groups() ? finished * static_cast<double>(groups()) : 0.0;
+  // Where a row's heads come in several groups they are staged, and the last of them puts the whole
+  // row where it belongs.
+  bool rewrites(std::int64_t group) const {
+    return plan_.request.output_layout == Layout::bshd && groups() > 1 && group + 1 == groups();
   }
 
   const Plan& plan_;
@@ -325,7 +331,7 @@ double Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
   double seconds = kernel_seconds(kernel_, worker.flop, worker.launches) - before;
   double emptied = 0;
   if (on_device_) {
-    if (plan_.division.chunk_count() > 1) seconds += demand.partial_bytes / costs_.device_merge;
+    if (plan_.division.most_partials() > 1) seconds += demand.partial_bytes / costs_.device_merge;
   } else {
     const double sets =
         static_cast<double>(plan_.device.state_slots) / std::max(demand.query_chunks, 1.0);
@@ -346,7 +352,7 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   worker.copied_out.add(out);
   if (workers_.size() > 1) out = receive_.run(out, bytes / costs_.receive);
   if (!on_device_) out = merge_.run(out, bytes / costs_.merge);
-  write_.run(out, demand.finished_bytes / costs_.write + demand.rewritten_bytes / costs_.rewrite);
+  write_.run(out, demand.written_bytes / costs_.write + demand.rewritten_bytes / costs_.rewrite);
 }
 
 Prediction Timeline::prediction() const {

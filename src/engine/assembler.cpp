@@ -20,7 +20,7 @@ std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
 // accumulators on the device nothing is left to merge: one sees the end of the partials.
 int merge_threads(const Plan& plan, const RunOptions& options) {
   if (plan.placement == AccumulatorPlacement::device) return 1;
-  const bool merging = plan.division.chunk_count() > 1;
+  const bool merging = plan.division.most_partials() > 1;
   const std::int64_t most = merging ? plan.host.accumulators : options.merge_threads;
   return static_cast<int>(
       std::max<std::int64_t>(1, std::min<std::int64_t>(options.merge_threads, most)));
@@ -63,7 +63,6 @@ void Assembler::start(Crew& crew) {
   producers_ = merge_threads_ + 1;
   crew.start([this] {
     finish_keyless();
-    end_of(keyless_finished_);
     end_producer();
   });
   for (int i = 0; i < merge_threads_; ++i) {
@@ -77,15 +76,7 @@ void Assembler::start(Crew& crew) {
   if (checkpoint_) crew.start([this] { keep_checkpoint(); });
 }
 
-void Assembler::end_of_partials() { end_of(partials_ended_); }
-
-// Merge threads end when nothing more can become ready: rows without keys, when they are finished,
-// may leave an accumulator to a piece that waits for one.
-void Assembler::end_of(bool& source) {
-  const auto lock = monitor_.lock();
-  source = true;
-  if (partials_ended_ && keyless_finished_) ready_.close();
-}
+void Assembler::end_of_partials() { ready_.close(); }
 
 // --- buffers ---
 
@@ -131,7 +122,7 @@ std::int64_t Assembler::subproblem_of(const PieceKey& key, std::int64_t quorum) 
 
 // Under the lock: merged, being merged, waiting to be, or never to come.
 bool Assembler::has(const PieceKey& key, std::int64_t quorum) const {
-  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const QuorumList quorums = uses_.quorums(Side::query, key.chunk);
   const auto merged = quorums.begin() + merged_[static_cast<std::size_t>(pieces_.number(key))];
   if (!std::binary_search(merged, quorums.end(), quorum)) return true;
   const auto at = entries_.find(key);
@@ -145,7 +136,7 @@ Assembler::Turn Assembler::turn(const PieceKey& key, std::int64_t quorum) const 
   if (has(key, quorum)) return Turn::past;
   const auto merged =
       static_cast<std::size_t>(merged_[static_cast<std::size_t>(pieces_.number(key))]);
-  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const QuorumList quorums = uses_.quorums(Side::query, key.chunk);
   const auto at = entries_.find(key);
   const bool busy = at != entries_.end() && at->second.busy;
   if (busy || quorum != quorums[merged]) return Turn::early;
@@ -176,9 +167,9 @@ bool Assembler::is_merged(std::int64_t subproblem) const {
   const Division& division = plan_.division;
   const auto lock = monitor_.lock();
   for (std::int64_t position = 0; position < division.quorum_size(); ++position) {
-    const std::int64_t chunk = division.chunk_of(quorum, position);
+    const std::int64_t chunk = division.query_chunk_of(quorum, position);
     if (!plan_.merged_chunks.contains(chunk)) continue;
-    const auto& quorums = uses_.quorums(Side::query, chunk);
+    const QuorumList quorums = uses_.quorums(Side::query, chunk);
     const auto at = std::lower_bound(quorums.begin(), quorums.end(), quorum);
     if (at == quorums.end() || *at != quorum) continue;
     const std::int64_t first = pieces_.number({batch, group, chunk, 0});
@@ -250,29 +241,26 @@ void Assembler::merge_chain(Partial partial) {
   // The same thread goes on with the partials that were waiting for this one: put back into the
   // queue they could stand behind pieces that wait for this piece's accumulator.
   for (;;) {
-    const std::vector<std::int32_t>* quorums;
-    std::size_t position;
-    {
-      const auto lock = monitor_.lock();
-      quorums = &uses_.quorums(Side::query, partial.key.chunk);
-      position = static_cast<std::size_t>(merged(partial.key));
-    }
-    merge_one(partial, *quorums, position);
-
     auto lock = monitor_.lock();
+    const QuorumList quorums = uses_.quorums(Side::query, partial.key.chunk);
+    auto position = static_cast<std::size_t>(merged(partial.key));
+    lock.unlock();
+    merge_one(partial, quorums, position);
+
+    lock.lock();
     count_merged(partial.key, scores_of_heads(partial.key, partial.scores));
     const auto at = entries_.find(partial.key);
     Entry& entry = at->second;
     merged(partial.key) = static_cast<std::int32_t>(++position);
     ++changes_;
     if (on_merged_) on_merged_(partial.subproblem);
-    if (position == quorums->size()) {
+    if (position == quorums.size()) {
       entries_.erase(at);
       lock.unlock();
       end_piece(partial.key, position > 1);
       return;
     }
-    const auto follower = entry.early.find(subproblem_of(partial.key, (*quorums)[position]));
+    const auto follower = entry.early.find(subproblem_of(partial.key, quorums[position]));
     if (follower == entry.early.end()) {
       entry.busy = false;
       ++changes_;
@@ -302,8 +290,7 @@ void Assembler::end_piece(const PieceKey& key, bool begun) {
   for (const Partial& partial : next) ready_.push(partial);
 }
 
-void Assembler::merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
-                          std::size_t position) {
+void Assembler::merge_one(const Partial& partial, const QuorumList& quorums, std::size_t position) {
   const bool last = position + 1 == quorums.size();
   const std::int64_t scores = scores_of_heads(partial.key, partial.scores);
   if (quorums.size() == 1) {  // nothing to merge with: finished where it lies

@@ -138,14 +138,12 @@ class Assembler : public PartialReceiver {
   void end_piece(const PieceKey& key, bool begun);
   void finish_keyless();
   void merge_chain(Partial partial);
-  void merge_one(const Partial& partial, const std::vector<std::int32_t>& quorums,
-                 std::size_t position);
+  void merge_one(const Partial& partial, const QuorumList& quorums, std::size_t position);
   void finish(const PieceKey& key, const SoftmaxStates& states,
               const AccumulatorStore::Progress& progress);
   void write_pieces();
   void write_piece(const Finished& finished);
   void end_producer();
-  void end_of(bool& source);
 
   void resume();
   bool was_finished(const PieceKey& key) const {
@@ -176,8 +174,7 @@ class Assembler : public PartialReceiver {
   const PieceTable pieces_;
 
   // Guards uses_, merged_, entries_, open_, admitted_, waiting_, non_finite_, merged_scores_,
-  // pieces_left_, partials_ended_, keyless_finished_, producers_, writers_, written_, all_durable_,
-  // all_written_.
+  // pieces_left_, producers_, writers_, written_, all_durable_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
@@ -189,8 +186,6 @@ class Assembler : public PartialReceiver {
   std::vector<std::uint64_t> merged_scores_;
   NonFinite non_finite_;
   std::int64_t pieces_left_ = 0;
-  bool partials_ended_ = false;
-  bool keyless_finished_ = false;
   int producers_ = 0;                   ///< threads that may still push into finished_
   int writers_ = 0;                     ///< threads that may still pop from it
   std::vector<JournalRecord> written_;  ///< finished since the last checkpoint

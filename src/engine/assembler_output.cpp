@@ -65,10 +65,8 @@ void Assembler::finish_keyless() {
       for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
         for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {
           const PieceKey key{batch, static_cast<std::int64_t>(group), chunk, piece};
-          if (!was_finished(key)) {
-            finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim}, {});
-          }
-          end_piece(key, false);
+          if (was_finished(key)) continue;
+          finish(key, {nullptr, nullptr, nullptr, piece_rows(plan_, key), problem.head_dim}, {});
         }
       }
     }

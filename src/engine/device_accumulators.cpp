@@ -61,7 +61,7 @@ void DeviceAccumulators::merge(const Launched& launched, std::int32_t position) 
   const auto [batch, group, quorum] = launched.key;
   const ChunkKey key{batch, group, launched.work.chunks[at].index};
   const std::int32_t slot = launched.state_slots[at];
-  const auto& quorums = uses_.quorums(Side::query, key.chunk);
+  const QuorumList quorums = uses_.quorums(Side::query, key.chunk);
   Open& open = open_[key];
   if (open.merged >= quorums.size() || quorums[open.merged] != quorum) {
     throw std::logic_error(fmt::format("subproblem {} is merged into query chunk {} out of turn",

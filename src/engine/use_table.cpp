@@ -4,11 +4,17 @@
 
 namespace stream_cqsa {
 
-UseTable::UseTable(const Plan& plan)
-    : plan_(plan), of_query_(plan.division.chunk_count()), of_key_(plan.division.chunk_count()) {
+UseTable::UseTable(const Plan& plan) : plan_(plan) {
   const Division& division = plan.division;
-  queries_.reserve(of_query_.size());
-  keys_.reserve(of_key_.size());
+  if (division.scheme() == Scheme::tiles) {
+    find_live_tiles();
+    return;
+  }
+  const auto chunks = static_cast<std::size_t>(division.chunk_count());
+  of_query_.resize(chunks);
+  of_key_.resize(chunks);
+  queries_.reserve(chunks);
+  keys_.reserve(chunks);
   by_query_.resize(static_cast<std::size_t>(division.quorum_size()));
   by_key_.resize(by_query_.size());
   for (std::int32_t i = 0; i < division.chunk_count(); ++i) {
@@ -21,13 +27,27 @@ UseTable::UseTable(const Plan& plan)
   }
 }
 
-const std::vector<std::int32_t>& UseTable::quorums(Side side, std::int64_t chunk) {
-  Uses& uses = (side == Side::query ? of_query_ : of_key_)[static_cast<std::size_t>(chunk)];
+void UseTable::find_live_tiles() {
+  const Division& division = plan_.division;
+  for (std::int64_t i = 0; i < division.chunk_count(); ++i) {
+    columns_.push_back(division.live_columns(i));
+    rows_.push_back(division.live_rows(i));
+  }
+}
+
+QuorumList UseTable::quorums(Side side, std::int64_t chunk) {
+  const auto at = static_cast<std::size_t>(chunk);
+  if (plan_.division.scheme() == Scheme::tiles) {
+    const std::int64_t columns = plan_.division.grid().columns;
+    if (side == Side::query) return {chunk * columns, 1, columns_[at].size()};
+    return {rows_[at].begin * columns + chunk, columns, rows_[at].size()};
+  }
+  Uses& uses = (side == Side::query ? of_query_ : of_key_)[at];
   if (!uses.known) {
     uses.quorums = find_quorums(side, chunk);
     uses.known = true;
   }
-  return uses.quorums;
+  return QuorumList(uses.quorums);
 }
 
 bool UseTable::is_live(std::int64_t query, std::int64_t key) const {
@@ -57,7 +77,7 @@ std::vector<std::int32_t> UseTable::find_quorums(Side side, std::int64_t chunk) 
 
 std::int64_t UseTable::next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,
                             std::int64_t id) {
-  const auto& all = quorums(side, chunk);
+  const QuorumList all = quorums(side, chunk);
   // Within one batch entry and group, ids ascend with the quorum in either order of the schedule.
   const auto found = std::partition_point(all.begin(), all.end(), [&](std::int64_t quorum) {
     return plan_.id({batch, group, quorum}) <= id;

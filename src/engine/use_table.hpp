@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "engine/quorum_list.hpp"
 #include "stream_cqsa/plan.hpp"
 
 namespace stream_cqsa {
@@ -15,13 +16,15 @@ inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 enum class Side { query, key };
 
 /// The subproblems that use each chunk, found in O(c) when first asked for and kept: at most
-/// 4 * c * k bytes for each side asked for, beside some 40 * c. Not thread-safe.
+/// 4 * c * k bytes for each side asked for, beside some 40 * c. Of tiles, whose uses are rows and
+/// columns of the grid, 32 bytes for each chunk. Not thread-safe.
 class UseTable {
  public:
   explicit UseTable(const Plan& plan);
 
-  /// The quorums with a live pair whose query (key) chunk is `chunk`, ascending.
-  const std::vector<std::int32_t>& quorums(Side side, std::int64_t chunk);
+  /// The quorums with a live pair whose query (key) chunk is `chunk`, ascending. Valid as long as
+  /// this table is.
+  QuorumList quorums(Side side, std::int64_t chunk);
 
   /// The first subproblem after `id` of (batch, group) that uses `chunk` as `side`.
   std::int64_t next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,
@@ -32,6 +35,7 @@ class UseTable {
                                  std::int64_t id);
 
  private:
+  void find_live_tiles();
   struct Uses {
     bool known = false;
     std::vector<std::int32_t> quorums;
@@ -40,6 +44,9 @@ class UseTable {
   std::vector<std::int32_t> find_quorums(Side side, std::int64_t chunk) const;
 
   const Plan& plan_;
+  // Of tiles: the live columns of each row, and the live rows of each column.
+  std::vector<Range> columns_, rows_;
+  // Of cyclic quorum sets.
   std::vector<Range> queries_, keys_;  ///< of each chunk: it is compared with all others
   // By position in the cover: the differences d with r(d).query (r(d).key) there.
   std::vector<std::vector<std::int32_t>> by_query_, by_key_;

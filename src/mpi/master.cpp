@@ -258,7 +258,7 @@ class Master {
 
   /// Those that a worker is given as one.
   std::int64_t subproblems_of_order() const {
-    return computes_by_groups(plan_) ? plan_.division.chunk_count() : std::int64_t{1};
+    return computes_by_groups(plan_) ? plan_.division.quorum_count() : std::int64_t{1};
   }
 
   void count_computed(int worker) {

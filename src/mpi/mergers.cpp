@@ -75,7 +75,7 @@ std::int64_t Mergers::lacking_pieces(const SubproblemKey& subproblem, std::int64
   const std::vector<std::int32_t>& merged = starts_.at(rank).merged;
   if (merged.empty()) return pieces;
   if (!uses_) uses_.emplace(plan_);
-  const auto& quorums = uses_->quorums(Side::query, chunk);
+  const QuorumList quorums = uses_->quorums(Side::query, chunk);
   const auto place =
       std::lower_bound(quorums.begin(), quorums.end(), subproblem.quorum) - quorums.begin();
   const std::int64_t first =

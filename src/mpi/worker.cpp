@@ -29,7 +29,7 @@ class Computing {
             Telemetry& telemetry, Communicator& communicator, std::byte* memory,
             RemoteInputs* remote)
       : by_groups_(computes_by_groups(plan)),
-        subproblems_of_group_(plan.division.chunk_count()),
+        subproblems_of_group_(plan.division.quorum_count()),
         backend_(backend),
         sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_),
         assignments_(abort_, most_assignments),

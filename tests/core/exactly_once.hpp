@@ -120,20 +120,26 @@ inline void add_divided(ScoreCounter& counter, const Problem& problem, const Quo
   }
 }
 
-inline void check_exactly_once(const Problem& problem, std::int64_t c, std::int64_t tile,
+inline void check_exactly_once(const Problem& problem, const Division& division,
                                const std::vector<std::int64_t>& parts) {
-  const Division division(problem, c, tile);
   ScoreCounter counter(problem);
-  for (std::int64_t i = 0; i < c; ++i) {
-    add_divided(counter, problem, division.work(i), parts, tile);
+  for (std::int64_t i = 0; i < division.quorum_count(); ++i) {
+    add_divided(counter, problem, division.work(i), parts, division.tile());
   }
-  BOOST_TEST_CONTEXT("c " << c << ", Nq " << problem.query_length << ", Nk " << problem.key_length
-                          << ", tile " << tile << ", depth " << parts.size() << ", causal "
-                          << (problem.mask == Mask::causal)) {
+  BOOST_TEST_CONTEXT(division.quorum_count()
+                     << " quorums of " << division.chunk_count() << " chunks, Nq "
+                     << problem.query_length << ", Nk " << problem.key_length << ", tile "
+                     << division.tile() << ", depth " << parts.size() << ", causal "
+                     << (problem.mask == Mask::causal)) {
     BOOST_REQUIRE_EQUAL(counter.errors(), 0);
     BOOST_REQUIRE_EQUAL(counter.scores(),
                         problem.live_scores({0, problem.query_length}, {0, problem.key_length}));
   }
+}
+
+inline void check_exactly_once(const Problem& problem, std::int64_t c, std::int64_t tile,
+                               const std::vector<std::int64_t>& parts) {
+  check_exactly_once(problem, Division(problem, c, tile), parts);
 }
 
 inline void check_both_masks(std::int64_t nq, std::int64_t nk, std::int64_t c, std::int64_t tile,

@@ -76,6 +76,7 @@ BOOST_AUTO_TEST_CASE(a_plan_printed_and_read_back_is_the_same) {
   for (std::uint64_t seed = first_seed; seed < first_seed + 3000; ++seed) {
     Random random(seed);
     PlanRequest request = random_shared_request(random);
+    if (seed % 3 == 0) request = as_tiles(request, random);
     request.device.name = "a \"device\"\nof \\ two lines";
     const auto plan = try_plan(request);
     if (!plan) continue;
@@ -310,7 +311,9 @@ BOOST_AUTO_TEST_CASE(one_of_a_thing_is_singular) {
 BOOST_AUTO_TEST_CASE(the_table_is_short_and_names_the_budgets) {
   for (std::uint64_t seed = first_seed; seed < first_seed + 200; ++seed) {
     Random random(seed);
-    const auto plan = try_plan(random_request(random));
+    PlanRequest request = random_request(random);
+    if (seed % 3 == 0) request = as_tiles(request, random);
+    const auto plan = try_plan(request);
     if (!plan) continue;
     const std::string table = describe(*plan);
     BOOST_TEST(std::count(table.begin(), table.end(), '\n') < 40);

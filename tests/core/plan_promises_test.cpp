@@ -126,6 +126,7 @@ BOOST_AUTO_TEST_CASE(the_smallest_budget_named_is_exact) {
   for (std::uint64_t seed = first_seed; seed < first_seed + 1000; ++seed) {
     Random random(seed);
     PlanRequest request = random_shared_request(random);
+    if (seed % 3 == 0) request = as_tiles(request, random);
     request.device_budget = random.magnitude(1, 64 * KiB);
     request.host_budget = random.magnitude(1, 256 * KiB);
     if (seed % 4 == 0) {

@@ -97,6 +97,14 @@ inline PlanRequest random_shared_request(Random& random) {
   return request;
 }
 
+/// The same request for tiles, sometimes of a given grid.
+inline PlanRequest as_tiles(PlanRequest request, Random& random) {
+  request.scheme = Scheme::tiles;
+  request.chunks.reset();
+  if (random.chance(40)) request.grid = Grid{random.magnitude(1, 60), random.magnitude(1, 60)};
+  return request;
+}
+
 inline std::optional<Plan> try_plan(const PlanRequest& request) {
   try {
     return make_plan(request);
@@ -114,10 +122,12 @@ inline std::string json_of(const Plan& plan, bool subproblems = false) {
 inline std::string text_of(const PlanRequest& r) {
   const Problem& p = r.problem;
   return fmt::format(
-      "B{} Hq{} Hkv{} Nq{}+{}+{} Nk{} D{} tile {} device {} host {} chunks {} heads {} workers {} "
+      "{} B{} Hq{} Hkv{} Nq{}+{}+{} Nk{} D{} tile {} device {} host {} chunks {} grid {}x{} heads "
+      "{} workers {} "
       "mergers {}",
-      p.batch, p.query_heads, p.kv_heads, p.queries_before, p.query_length, p.queries_after,
-      p.key_length, p.head_dim, r.device.tile, r.device_budget, r.host_budget, r.chunks.value_or(0),
+      name_of(r.scheme), p.batch, p.query_heads, p.kv_heads, p.queries_before, p.query_length,
+      p.queries_after, p.key_length, p.head_dim, r.device.tile, r.device_budget, r.host_budget,
+      r.chunks.value_or(0), r.grid.value_or(Grid{0, 0}).rows, r.grid.value_or(Grid{0, 0}).columns,
       r.heads_per_group.value_or(0), r.workers, r.mergers);
 }
 

@@ -31,6 +31,13 @@ PlanRequest random_request(std::mt19937_64& random) {
   request.device_budget = std::int64_t{1} << (24 + random() % 4);
   request.host_budget = std::int64_t{1} << (24 + random() % 6);
   request.chunks = std::array<std::int64_t, 4>{1, 3, 7, 13}[random() % 4];
+  if (random() % 3 == 0) {
+    request.scheme = Scheme::tiles;
+    request.chunks.reset();
+    if (random() % 2)
+      request.grid = Grid{1 + static_cast<std::int64_t>(random() % 9),
+                          1 + static_cast<std::int64_t>(random() % 9)};
+  }
   return request;
 }
 
@@ -112,10 +119,15 @@ BOOST_AUTO_TEST_CASE(ranks_that_merge_have_accumulators_for_their_chunks_within_
       BOOST_TEST(own.host.state_buffers >= 2);
       BOOST_TEST(own.host.output_buffers >= 1);
       BOOST_TEST(own.piece_tokens == plan.piece_tokens);
+      // All that are open at once: of tiles a row.
+      const bool tiles = plan.division.scheme() == Scheme::tiles;
       std::int64_t pieces = 0;
-      for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk)
-        pieces += ceil_div(plan.division.chunk(chunk).queries.size(), plan.piece_tokens);
-      if (own.placement == AccumulatorPlacement::memory && c > 1)
+      for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
+        const std::int64_t more =
+            ceil_div(plan.division.chunk(chunk).queries.size(), plan.piece_tokens);
+        pieces = tiles ? std::max(pieces, more) : pieces + more;
+      }
+      if (own.placement == AccumulatorPlacement::memory && plan.division.most_partials() > 1)
         BOOST_TEST(own.host.accumulators >= pieces);
       BOOST_TEST((own.placement == AccumulatorPlacement::memory || request.scratch));
       smaller += own.host.accumulators < master_plan(plan, request.workers).host.accumulators;

@@ -141,7 +141,7 @@ void check_subproblems(const Plan& plan) {
     BOOST_REQUIRE_EQUAL(plan.id(key), id);
     BOOST_REQUIRE(key.batch >= 0 && key.batch < plan.problem().batch);
     BOOST_REQUIRE(key.group >= 0 && key.group < groups);
-    BOOST_REQUIRE(key.quorum >= 0 && key.quorum < c);
+    BOOST_REQUIRE(key.quorum >= 0 && key.quorum < plan.division.quorum_count());
     const QuorumWork work = plan.work(id);
     std::set<std::int32_t> queries;
     std::set<std::int32_t> keys;
@@ -193,7 +193,8 @@ BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
   int planned = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + 3000; ++seed) {
     Random random(seed);
-    const PlanRequest request = random_shared_request(random);
+    PlanRequest request = random_shared_request(random);
+    if (seed % 3 == 0) request = as_tiles(request, random);
     BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
       const auto plan = try_plan(request);
       if (!plan) continue;
@@ -202,6 +203,7 @@ BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
       check_host_arena(*plan);
       check_groups(*plan);
       if (request.chunks) BOOST_TEST(plan->division.chunk_count() == *request.chunks);
+      if (request.grid) BOOST_TEST((plan->division.grid() == *request.grid));
       const std::int64_t work = plan->subproblem_count() * plan->division.chunk_count();
       if (work <= 4000) check_subproblems(*plan);
     }
@@ -212,12 +214,14 @@ BOOST_AUTO_TEST_CASE(random_requests_give_sound_plans) {
 BOOST_AUTO_TEST_CASE(ids_number_the_schedule) {
   for (std::uint64_t seed = first_seed; seed < first_seed + 300; ++seed) {
     Random random(seed);
-    auto plan = try_plan(random_request(random));
-    if (!plan) continue;
+    PlanRequest request = random_request(random);
+    if (seed % 3 == 0) request = as_tiles(request, random);
+    auto plan = try_plan(request);
+    if (!plan || plan->subproblem_count() > 20000) continue;
     for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
       plan->order = order;
       std::int64_t id = 0;
-      const std::int64_t c = plan->division.chunk_count();
+      const std::int64_t c = plan->division.quorum_count();
       const auto groups = static_cast<std::int64_t>(plan->groups.size());
       const bool outer = order == ScheduleOrder::groups_outer;
       for (std::int64_t batch = 0; batch < plan->problem().batch; ++batch) {

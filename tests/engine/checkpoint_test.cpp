@@ -26,7 +26,7 @@ Case random_case(std::mt19937_64& random) {
   request.device.tile = 1;
   request.lse = random() % 2;
   request.host_accumulators = true;
-  request.chunks = 1 + static_cast<std::int64_t>(random() % 13);
+  random_division(request, {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13}, random);
   request.heads_per_group = 1;
   const Plan plan = make_plan(request);
   return {std::move(input), random() % 2 ? with_accumulators_in_a_file(plan) : plan};

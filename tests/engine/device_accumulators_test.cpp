@@ -2,7 +2,6 @@
 #define BOOST_TEST_MODULE engine_device_accumulators
 #include "engine/device_accumulators.hpp"
 
-#include <array>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <optional>
@@ -108,11 +107,11 @@ BOOST_AUTO_TEST_CASE(the_bits_are_those_of_accumulators_in_memory) {
     const auto backend = make_test_backend(1 + trial % 3);
     PlanRequest request = roomy_request(problem, layout, *backend);
     request.device.tile = random() % 2 ? 1 : 16;
-    request.chunks = std::array<std::int64_t, 3>{1, 7, 31}[trial % 3];
+    random_division(request, {1, 7, 31}, random);
     request.lse = random() % 2;
     if (random() % 2) request.heads_per_group = 1;
     const Plans plans(request);
-    BOOST_TEST_CONTEXT("trial " << trial << ", c " << *request.chunks << ", Nq "
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << request.chunks.value_or(0) << ", Nq "
                                 << problem.query_length << ", Nk " << problem.key_length << ", D "
                                 << problem.head_dim << ", causal " << (problem.mask == Mask::causal)
                                 << ", lse " << request.lse) {
@@ -132,7 +131,7 @@ BOOST_AUTO_TEST_CASE(the_bits_are_those_of_accumulators_in_memory) {
 // One output buffer of one token's rows: every copy out waits for a write.
 BOOST_AUTO_TEST_CASE(any_timing_and_the_fewest_buffers_give_the_same_bits) {
   std::mt19937_64 random(42);
-  for (const std::int64_t c : {1, 7, 31}) {
+  for (const std::int64_t c : {1, 7, 31, 0}) {  // 0: tiles
     for (const Mask mask : {Mask::none, Mask::causal}) {
       Problem problem;
       problem.batch = 2;
@@ -146,7 +145,11 @@ BOOST_AUTO_TEST_CASE(any_timing_and_the_fewest_buffers_give_the_same_bits) {
       const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
       PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
       request.device.tile = 1;
-      request.chunks = c;
+      if (c > 0) request.chunks = c;
+      if (c == 0) {
+        request.scheme = Scheme::tiles;
+        request.grid = Grid{5, 4};
+      }
       request.heads_per_group = 1;
       Plans plans(request);
       const auto backend = make_test_backend(2);
@@ -170,7 +173,7 @@ BOOST_AUTO_TEST_CASE(only_finished_rows_leave_the_device) {
     PlanRequest request =
         roomy_request(problem, Layout::bshd, *make_test_backend(2), AccumulatorPlacement::device);
     request.device.tile = 1;
-    request.chunks = std::array<std::int64_t, 4>{1, 7, 13, 31}[trial % 4];
+    random_division(request, {1, 7, 13, 31}, random);
     const Plan plan = make_plan(request);
     CountingBackend backend(make_test_backend(2));
     run_plan(plan, random_input(problem, Layout::bshd, 2.0, random), backend, false);
@@ -199,7 +202,7 @@ BOOST_AUTO_TEST_CASE(nan_and_infinity_are_counted_as_on_the_host) {
     TestTensor& tensor = trial % 2 ? input.value : input.query;
     set_element(tensor, 0, 0, 0, 0, poison[random() % 3]);
     PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
-    request.chunks = trial % 3 ? 7 : 1;
+    random_division(request, {1, 7}, random);
     const Plans plans(request);
     const auto first = make_test_backend(2), second = make_test_backend(2);
     const Outcome memory = run_plan(*plans.memory, input, *first, false);

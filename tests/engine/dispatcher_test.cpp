@@ -12,6 +12,7 @@
 #include "engine/merge_shares.hpp"
 #include "engine/partial.hpp"
 #include "engine/use_table.hpp"
+#include "support/run_plan.hpp"
 #include "support/small_plan.hpp"
 
 using namespace stream_cqsa;
@@ -243,7 +244,7 @@ class Simulation {
     if (merger.dropped.contains(held.order)) return true;
     std::vector<std::int64_t>& merged = merged_[held.key];
     const std::int64_t quorum = plan_.key(held.id).quorum;
-    const auto& quorums = uses_.quorums(Side::query, held.key.chunk);
+    const QuorumList quorums = uses_.quorums(Side::query, held.key.chunk);
     const auto done = quorums.begin() + static_cast<std::ptrdiff_t>(merged.size());
     if (std::find(done, quorums.end(), quorum) == quorums.end()) return true;  // a duplicate
     if (early_.contains({held.key, held.id})) return true;
@@ -262,7 +263,7 @@ class Simulation {
     Merger& merger = merger_of(key);
     if (--merger.unmerged.at(id) == 0) merger.unmerged.erase(id);
     merger.told.push_back([this, id] { dispatcher_.merged_piece(id); });
-    const auto& quorums = uses_.quorums(Side::query, key.chunk);
+    const QuorumList quorums = uses_.quorums(Side::query, key.chunk);
     if (merged.size() == quorums.size()) return;
     const std::int64_t next = plan_.id({key.batch, key.group, quorums[merged.size()]});
     if (early_.contains({key, next})) merge(key, next);
@@ -290,6 +291,7 @@ SmallPlan random_plan(std::mt19937_64& random) {
   small.length = 20 + static_cast<std::int64_t>(random() % 60);
   small.causal = random() % 2 == 0;
   small.chunks = std::array<std::int64_t, 5>{1, 3, 7, 13, 31}[random() % 5];
+  if (random() % 3 == 0) small.grid = random_grid(random);
   return small;
 }
 

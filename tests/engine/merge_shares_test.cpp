@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/piece_table.hpp"
+#include "support/run_plan.hpp"
 #include "support/small_plan.hpp"
 
 using namespace stream_cqsa;
@@ -24,6 +25,7 @@ Plan random_plan(std::mt19937_64& random) {
   small.key_length = random() % 3 == 0 ? 1 + static_cast<std::int64_t>(random() % 100) : 0;
   small.causal = random() % 2 == 0;
   small.chunks = std::array<std::int64_t, 6>{1, 3, 7, 13, 31, 57}[random() % 6];
+  if (random() % 3 == 0) small.grid = random_grid(random);
   return small_plan(small);
 }
 

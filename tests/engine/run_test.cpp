@@ -89,7 +89,7 @@ BOOST_AUTO_TEST_CASE(random_problems_agree_with_the_definition) {
     PlanRequest request = roomy_request(problem, layout, *backend, placement);
     const bool resident = random() % 4 == 0;
     request.query.resident = request.key.resident = request.value.resident = resident;
-    request.chunks = std::array<std::int64_t, 8>{1, 2, 3, 7, 12, 13, 31, 57}[random() % 8];
+    random_division(request, {1, 2, 3, 7, 12, 13, 31, 57}, random);
     if (random() % 2) request.heads_per_group = 1;
     const Plan plan = make_plan(request);
     const TestInput input = random_input(problem, layout, 2.0, random);
@@ -111,6 +111,7 @@ BOOST_AUTO_TEST_CASE(budgets_down_to_the_smallest_agree_with_the_definition) {
     problem.key_length += 200;
     const auto probe = make_test_backend(1);
     PlanRequest request = roomy_request(problem, Layout::bshd, *probe);
+    if (trial % 2) request.scheme = Scheme::tiles;
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
     // The smallest budgets that plan, found by halving.
     const auto plans = [&](std::int64_t device, std::int64_t host) {
@@ -218,7 +219,7 @@ BOOST_AUTO_TEST_CASE(subproblems_computed_in_parts_give_the_same_bits) {
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
     PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
     request.device.tile = 1;
-    request.chunks = std::array<std::int64_t, 4>{3, 7, 13, 21}[random() % 4];
+    random_division(request, {3, 7, 13, 21}, random);
     const Plan plan = make_plan(request);
     const bool resident = random() % 2 == 0;
     const Outcome expected = run_plan(plan, input, *make_test_backend(2), resident);

@@ -12,6 +12,7 @@
 
 using namespace stream_cqsa;
 using stream_cqsa::testing::small_plan;
+using stream_cqsa::testing::SmallPlan;
 
 namespace {
 
@@ -79,27 +80,52 @@ class PlainSlots {
   std::int64_t step_ = 0;
 };
 
-}  // namespace
-
-BOOST_AUTO_TEST_CASE(quorums_are_those_of_the_division) {
-  // Lengths of fewer tiles than chunks leave chunks empty; more queries than keys leave rows blind.
+// Lengths of fewer tiles than chunks leave chunks empty; more queries than keys leave rows blind.
+void check_uses(SmallPlan small) {
   for (const bool causal : {false, true}) {
-    for (const std::int64_t c : {1, 2, 4, 13, 57}) {
-      for (const auto& [queries, keys] : {std::pair{60, 60}, {60, 9}, {9, 60}, {5, 5}}) {
-        const Plan plan =
-            small_plan({.length = queries, .key_length = keys, .causal = causal, .chunks = c});
-        UseTable uses(plan);
-        for (std::int64_t chunk = 0; chunk < c; ++chunk) {
-          const auto of_query = plan.division.quorums_of_query(chunk);
-          const auto of_key = plan.division.quorums_of_key(chunk);
-          const auto& query = uses.quorums(Side::query, chunk);
-          const auto& key = uses.quorums(Side::key, chunk);
-          BOOST_TEST(std::equal(query.begin(), query.end(), of_query.begin(), of_query.end()));
-          BOOST_TEST(std::equal(key.begin(), key.end(), of_key.begin(), of_key.end()));
-        }
+    for (const auto& [queries, keys] : {std::pair{60, 60}, {60, 9}, {9, 60}, {5, 5}}) {
+      small.length = queries;
+      small.key_length = keys;
+      small.causal = causal;
+      const Plan plan = small_plan(small);
+      UseTable uses(plan);
+      for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+        const auto of_query = plan.division.quorums_of_query(chunk);
+        const auto of_key = plan.division.quorums_of_key(chunk);
+        const QuorumList query = uses.quorums(Side::query, chunk);
+        const QuorumList key = uses.quorums(Side::key, chunk);
+        BOOST_TEST(query.size() == of_query.size());
+        BOOST_TEST(std::equal(query.begin(), query.end(), of_query.begin(), of_query.end()));
+        BOOST_TEST(std::equal(key.begin(), key.end(), of_key.begin(), of_key.end()));
       }
     }
   }
+}
+
+void check_next_uses(SmallPlan small) {
+  small.batch = small.kv_heads = 2;
+  const Plan plan = small_plan(small);
+  UseTable uses(plan);
+  for (std::int64_t id = -1; id < plan.subproblem_count(); ++id) {
+    for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+      for (const Side side : {Side::query, Side::key}) {
+        BOOST_TEST(uses.next(side, 1, 0, chunk, id) == next_by_search(plan, side, 1, 0, chunk, id));
+        BOOST_TEST(uses.next_of_any_group(side, 0, chunk, id) ==
+                   next_by_search(plan, side, 0, -1, chunk, id));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(quorums_are_those_of_the_division) {
+  for (const std::int64_t c : {1, 2, 4, 13, 57}) check_uses({.chunks = c});
+}
+
+BOOST_AUTO_TEST_CASE(tiles_of_a_chunk_are_those_of_the_division) {
+  for (const Grid& grid : {Grid{1, 1}, {1, 7}, {7, 1}, {3, 57}, {57, 3}, {13, 13}})
+    check_uses({.grid = grid});
 }
 
 BOOST_AUTO_TEST_CASE(slots_are_taken_by_the_rule) {
@@ -131,21 +157,9 @@ BOOST_AUTO_TEST_CASE(slots_are_taken_by_the_rule) {
 
 BOOST_AUTO_TEST_CASE(next_use_is_that_of_the_schedule) {
   for (const bool causal : {false, true}) {
-    for (const std::int64_t c : {1, 2, 7, 12}) {
-      const Plan plan =
-          small_plan({.batch = 2, .kv_heads = 2, .length = 24, .causal = causal, .chunks = c});
-      UseTable uses(plan);
-      for (std::int64_t id = -1; id < plan.subproblem_count(); ++id) {
-        for (std::int64_t chunk = 0; chunk < c; ++chunk) {
-          for (const Side side : {Side::query, Side::key}) {
-            BOOST_TEST(uses.next(side, 1, 0, chunk, id) ==
-                       next_by_search(plan, side, 1, 0, chunk, id));
-            BOOST_TEST(uses.next_of_any_group(side, 0, chunk, id) ==
-                       next_by_search(plan, side, 0, -1, chunk, id));
-          }
-        }
-      }
-    }
+    for (const std::int64_t c : {1, 2, 7, 12}) check_next_uses({.causal = causal, .chunks = c});
+    for (const Grid& grid : {Grid{1, 5}, {5, 1}, {3, 7}, {7, 3}})
+      check_next_uses({.causal = causal, .grid = grid});
   }
 }
 

@@ -223,7 +223,7 @@ Plan random_plan(std::mt19937_64& random, const Problem& problem, Layout layout,
                  std::uint64_t trial) {
   const auto backend = make_cpu_backend({1});
   PlanRequest request = roomy_request(problem, layout, *backend);
-  request.chunks = std::array<std::int64_t, 5>{2, 3, 7, 13, 31}[random() % 5];
+  random_division(request, {2, 3, 7, 13, 31}, random);
   request.workers = world().size() - 1;
   if (random() % 2) request.heads_per_group = 1;
   Plan plan = make_plan(request);

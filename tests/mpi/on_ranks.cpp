@@ -20,7 +20,7 @@ Case random_case(std::mt19937_64& random, AccumulatorPlacement placement, int me
   const bool by_groups = placement == AccumulatorPlacement::device;
   PlanRequest request = roomy_request(problem, layout, *backend,
                                       by_groups ? placement : AccumulatorPlacement::memory);
-  request.chunks = std::array<std::int64_t, 7>{1, 2, 3, 7, 12, 13, 31}[random() % 7];
+  random_division(request, {1, 2, 3, 7, 12, 13, 31}, random);
   request.mergers = mergers;
   // For one worker any number of head groups may be merged on the device.
   request.workers = by_groups ? 1 : world().size() - 1 - mergers;
@@ -145,7 +145,9 @@ void check_same_bytes(const Case& own, const Outcome& outcome) {
   if (plan.request.mergers > 0) {
     // The same division for one rank, which needs all accumulators.
     PlanRequest request = roomy_request(own.problem, own.layout, *backend);
+    request.scheme = plan.request.scheme;
     request.chunks = plan.request.chunks;
+    request.grid = plan.request.grid;
     request.heads_per_group = plan.request.heads_per_group;
     plan = make_plan(request);
     BOOST_TEST(plan.groups.size() == own.plan.groups.size());

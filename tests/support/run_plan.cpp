@@ -1,5 +1,7 @@
 #include "support/run_plan.hpp"
 
+#include <iterator>
+
 #include "stream_cqsa/files.hpp"
 
 namespace stream_cqsa::testing {
@@ -17,6 +19,22 @@ PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& 
   request.host_budget = std::int64_t{1} << 30;
   request.scratch = true;
   return request;
+}
+
+void random_division(PlanRequest& request, std::initializer_list<std::int64_t> chunks,
+                     std::mt19937_64& random) {
+  if (random() % 3 == 0) {
+    request.scheme = Scheme::tiles;
+    request.grid = random_grid(random);
+  } else {
+    request.chunks = *(chunks.begin() + random() % chunks.size());
+  }
+}
+
+Grid random_grid(std::mt19937_64& random) {
+  constexpr std::int64_t counts[] = {1, 2, 3, 5, 8, 13, 24};
+  const auto count = [&] { return counts[random() % std::size(counts)]; };
+  return {count(), count()};
 }
 
 Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,

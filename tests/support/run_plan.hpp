@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <initializer_list>
+#include <random>
 #include <vector>
 
 #include "stream_cqsa/engine.hpp"
@@ -14,6 +16,13 @@ namespace stream_cqsa::testing {
 /// accumulators are in memory, or on the device.
 PlanRequest roomy_request(const Problem& problem, Layout layout, const Backend& backend,
                           AccumulatorPlacement placement = AccumulatorPlacement::memory);
+
+/// Divides into one of these numbers of chunks or, one time in three, into tiles.
+void random_division(PlanRequest& request, std::initializer_list<std::int64_t> chunks,
+                     std::mt19937_64& random);
+
+/// Of one row, of one column, or of any grid.
+Grid random_grid(std::mt19937_64& random);
 
 struct Outcome {
   std::vector<std::byte> output, lse;

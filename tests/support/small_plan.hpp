@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "stream_cqsa/plan.hpp"
 
@@ -22,6 +23,7 @@ struct SmallPlan {
   std::int64_t host_budget = std::int64_t{1} << 24;
   bool scratch = false;
   DType dtype = DType::f32;
+  std::optional<Grid> grid = std::nullopt;  ///< tiles, whatever `chunks` is
 };
 
 inline Plan small_plan(const SmallPlan& small) {
@@ -41,7 +43,12 @@ inline Plan small_plan(const SmallPlan& small) {
   request.device_budget = small.device_budget;
   request.host_budget = small.host_budget;
   request.scratch = small.scratch;
-  request.chunks = small.chunks;
+  if (small.grid) {
+    request.scheme = Scheme::tiles;
+    request.grid = small.grid;
+  } else {
+    request.chunks = small.chunks;
+  }
   request.heads_per_group = small.heads_per_group;
   return make_plan(request);
 }

@@ -1,0 +1,24 @@
+// The choice of a grid of tiles.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/plan_sizes.hpp"
+
+namespace stream_cqsa {
+
+/// The grids that are looked at: the request's, or some hundreds from a single tile to single
+/// tokens, of at most 65536 tiles.
+std::vector<Grid> tile_grids(const PlanRequest& request);
+
+/// The tiles that move the fewest bytes, see TileCost, of these numbers of head groups and, near
+/// the best grid, of more grids than tile_grids(). Those come first that leave room on the device
+/// to copy one tile in while another computes; of these, those with at least `least` subproblems,
+/// or whole head groups for each worker. None where no grid's smallest arenas fit the budgets.
+std::optional<Cut> choose_tiles(const PlanRequest& request,
+                                std::span<const std::int64_t> group_counts, std::int64_t least);
+
+}  // namespace stream_cqsa
