@@ -39,6 +39,7 @@ struct BenchArguments {
   StreamOptions stream;
   bool json = false;
   bool save = false;
+  double seconds = 2;
 };
 
 bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
@@ -56,7 +57,9 @@ bool parse_bench(const Arguments& arguments, BenchArguments& bench) {
       "json", po::bool_switch(&bench.json), "print the rates as JSON")(
       "save", po::bool_switch(&bench.save),
       "measure what plans are predicted by, for the device of --backend and files in --scratch (or "
-      "here), and keep it for this model: about a minute");
+      "here), and keep it for this model: half a minute")(
+      "seconds", po::value(&bench.seconds)->default_value(2)->value_name("S"),
+      "of each kernel, for --save");
   OptionGroup all;
   all.add(group)
       .add(synthetic_group(bench.stream.input))
@@ -200,7 +203,11 @@ void check(const BenchArguments& options) {
 
 int save(const BenchArguments& options) {
   if (!options.only.empty()) throw InputError("--save measures what it needs; leave out --only");
-  const Costs costs = measure_costs(options.stream.resources, options.json ? stderr : stdout);
+  if (!(options.seconds > 0 && options.seconds <= 60)) {
+    throw InputError(fmt::format("--seconds {}: use more than 0, to 60", options.seconds));
+  }
+  const Costs costs =
+      measure_costs(options.stream.resources, options.seconds, options.json ? stderr : stdout);
   const auto path = save_costs(costs);
   if (options.json) {
     print_out(to_json_text(costs));

@@ -30,10 +30,11 @@ Problem shape_of(std::int64_t dim, DType dtype, Mask mask) {
   return shape;
 }
 
-// The CPU computes every type in fp32; on a GPU each has a kernel, fp32's is slow and steady.
-void measure_kernels(const ResourceOptions& resources, bool cuda, Costs& costs, std::FILE* out) {
+// The CPU computes every type in fp32; on a GPU each has a kernel.
+void measure_kernels(const ResourceOptions& resources, bool cuda, double seconds, Costs& costs,
+                     std::FILE* out) {
   const auto backend = [&](const Problem& problem) { return make_backend(resources, problem); };
-  const auto measure = [&](std::int64_t dim, DType dtype, Mask mask, double seconds) {
+  const auto measure = [&](std::int64_t dim, DType dtype, Mask mask) {
     costs.kernels.push_back(measure_kernel(backend, shape_of(dim, dtype, mask), seconds));
     const KernelCost& kernel = costs.kernels.back();
     fmt::print(out, "kernel    D={:<4} {:<5} {:<7} {} ({} after a pause), {:.1f} us a launch\n",
@@ -44,12 +45,9 @@ void measure_kernels(const ResourceOptions& resources, bool cuda, Costs& costs, 
   };
   for (const std::int64_t dim : {64, 128}) {
     for (const Mask mask : {Mask::none, Mask::causal}) {
-      if (!cuda) {
-        measure(dim, DType::f32, mask, 2.0);
-        continue;
-      }
-      for (const DType dtype : {DType::f16, DType::bf16}) measure(dim, dtype, mask, 2.0);
-      measure(dim, DType::f32, mask, 0.5);
+      measure(dim, DType::f32, mask);
+      if (!cuda) continue;
+      for (const DType dtype : {DType::f16, DType::bf16}) measure(dim, dtype, mask);
     }
   }
 }
@@ -69,7 +67,7 @@ std::string file_name_of(const std::string& device) {
 
 }  // namespace
 
-Costs measure_costs(const ResourceOptions& resources, std::FILE* out) {
+Costs measure_costs(const ResourceOptions& resources, double seconds, std::FILE* out) {
   const Problem shape = shape_of(64, DType::f16, Mask::causal);
   const auto backend = make_backend(resources, shape);
   const DeviceTraits device = backend->traits(shape);
@@ -78,7 +76,7 @@ Costs measure_costs(const ResourceOptions& resources, std::FILE* out) {
   costs.measured = true;
   costs.kernels.clear();
   fmt::print(out, "device    {}\n", costs.device);
-  measure_kernels(resources, device.kind == "cuda", costs, out);
+  measure_kernels(resources, device.kind == "cuda", seconds, costs, out);
   const auto line = [&](const char* what, double rate) {
     fmt::print(out, "{:<9} {:.2f} GB/s\n", what, rate * 1e-9);
     std::fflush(out);

@@ -11,9 +11,9 @@
 
 namespace stream_cqsa {
 
-/// Measures the device of `resources`, this host, and files in its scratch directory (else the
-/// working directory); about a minute. A line each to `out`.
-Costs measure_costs(const ResourceOptions& resources, std::FILE* out);
+/// Measures the device of `resources`, each of its kernels for `seconds`, this host, and files in
+/// its scratch directory (else the working directory). A line each to `out`.
+Costs measure_costs(const ResourceOptions& resources, double seconds, std::FILE* out);
 
 /// Where the costs of a device are kept: in stream-cqsa/ of XDG_CACHE_HOME, else of ~/.cache, a
 /// file for each model. Empty where neither is known.

@@ -1,6 +1,7 @@
 """`bench` measures what it is asked for, or says in one line why it cannot."""
 
 import json
+import os
 import resource
 import subprocess
 import time
@@ -50,6 +51,66 @@ class Stream(CliTest):
     def test_no_round_is_an_error_of_usage(self):
         self.refuse(*self.shape, "--rounds", "-1", names=["--rounds"])
         self.refuse(*self.shape, "--lockstep", input="", names=["--lockstep", "standard input"])
+
+
+class Costs(CliTest):
+    """`bench --save` and what is predicted by it."""
+
+    def environment(self, folder):
+        return {**os.environ, "XDG_CACHE_HOME": str(folder)}
+
+    def predicted(self, folder, *options):
+        done = self.succeed("plan", "--backend", "cpu", "--input", "synthetic:1", "--shape", "1,20000,2,64", "--causal",
+                            "--threads", "2", *options, env=self.environment(folder))
+        line = [line for line in done.stdout.splitlines() if line.startswith("predicted")]
+        self.assertEqual(len(line), 1)
+        return line[0], done.stderr
+
+    def test_costs_are_kept_and_found_again(self):
+        folder = self.folder / "cache"
+        self.assertIn("built-in", self.predicted(folder)[0])
+        done = self.succeed("bench", "--save", "--backend", "cpu", "--threads", "2", "--seconds", "0.05",
+                            "--scratch", self.folder, env=self.environment(folder))
+        kept = list(folder.glob("stream-cqsa/costs-*.json"))
+        self.assertEqual(len(kept), 1)
+        self.assertIn(str(kept[0]), done.stdout)
+        costs = json.loads(kept[0].read_text())
+        for name, value in costs.items():
+            if name.endswith("_per_second"):
+                self.assertGreater(value, 0, name)
+        self.assertEqual(len(costs["kernels"]), 4)
+        self.assertEqual(list(self.folder.glob("stream-cqsa-bench*")), [])
+        line, errors = self.predicted(folder)
+        self.assertNotIn("built-in", line)
+        self.assertEqual(errors, "")
+
+        # Ten times slower kernels make ten times longer plans.
+        for kernel in costs["kernels"]:
+            for rate in ("flop_per_second", "burst_flop_per_second"):
+                kernel[rate] = 1e9
+        kept[0].write_text(json.dumps(costs))
+        slow = self.predicted(folder)[0]
+        self.assertRegex(slow, r"predicted +1m4\ds, bound by compute")  # 4 * 64 * 2 * 2e8 flop at 1e9: 102 s
+
+        kept[0].write_text("{}")
+        line, errors = self.predicted(folder)
+        self.assertIn("built-in", line)
+        self.assertIn(str(kept[0]), errors)
+
+    def test_a_report_has_what_was_predicted(self):
+        report = self.folder / "r.json"
+        done = self.succeed("run", "--backend", "cpu", "--input", "synthetic:1", "--shape", "1,3000,2,16", "--output",
+                            self.folder / "o.npy", "--report", report, env=self.environment(self.folder))
+        predicted = json.loads(report.read_text())["predicted"]
+        self.assertGreater(predicted["seconds"], 0)
+        self.assertIn(predicted["bottleneck"], predicted["busy_seconds"])
+        self.assertEqual(predicted["rates"], "built-in")
+        self.assertIn("predicted", done.stdout)
+
+    def test_what_cannot_be_saved(self):
+        self.refuse("bench", "--save", "--only", "copy", names=["--only"])
+        for seconds in ("0", "-1", "61", "nan"):
+            self.refuse("bench", "--save", "--seconds", seconds, names=["--seconds"])
 
 
 class Files(CliTest):
