@@ -208,7 +208,10 @@ BOOST_AUTO_TEST_CASE(a_worker_that_takes_head_groups_has_accumulators_and_sends_
       const std::int64_t c = plan.division.chunk_count();
       std::int64_t chunks = 0;  // with queries
       for (std::int64_t i = 0; i < c; ++i) chunks += !plan.division.chunk(i).queries.empty();
-      BOOST_TEST(own.device.state_slots >= (c == 1 ? 1 : chunks + 1));
+      // Tiles are merged row by row: the accumulator of one row, and a partial.
+      const bool tiles = plan.division.scheme() == Scheme::tiles;
+      const bool merged = plan.division.most_partials() > 1;
+      BOOST_TEST(own.device.state_slots >= (!merged ? 1 : tiles ? 2 : chunks + 1));
       BOOST_TEST(own.device.output_slots >= 1);
       const std::int64_t rows =
           longest_chunk(plan) * plan.groups.front().query_heads(plan.problem()).size();
