@@ -157,7 +157,7 @@ KernelCost measure_kernel(const std::function<std::unique_ptr<Backend>(const Pro
                           const Problem& shape, double seconds) {
   // A launch should be long beside what it takes to start one, and short beside `seconds`.
   constexpr double shortest = 20e-3;
-  constexpr std::int64_t least = 4096, most = 65536;
+  constexpr std::int64_t least = 1024, most = 65536;
   KernelCost cost{shape.head_dim, storage_type(shape.dtype), shape.mask, 0, 0, 0};
   Problem problem = shape;
   for (problem.query_length = least;; problem.query_length *= 2) {
