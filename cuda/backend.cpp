@@ -203,15 +203,12 @@ void CudaBackend::allocate(const Plan& plan) {
     memory_ = DeviceMemory(plan.device.bytes());
   } catch (const CudaError& error) {
     if (error.code() != cudaErrorMemoryAllocation) throw;
-    const std::int64_t smallest = smallest_device_budget(plan.request);
     cudaGetLastError();  // or a later launch would take it for its own
     const std::int64_t free = cuda_free_memory(device_);
     throw OutOfDeviceMemory(
         fmt::format("{}: the plan's {} of device memory cannot be allocated, {} are free; give "
-                    "--device-memory at most that; the smallest budget that works for this problem "
-                    "is {} ({} bytes)",
-                    name_, format_bytes(plan.device.bytes()), format_bytes(free),
-                    format_bytes(smallest), smallest),
+                    "--device-memory at most that",
+                    name_, format_bytes(plan.device.bytes()), format_bytes(free)),
         free);
   }
 }

@@ -66,9 +66,9 @@ OptionGroup attention_group(AttentionOptions& options) {
       po::value<std::string>()->value_name("BEGIN:END")->notifier([&options](const auto& rows) {
         options.queries = rows;
       }),
-      "rows of Q's sequence to compute, from 0, END not among them: O has END - BEGIN rows, each "
-      "as "
-      "a run of all would give it (default: all)");
+      "rows of Q's sequence to compute, from 0, END not among them: O has END - BEGIN rows, those "
+      "of "
+      "a run of all to rounding, as the division is another (default: all)");
   return group;
 }
 

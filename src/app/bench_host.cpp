@@ -1,11 +1,16 @@
 #include "app/bench_host.hpp"
 
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <future>
 #include <memory>
+#include <random>
 #include <span>
+#include <system_error>
 #include <vector>
 
 #include "app/audit.hpp"
@@ -119,7 +124,9 @@ double generate_rate(int threads) {
 
 FileRates file_rates(const std::filesystem::path& directory, int write_threads, int read_threads) {
   constexpr std::int64_t tokens = (std::int64_t{1} << 20) / row_bytes;
-  const std::filesystem::path path = directory / "stream-cqsa-bench.npy";
+  // Nobody else's.
+  const std::filesystem::path path =
+      directory / fmt::format("stream-cqsa-bench-{}-{}.npy", getpid(), std::random_device{}());
   const TensorDesc desc = desc_of(4 * bench_bytes);
   const auto rate = [&](const std::function<void(const Block&, std::span<std::byte>)>& visit) {
     const double begin = now_seconds();
@@ -131,7 +138,7 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
     return static_cast<double>(desc.bytes()) / (now_seconds() - begin);
   };
   const auto written = [&](bool staged) {
-    return create_tensor(path, "", desc, true, open_mpi_file, false, staged);
+    return create_tensor(path, "", desc, false, open_mpi_file, false, staged);
   };
   Telemetry telemetry;
   FileRates rates;
@@ -149,7 +156,10 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
   rates.write =
       rate([&](const Block& block, std::span<std::byte> rows) { audited.write(block, rows); });
   sink->commit();
-  const auto remove = std::shared_ptr<void>(nullptr, [&](void*) { std::filesystem::remove(path); });
+  const auto remove = std::shared_ptr<void>(nullptr, [&](void*) {
+    std::error_code ignored;
+    std::filesystem::remove(path, ignored);
+  });
   const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);
   rates.read = static_cast<double>(desc.bytes()) / seconds_to_read(*source, read_threads);
   return rates;

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cctype>
 #include <cstdlib>
 #include <fstream>
@@ -129,14 +130,18 @@ Costs find_costs(const DeviceTraits& device) {
   std::ostringstream text;
   text << file.rdbuf();
   try {
-    return costs_from_json(text.str(), path.string());
+    Costs costs = costs_from_json(text.str(), path.string());
+    if (costs.device == builtin.device) return costs;
+    throw InputError(fmt::format("{}: is of another device, '{}'", path.string(), costs.device));
   } catch (const InputError& error) {
     fmt::print(stderr, "stream-cqsa: predicting by built-in rates: {}\n", error.what());
     return builtin;
   }
 }
 
-Expected expect(const Plan& plan, const InputOptions& input) {
+Expected expect(Plan plan, std::int64_t workers, const InputOptions& input) {
+  plan.request.workers =
+      std::max<std::int64_t>(workers, 1);  // those of a plan that is read are others
   const Costs costs = find_costs(plan.request.device);
   const InputKind kind = input.shape.empty() ? InputKind::files : InputKind::synthetic;
   return {predict(plan, costs, kind), costs.measured};

@@ -26,12 +26,12 @@ std::filesystem::path save_costs(const Costs& costs);
 /// read, which is said on standard error.
 Costs find_costs(const DeviceTraits& device);
 
-/// What a plan is expected to take here, and by whose rates.
+/// What a plan is expected to take here on so many workers, and by whose rates.
 struct Expected {
   Prediction prediction;
   bool measured = false;  ///< by rates of this machine; else built-in ones
 };
-Expected expect(const Plan& plan, const InputOptions& input);
+Expected expect(Plan plan, std::int64_t workers, const InputOptions& input);
 
 /// "2.05 s, bound by compute: ...", for people.
 std::string describe(const Expected& expected);

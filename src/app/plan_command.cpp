@@ -54,7 +54,8 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
     print_out(describe(plan) +
-              fmt::format("{:<18}{}\n", "predicted", describe(expect(plan, options.input))));
+              fmt::format("{:<18}{}\n", "predicted",
+                          describe(expect(plan, plan.request.workers, options.input))));
   }
   return 0;
 }

@@ -209,6 +209,9 @@ json workers_json(const RunRecord& record) {
   return workers;
 }
 
+// What is predicted is a run from its start.
+bool is_whole(const RunRecord& record) { return record.result.checkpoint.resumed.pieces == 0; }
+
 std::string stage_table(const RunRecord& record) {
   std::string text = fmt::format("{:<10} {:>12} {:>7} {:>12} {:>12} {:>11}\n", "stage", "busy",
                                  "of wall", "operations", "bytes", "rate");
@@ -286,7 +289,7 @@ std::string describe(const RunRecord& record) {
   text += fmt::format("wall       {:>12}   {:.2f} s from the first read to the last write: {}\n",
                       format_duration(record.total_seconds), record.result.seconds,
                       format_flops(flops_of(plan, own_scores(record)) / record.result.seconds));
-  text += fmt::format("predicted  {}\n", describe(record.expected));
+  if (is_whole(record)) text += fmt::format("predicted  {}\n", describe(record.expected));
   text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
@@ -330,7 +333,7 @@ json to_json(const RunRecord& record) {
       {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
       {"seconds", result.seconds},
       {"total_seconds", record.total_seconds},
-      {"predicted", to_json(record.expected)},
+      {"predicted", is_whole(record) ? to_json(record.expected) : json()},
       {"flop", flops},
       {"flop_per_second", flops_of(plan, own_scores(record)) / result.seconds},
       {"compute_share_of_wall",

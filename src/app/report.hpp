@@ -54,7 +54,7 @@ struct RunRecord {
   const Certificate& certificate;
   std::vector<std::string> command;  ///< as given, without the program's name
   std::string checkpoint;            ///< directory, or empty
-  Expected expected;                 ///< of a run that is not continued
+  Expected expected;                 ///< of the whole run
 };
 
 /// The table of where the time went, memory beside the budgets, and the certificate.

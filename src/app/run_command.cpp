@@ -192,6 +192,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
       create_sinks(open, arguments.output, directory.has_value(), arguments.resources.mergers == 0);
   TextFile report(arguments.report), trace(arguments.trace);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
+  const Expected expected = expect(durable.plan, computing.capacity.workers, arguments.input);
   const double begin = now_seconds();
   const auto [result, certificate] =
       compute(open, sinks, arguments, durable, computing, directory, *telemetry);
@@ -205,7 +206,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
                          certificate,
                          command,
                          arguments.resources.checkpoint,
-                         expect(durable.plan, arguments.input)};
+                         expected};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();

@@ -30,14 +30,17 @@ constexpr std::array<std::pair<const char*, double Costs::*>, 10> rates = {{
     {"start_seconds", &Costs::start_seconds},
 }};
 
-// Throws InputError unless it is there and a finite number from 0, or above it where it is a rate
-// that something is divided by.
-double number(const Json& json, const char* name, bool positive = true) {
+// Throws InputError unless it is there and a number from `least` to `most`.
+double number(const Json& json, const char* name, double least, double most) {
   const auto at = json.find(name);
   const double value = at != json.end() && at->is_number() ? at->get<double>() : NAN;
-  if (std::isfinite(value) && (positive ? value > 0 : value >= 0)) return value;
-  throw InputError(fmt::format("'{}' is not a number {} 0", name, positive ? "above" : "from"));
+  if (value >= least && value <= most) return value;
+  throw InputError(fmt::format("'{}' is not a number from {} to {}", name, least, most));
 }
+
+// Of something a second. What is slower or faster is no machine of ours, and not to be divided by.
+double rate_of(const Json& json, const char* name) { return number(json, name, 1, 1e20); }
+double seconds_of(const Json& json, const char* name) { return number(json, name, 0, 1e6); }
 
 std::string text(const Json& json, const char* name) {
   const auto at = json.find(name);
@@ -52,12 +55,12 @@ KernelCost read_kernel(const Json& json) {
     throw InputError("a kernel's 'dtype' or 'mask' is unknown");
   }
   KernelCost kernel;
-  kernel.head_dim = static_cast<std::int64_t>(number(json, "head_dim"));
+  kernel.head_dim = static_cast<std::int64_t>(number(json, "head_dim", 1, 65536));
   kernel.dtype = *dtype;
   kernel.mask = mask == "causal" ? Mask::causal : Mask::none;
-  kernel.flop_per_second = number(json, "flop_per_second");
-  kernel.burst_flop_per_second = number(json, "burst_flop_per_second");
-  kernel.launch_seconds = number(json, "launch_seconds", false);
+  kernel.flop_per_second = rate_of(json, "flop_per_second");
+  kernel.burst_flop_per_second = rate_of(json, "burst_flop_per_second");
+  kernel.launch_seconds = seconds_of(json, "launch_seconds");
   return kernel;
 }
 
@@ -69,8 +72,10 @@ Costs read_costs(const Json& json) {
   costs.measured = true;
   costs.device = text(json, "device");
   for (const auto& [name, rate] : rates) {
-    const bool optional = rate == &Costs::device_merge || rate == &Costs::start_seconds;
-    costs.*rate = number(json, name, !optional);
+    const bool none = rate == &Costs::device_merge && json.value(name, 1.0) == 0;
+    costs.*rate = rate == &Costs::start_seconds ? seconds_of(json, name)
+                  : none                        ? 0
+                                                : rate_of(json, name);
   }
   const auto kernels = json.find("kernels");
   if (kernels == json.end() || !kernels->is_array() || kernels->empty()) {

@@ -13,6 +13,26 @@
 namespace stream_cqsa {
 namespace {
 
+// Far more tiles than are worth launching, but not so many that what is kept of each would count.
+void check_grid(const Problem& problem, const Grid& grid) {
+  constexpr std::int64_t most_tiles = 1 << 20;
+  constexpr double most_subproblems = 0x1p62;
+  if (std::min(grid.rows, grid.columns) < 1 || std::max(grid.rows, grid.columns) > max_modulus ||
+      grid.rows * grid.columns > most_tiles) {
+    throw InputError(fmt::format(
+        "a grid of {}x{} tiles; from 1 to {} rows and columns, and {} tiles, are supported",
+        grid.rows, grid.columns, max_modulus, most_tiles));
+  }
+  if (static_cast<double>(problem.batch) * static_cast<double>(problem.kv_heads) *
+          static_cast<double>(grid.rows * grid.columns) >
+      most_subproblems) {
+    throw InputError(
+        fmt::format("a grid of {}x{} tiles for each of {} batch entries and {} heads "
+                    "is more than 2^62 subproblems",
+                    grid.rows, grid.columns, problem.batch, problem.kv_heads));
+  }
+}
+
 void validate(const PlanRequest& request) {
   validate(request.problem);
   if (request.device.tile < 1 || request.device.slot_alignment < 1 ||
@@ -34,15 +54,12 @@ void validate(const PlanRequest& request) {
     throw InputError("a grid is one of tiles; cyclic quorum sets have a number of chunks");
   if (request.chunks && request.scheme == Scheme::tiles)
     throw InputError("tiles have a grid, not a number of chunks");
-  if (request.grid && (std::min(request.grid->rows, request.grid->columns) < 1 ||
-                       std::max(request.grid->rows, request.grid->columns) > max_modulus)) {
+  if (request.grid) check_grid(request.problem, *request.grid);
+  constexpr std::int64_t most_workers = 1'000'000;
+  if (request.workers < 1 || request.workers > most_workers || request.device.dispatch_flop < 1) {
     throw InputError(
-        fmt::format("a grid of {}x{} tiles; from 1 to {} rows and columns are supported",
-                    request.grid->rows, request.grid->columns, max_modulus));
-  }
-  if (request.workers < 1 || request.device.dispatch_flop < 1) {
-    throw InputError(fmt::format("{} workers, {} operations to dispatch: at least 1 is needed",
-                                 request.workers, request.device.dispatch_flop));
+        fmt::format("{} workers, {} operations to dispatch: 1 to {} and at least 1 are supported",
+                    request.workers, request.device.dispatch_flop, most_workers));
   }
   if (request.mergers < 0) {
     throw InputError(fmt::format("{} mergers; at least 0 are needed", request.mergers));

@@ -13,6 +13,8 @@ namespace {
 // Of work() of so many chunks in all: that of one quorum costs about its chunks.
 constexpr std::int64_t examined_chunks = 1 << 17;
 constexpr std::int64_t most_examined = 256;
+// Of more subproblems the others are taken to go on like these.
+constexpr std::int64_t most_followed = 1 << 20;
 
 // What one quorum asks for, for each query head, or key/value head.
 struct QuorumLoad {
@@ -82,7 +84,11 @@ class Sweep {
     for (std::int64_t quorum = 0; quorum < quorums_; ++quorum) scores += at(quorum).scores;
     const Problem& p = plan.problem();
     const auto live = static_cast<double>(p.live_scores({0, p.query_length}, {0, p.key_length}));
-    for (QuorumLoad& load : loads_) load.scores *= live / scores;
+    if (scores > 0) {
+      for (QuorumLoad& load : loads_) load.scores *= live / scores;
+    } else {  // others than those examined have some, if any
+      for (QuorumLoad& load : loads_) load.scores = live / static_cast<double>(quorums_);
+    }
   }
 
   void examine_chunks(const Plan& plan) {
@@ -107,9 +113,14 @@ class Sweep {
           static_cast<double>(chunk.queries.size());
       rows += static_cast<double>(chunk.queries.size());
     }
-    for (double& of_quorum : finished_rows_)
-      of_quorum *= static_cast<double>(p.query_length) / rows;
-    for (double& of_quorum : first_bytes_) of_quorum /= bytes;
+    scale(finished_rows_, rows, static_cast<double>(p.query_length));
+    scale(first_bytes_, bytes, 1);
+  }
+
+  // To a sum of `whole`, where there is anything.
+  static void scale(std::vector<double>& numbers, double sum, double whole) {
+    if (sum == 0) return;
+    for (double& number : numbers) number *= whole / sum;
   }
 
   const std::int64_t quorums_;
@@ -273,13 +284,16 @@ class Timeline {
 
   Prediction run() {
     const std::int64_t count = plan_.subproblem_count();
-    for (std::int64_t id = 0; id < count; ++id) {
+    const std::int64_t followed = std::min(count, most_followed);
+    for (std::int64_t id = 0; id < followed; ++id) {
       const SubproblemKey key = plan_.key(id);
       const Demand demand = demands_.of(key);
+      if (!(demand.flop > 0)) continue;  // nothing of it is ever loaded
       Worker& worker = worker_of(key);
       deliver(worker, demand, compute(worker, demand, load(worker, demand)));
     }
-    return prediction();
+    return prediction(followed > 0 ? static_cast<double>(count) / static_cast<double>(followed)
+                                   : 1);
   }
 
  private:
@@ -297,7 +311,7 @@ class Timeline {
   double load(Worker& worker, const Demand& demand);
   double compute(Worker& worker, const Demand& demand, double loaded);
   void deliver(Worker& worker, const Demand& demand, double computed);
-  Prediction prediction() const;
+  Prediction prediction(double of_followed) const;
 
   const Plan& plan_;
   const Costs& costs_;
@@ -355,7 +369,7 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   write_.run(out, demand.written_bytes / costs_.write + demand.rewritten_bytes / costs_.rewrite);
 }
 
-Prediction Timeline::prediction() const {
+Prediction Timeline::prediction(double of_followed) const {
   Prediction result;
   const auto at_least = [&](Stage stage, double seconds) {
     double& busy = result.busy[static_cast<std::size_t>(stage)];
@@ -372,7 +386,8 @@ Prediction Timeline::prediction() const {
   at_least(Stage::transfer, receive_.busy);
   at_least(Stage::merge, merge_.busy);
   at_least(Stage::write, write_.busy);
-  result.seconds = costs_.start_seconds + end;
+  for (double& busy : result.busy) busy *= of_followed;
+  result.seconds = costs_.start_seconds + end * of_followed;
   return result;
 }
 

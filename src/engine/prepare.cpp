@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <utility>
 
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
@@ -24,10 +26,22 @@ std::optional<Plan> if_possible(const PlanWithin& within, std::int64_t budget) {
   }
 }
 
+// Of whole subproblems. None where a rank has less host memory than a run alone would need.
+std::string smallest_text(const PlanRequest& request) {
+  try {
+    const std::int64_t bytes = smallest_device_budget(request);
+    return fmt::format("; the smallest budget that works for this problem is {} ({} bytes)",
+                       format_bytes(bytes), bytes);
+  } catch (const InputError&) {
+    return "";
+  }
+}
+
 }  // namespace
 
 void prepare(Backend& backend, Plan& plan, const PlanWithin& within,
              const std::function<void(const std::string&)>& warn, Telemetry& telemetry) {
+  const PlanRequest request = plan.request;
   const std::int64_t planned = plan.device.bytes();
   const AccumulatorPlacement placement = plan.placement;
   for (bool prepared = false; !prepared;) {
@@ -36,7 +50,8 @@ void prepare(Backend& backend, Plan& plan, const PlanWithin& within,
       prepared = true;
     } catch (const OutOfDeviceMemory& error) {
       std::optional<Plan> smaller = if_possible(within, usable(error, plan));
-      if (!smaller) throw;
+      if (!smaller)
+        throw OutOfDeviceMemory(error.what() + smallest_text(request), error.free_bytes());
       plan = std::move(*smaller);
     }
   }

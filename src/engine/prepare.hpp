@@ -15,7 +15,7 @@ using PlanWithin = std::function<Plan(std::int64_t device_budget)>;
 
 /// Readies the backend for the plan. Where others have taken memory of the device since the plan
 /// was made, `plan` becomes one for what is left, and `warn`, if there is one, is told so. Throws
-/// OutOfDeviceMemory when that is too little.
+/// OutOfDeviceMemory, naming the smallest budget, when that is too little.
 void prepare(Backend& backend, Plan& plan, const PlanWithin& within,
              const std::function<void(const std::string&)>& warn, Telemetry& telemetry);
 

@@ -92,6 +92,11 @@ BOOST_AUTO_TEST_CASE(what_are_no_costs_is_refused_by_name) {
   refused(
       with("\"copy_in_bytes_per_second\": 54000000000.0", "\"copy_in_bytes_per_second\": 1e999"),
       "");
+  refused(
+      with("\"copy_in_bytes_per_second\": 54000000000.0", "\"copy_in_bytes_per_second\": 1e-320"),
+      "copy_in_bytes_per_second");
+  refused(with("\"head_dim\": 64", "\"head_dim\": 1e300"), "head_dim");
+  refused(with("\"head_dim\": 64", "\"head_dim\": -64"), "head_dim");
   refused(with("\"f16\"", "\"f17\""), "dtype");
 }
 
@@ -182,6 +187,36 @@ BOOST_AUTO_TEST_CASE(
       BOOST_TEST(sc::predict(plan, costs, sc::InputKind::files).seconds == prediction.seconds);
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(problems_with_next_to_nothing_to_do_take_a_finite_time) {
+  const auto finite = [](const sc::PlanRequest& request) {
+    const sc::Prediction prediction = sc::predict(
+        sc::make_plan(request), sc::builtin_costs(request.device), sc::InputKind::files);
+    BOOST_TEST(std::isfinite(prediction.seconds));
+    BOOST_TEST(prediction.seconds > 0);
+    for (const double busy : prediction.busy) BOOST_TEST((std::isfinite(busy) && busy >= 0));
+  };
+  sc::PlanRequest keyless = request_of(1000, 2, true);
+  keyless.problem.query_length = 100;
+  keyless.problem.queries_after = 1000;
+  BOOST_TEST(keyless.problem.live_scores({0, 100}, {0, 1000}) == 0);
+  finite(keyless);
+  keyless.chunks = 7;
+  finite(keyless);
+
+  // Few of many quorums have anything, and none of those that stand for all need be among them.
+  for (const std::int64_t keys : {1, 3, 400}) {
+    sc::PlanRequest few = request_of(400'000, 1, true);
+    few.problem.key_length = keys;
+    few.chunks = 2000;
+    finite(few);
+  }
+
+  sc::PlanRequest batches = request_of(1, 1, false);
+  batches.problem.batch = std::int64_t{1} << 40;
+  batches.problem.head_dim = 1;
+  finite(batches);
 }
 
 BOOST_AUTO_TEST_CASE(workers_share_the_computing_and_not_the_master) {

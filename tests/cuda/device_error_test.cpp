@@ -155,14 +155,12 @@ BOOST_AUTO_TEST_CASE(a_device_without_room_is_refused) {
   request.chunks = 1;
   Plan plan = make_plan(request);
   plan.device.workspace_bytes += std::int64_t{1} << 42;
-  const std::string smallest = std::to_string(smallest_device_budget(request));
   Telemetry telemetry;
   BOOST_CHECK_EXCEPTION(
       backend->prepare(plan, telemetry), OutOfDeviceMemory, [&](const OutOfDeviceMemory& error) {
         const std::string message = error.what();
         return error.free_bytes() > 0 && error.free_bytes() < plan.device.bytes() &&
-               message.find("--device-memory") != std::string::npos &&
-               message.ends_with("(" + smallest + " bytes)");
+               message.find("--device-memory") != std::string::npos;
       });
   // Whoever allocates less goes on.
   const Plan smaller = make_plan(request);
