@@ -92,7 +92,7 @@ WorkList whole_work(const Problem& problem) {
   return work;
 }
 
-// Scores of one launch, in floating-point operations.
+// Floating-point operations of one launch.
 double flop_of(const Problem& problem) {
   const auto scores =
       static_cast<double>(problem.query_heads *

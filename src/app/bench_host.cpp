@@ -22,7 +22,6 @@
 
 namespace stream_cqsa {
 
-// The shortest of several runs, in seconds.
 double shortest(const std::function<void()>& body) {
   double best = HUGE_VAL;
   constexpr int repetitions = 5;
@@ -34,7 +33,6 @@ double shortest(const std::function<void()>& body) {
   return best;
 }
 
-// Runs body(thread) on every thread and waits for all. Throws what the first of them threw.
 void on_threads(int threads, const std::function<void(int)>& body) {
   std::vector<std::future<void>> crew;  // waits when it is destroyed, too
   for (int i = 0; i < threads; ++i) crew.push_back(std::async(std::launch::async, body, i));
