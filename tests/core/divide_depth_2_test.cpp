@@ -8,7 +8,7 @@ using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
 
 BOOST_AUTO_TEST_CASE(depth_2_every_c) {
-  for (std::int64_t c = 1; c <= 300; c += c <= 60 ? 1 : stride) {
+  for (std::int64_t c = 1; c <= 300; c += c <= 60 ? 1 : deep_stride()) {
     check_both_masks(tokens_for(c, 4), tokens_for(c, 4), c, 1, {2, 2});
   }
 }

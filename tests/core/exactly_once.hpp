@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cstdint>
+#include <cstdlib>
 #include <span>
 #include <utility>
 #include <vector>
@@ -26,6 +27,13 @@ inline constexpr std::int64_t stride = 7;
 #else
 inline constexpr std::int64_t stride = 1;
 #endif
+
+// Work that is divided again takes longest: every c with STREAM_CQSA_THOROUGH=1, as in CI, else
+// every fifth.
+inline bool thorough() { return std::getenv("STREAM_CQSA_THOROUGH") != nullptr; }
+inline std::int64_t deep_stride() {
+  return thorough() ? stride : std::max(stride, std::int64_t{5});
+}
 
 using IndexPair = std::pair<std::int64_t, std::int64_t>;
 
