@@ -41,7 +41,8 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   PlanArguments options;
   if (!parse_plan(arguments, options)) return 0;
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
-  const OpenProblem open = open_problem(options.input, options.attention);
+  const OpenProblem open =
+      open_problem(options.input, options.attention, all_host_budgets(options.resources));
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
   const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(),
@@ -55,7 +56,7 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   } else {
     print_out(describe(plan) +
               fmt::format("{:<18}{}\n", "predicted",
-                          describe(expect(plan, plan.request.workers, options.input))));
+                          describe(expect(plan, plan.request.workers, open.inputs))));
   }
   return 0;
 }
