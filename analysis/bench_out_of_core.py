@@ -120,8 +120,9 @@ def measure(study):
     for number in range(arguments.warm_up + arguments.rounds):
         for entry, done in reports.items():
             report = study.run(entry, division)
-            print(f"{entry:<8} {report['seconds']:.3f} s{' (warm-up)' if number < arguments.warm_up else ''}", flush=True)
-            if number >= arguments.warm_up:
+            counts = number >= arguments.warm_up
+            print(f"{entry:<8} {report['seconds']:.3f} s{'' if counts else ' (warm-up)'}", flush=True)
+            if counts:
                 done.append(report)
     folders = {"DISK": study.disk, "MEMORY": study.memory}
     return [summarise(entry, done, folders) for entry, done in reports.items()], reports["disk"][0]
@@ -168,7 +169,8 @@ def result_of(arguments, bytes_of_inputs, costs, rows, report):
     kept = {key: value for key, value in vars(arguments).items()
             if key not in ("program", "output", "folder", "memory_folder")}
     plan = report["plan"]
-    return {"versions": report["versions"], "date": report["date"], "device": plan["device"]["name"], "options": kept,
+    return {"versions": report["versions"], "date": report["date"], "device": plan["request"]["device"]["name"],
+            "options": kept,
             "input_bytes": bytes_of_inputs, "host_memory_over_inputs": disk["host_bytes"] / bytes_of_inputs,
             "c": plan["c"], "head_groups": plan["head_groups"], "costs": costs,
             "disk_over_memory": disk["seconds"] / memory["seconds"], "rows": rows}

@@ -54,7 +54,9 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     write_json(plan, options.subproblems, std::cout);
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
+    const bool direct = open.inputs == InputKind::direct_files;
     print_out(describe(plan) +
+              (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
               fmt::format("{:<18}{}\n", "predicted",
                           describe(expect(plan, plan.request.workers, open.inputs))));
   }

@@ -207,7 +207,8 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
                          certificate,
                          command,
                          arguments.resources.checkpoint,
-                         expected};
+                         expected,
+                         open.inputs};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();
