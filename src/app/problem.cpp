@@ -104,6 +104,7 @@ Range queries_option(const std::string& text, std::int64_t tokens) {
 }
 
 void require_inputs(const InputOptions& input) {
+  direct_option(input.direct_io);
   const bool three = !input.query.empty() || !input.key.empty() || !input.value.empty();
   if (!input.input.empty() && three) {
     throw InputError("--input excludes --query, --key and --value");

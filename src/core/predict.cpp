@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <deque>
 #include <utility>
 
 #include "core/plan_demands.hpp"
@@ -47,19 +46,17 @@ struct Lane {
 // When the last ones ended.
 class Ends {
  public:
-  void add(double end) {
-    constexpr std::size_t most = 64;
-    ends_.push_front(end);
-    if (ends_.size() > most) ends_.pop_back();
-  }
-  // Of the one `back` before the next; from the start where there was none.
+  void add(double end) { ends_[static_cast<std::size_t>(count_++ % most)] = end; }
+  // Of the one `back` before the next; from the start where there was none, or too long ago.
   double before(std::int64_t back) const {
-    const auto at = static_cast<std::size_t>(back - 1);
-    return at < ends_.size() ? ends_[at] : 0.0;
+    if (back > std::min(count_, most)) return 0;
+    return ends_[static_cast<std::size_t>((count_ - back) % most)];
   }
 
  private:
-  std::deque<double> ends_;
+  static constexpr std::int64_t most = 64;
+  std::int64_t count_ = 0;
+  std::array<double, most> ends_{};
 };
 
 struct Worker {
