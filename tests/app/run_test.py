@@ -95,7 +95,7 @@ class Run(CliTest):
         outputs, direct = [], []
         for when in ("no", "auto", "yes"):
             self.succeed("run", *self.inputs(), "--direct-io", when, "--chunks", "13", "--heads-per-group", "1",
-                         "--host-memory", "400KiB", "--device-memory", "2MiB", "--scratch", self.folder, "--output",
+                         "--host-memory", "500KiB", "--device-memory", "3MiB", "--scratch", self.folder, "--output",
                          self.path("o.npy"), "--overwrite", "--quiet", "--report", self.path("r.json"))
             outputs.append(self.path("o.npy").read_bytes())
             direct.append(json.loads(self.path("r.json").read_text())["direct_io"])
