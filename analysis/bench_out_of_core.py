@@ -39,6 +39,7 @@ class Study:
     def make_inputs(self):
         """Bytes of the file."""
         self.call("generate", "--shape", self.arguments.shape, "--dtype", self.arguments.dtype,
+                  "--layout", self.arguments.layout,
                   *(["--kv-heads", self.arguments.kv_heads] if self.arguments.kv_heads else []),
                   "--output", self.disk / INPUTS)
         shutil.copyfile(self.disk / INPUTS, self.memory / INPUTS)
@@ -53,7 +54,7 @@ class Study:
         words = ["--input", (self.disk if of_disk else self.memory) / INPUTS, "--direct-io",
                  "yes" if of_disk else "no", "--host-memory",
                  self.arguments.host_memory if of_disk else self.arguments.roomy_host_memory,
-                 "--backend", self.arguments.backend]
+                 "--layout", self.arguments.layout, "--backend", self.arguments.backend]
         words += ["--device-memory", self.arguments.device_memory] if self.arguments.device_memory else []
         words += ["--scratch", self.disk] if of_disk and self.arguments.scratch else []
         return words + ["--causal"] * self.arguments.causal
@@ -146,6 +147,7 @@ def parse(words=None):
     parser.add_argument("--shape", default="1,4194304,8,64", help="B,N,H,D")
     parser.add_argument("--kv-heads", type=int, help="default: as many as query heads")
     parser.add_argument("--dtype", default="f16")
+    parser.add_argument("--layout", default="bshd", help="with bhsd no more heads are read than are computed together")
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--folder", required=True, help="on the disk: room for the inputs, and for --scratch")
     parser.add_argument("--memory-folder", default="/dev/shm", help="in memory: room for the inputs and the output")
