@@ -76,10 +76,10 @@ enum class InputKind {
   synthetic,
 };
 
-/// Follows the plan's subproblems through reading, copying in, computing, copying out, merging and
-/// writing, each of which does one thing after another, as far ahead of the next as slots and
-/// buffers allow. Loads of chunks are averages of a sweep over the quorums (estimate_traffic()),
-/// and of many quorums some stand for all.
+/// Follows the plan's subproblems through reading, copying in, computing, copying out, accumulators
+/// to and from their file, merging and writing, each of which does one thing after another, as far
+/// ahead of the next as slots and buffers allow. Loads of chunks are averages of a sweep over the
+/// quorums (estimate_traffic()), and of many quorums some stand for all.
 Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs);
 
 /// That files hold a run up: it takes over 5% longer than it would with files of any speed.
