@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@ struct Costs {
   double device_merge = 0;          ///< of partials, on the device; 0 where that does not merge
   double merge = 0;                 ///< of partials, on the host
   double read = 0;                  ///< files to host memory, their fingerprints taken
+  double read_direct = 0;           ///< the same past the page cache; 0: not known, as `read`
   double generate = 0;              ///< the same of synthetic inputs
   double write = 0;                 ///< finished rows to files, their fingerprints taken
   double rewrite = 0;               ///< rows of which the last heads come: all are put in order
@@ -68,12 +70,30 @@ struct Prediction {
 };
 
 /// How inputs come.
-enum class InputKind { files, synthetic };
+enum class InputKind {
+  files,         ///< as the page cache gives them
+  direct_files,  ///< past it
+  synthetic,
+};
 
-/// Follows the plan's subproblems through reading, copying in, computing, copying out, merging and
-/// writing, each of which does one thing after another, as far ahead of the next as slots and
-/// buffers allow. Loads of chunks are averages of a sweep over the quorums (estimate_traffic()),
-/// and of many quorums some stand for all.
+/// Follows the plan's subproblems through reading, copying in, computing, copying out, accumulators
+/// to and from their file, merging and writing, each of which does one thing after another, as far
+/// ahead of the next as slots and buffers allow. Loads of chunks are averages of a sweep over the
+/// quorums (estimate_traffic()), and of many quorums some stand for all.
 Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs);
+
+/// That files hold a run up: it takes over 5% longer than it would with files of any speed.
+struct DiskBound {
+  Stage stage = Stage::read;   ///< of read, spill and write, the one that is busy longest
+  double busy_seconds = 0;     ///< of it
+  double seconds = 0;          ///< of the run
+  double rate = 0;             ///< bytes per second of the stage
+  double enough = 0;           ///< from which on, all files being as much faster, it is within 5%
+  double seconds_unbound = 0;  ///< of the run with files of any speed
+};
+
+/// Whether files bind the run that predict() follows, and how much faster they would have to be.
+/// Synthetic inputs are no files.
+std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputKind inputs);
 
 }  // namespace stream_cqsa

@@ -38,6 +38,13 @@ using FileOpener = std::function<std::unique_ptr<File>(const std::filesystem::pa
 
 std::unique_ptr<File> open_posix_file(const std::filesystem::path& path, FileMode mode);
 
+/// Opens files as `usual` does, and reads those that are opened for reading past the page cache
+/// (O_DIRECT), for inputs that memory could not keep anyway: in requests of about 2 MiB, through a
+/// buffer of 2.2 MiB for each thread that reads at once, whatever the number of files. Ranges need
+/// not be aligned. Where a file system refuses, files are read as `usual` reads them, and `refused`
+/// is called with a line for people, once.
+FileOpener direct_opener(FileOpener usual, std::function<void(const std::string&)> refused);
+
 /// Opens one tensor of a .npy or .safetensors file (told by the extension). `tensor` names the
 /// tensor of a .safetensors file, or lists names to try in order separated by '|'; it is ignored
 /// for .npy. Throws InputError when the file is not readable, malformed, truncated, or of a dtype,

@@ -18,6 +18,7 @@ struct InputOptions {
   std::string query, key, value;                 ///< or three files
   std::string query_name, key_name, value_name;  ///< tensors in .safetensors files
   std::string layout;
+  std::string direct_io;        ///< auto, yes or no; empty: auto
   std::string shape, dtype;     ///< of a synthetic input
   std::int64_t kv_heads = 0;    ///< of a synthetic input, 0: as many as query heads
   std::int64_t key_length = 0;  ///< of a synthetic input, 0: as long as the query

@@ -160,6 +160,12 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
   });
   const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);
   rates.read = static_cast<double>(desc.bytes()) / seconds_to_read(*source, read_threads);
+  bool refused = false;
+  const auto direct =
+      open_tensor(path, "", Layout::bshd,
+                  direct_opener(open_mpi_file, [&](const std::string&) { refused = true; }));
+  const double seconds = seconds_to_read(*direct, read_threads);
+  if (!refused) rates.read_direct = static_cast<double>(desc.bytes()) / seconds;
   return rates;
 }
 

@@ -29,6 +29,8 @@ struct FileRates {
   double write = 0;    ///< bytes a second into a new file, not synced, with a fingerprint
   double rewrite = 0;  ///< of rows whose other heads are staged there, with the last head
   double read = 0;     ///< of the same file, from the page cache where that holds it
+  double read_direct =
+      0;  ///< the same past the page cache; 0 where the file system has no such way
 };
 
 /// Rates of files in `directory`, in which a file of 512 MiB is made and removed.

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "app/arguments.hpp"
@@ -29,11 +30,12 @@ Costs find_costs(const DeviceTraits& device);
 /// What a plan is expected to take here on so many workers, and by whose rates.
 struct Expected {
   Prediction prediction;
-  bool measured = false;  ///< by rates of this machine; else built-in ones
+  std::optional<DiskBound> disk;  ///< where files hold the run up
+  bool measured = false;          ///< by rates of this machine; else built-in ones
 };
-Expected expect(Plan plan, std::int64_t workers, const InputOptions& input);
+Expected expect(Plan plan, std::int64_t workers, InputKind inputs);
 
-/// "2.05 s, bound by compute: ...", for people.
+/// "2.05 s, bound by compute (...)", and how fast a disk that binds would have to be, for people.
 std::string describe(const Expected& expected);
 nlohmann::json to_json(const Expected& expected);
 

@@ -41,7 +41,8 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   PlanArguments options;
   if (!parse_plan(arguments, options)) return 0;
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
-  const OpenProblem open = open_problem(options.input, options.attention);
+  const OpenProblem open =
+      open_problem(options.input, options.attention, all_host_budgets(options.resources));
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
   const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(),
@@ -53,9 +54,11 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     write_json(plan, options.subproblems, std::cout);
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
+    const bool direct = open.inputs == InputKind::direct_files;
     print_out(describe(plan) +
+              (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
               fmt::format("{:<18}{}\n", "predicted",
-                          describe(expect(plan, plan.request.workers, options.input))));
+                          describe(expect(plan, plan.request.workers, open.inputs))));
   }
   return 0;
 }

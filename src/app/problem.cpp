@@ -12,10 +12,10 @@
 #include <system_error>
 
 #include "app/division_options.hpp"
+#include "app/input_files.hpp"
 #include "app/machine.hpp"
 #include "core/counted.hpp"
 #include "core/plan_sizes.hpp"
-#include "mpi/file.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/difference_cover.hpp"
@@ -104,6 +104,7 @@ Range queries_option(const std::string& text, std::int64_t tokens) {
 }
 
 void require_inputs(const InputOptions& input) {
+  direct_option(input.direct_io);
   const bool three = !input.query.empty() || !input.key.empty() || !input.value.empty();
   if (!input.input.empty() && three) {
     throw InputError("--input excludes --query, --key and --value");
@@ -251,19 +252,14 @@ Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorD
   return problem;
 }
 
-OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention) {
+OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention,
+                         std::int64_t host_budget) {
   require_inputs(input);
   OpenProblem open;
   if (const auto seed = synthetic_seed(input.input)) {
     open = open_synthetic(input, *seed);
   } else {
-    const Layout layout = layout_option(input.layout);
-    const auto path = [&](const std::string& own) {
-      return input.input.empty() ? own : input.input;
-    };
-    open.query = open_tensor(path(input.query), input.query_name, layout, open_mpi_file);
-    open.key = open_tensor(path(input.key), input.key_name, layout, open_mpi_file);
-    open.value = open_tensor(path(input.value), input.value_name, layout, open_mpi_file);
+    open = open_input_files(input, host_budget);
   }
   open.problem = problem_of(open.query->desc(), open.key->desc(), open.value->desc(), attention);
   const Problem& problem = open.problem;
@@ -285,6 +281,10 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Pr
   if (cuda) return make_cuda_backend({resources.cuda_device});
   const int cores = this_machine().cores / resources.workers_on_host;
   return make_cpu_backend({resources.threads > 0 ? resources.threads : std::max(1, cores)});
+}
+
+std::int64_t all_host_budgets(const ResourceOptions& resources) {
+  return std::min(host_budget_of(resources), this_machine().memory) * resources.ranks_on_host;
 }
 
 std::int64_t host_budget_of(const ResourceOptions& resources) {

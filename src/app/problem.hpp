@@ -6,6 +6,7 @@
 
 #include "app/arguments.hpp"
 #include "stream_cqsa/backend.hpp"
+#include "stream_cqsa/costs.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/files.hpp"
 #include "stream_cqsa/plan.hpp"
@@ -17,6 +18,7 @@ namespace stream_cqsa {
 struct OpenProblem {
   std::unique_ptr<TensorSource> query, key, value;
   Problem problem;
+  InputKind inputs = InputKind::synthetic;
 };
 
 /// The attention of tensors like these, Q whole whatever --queries says. Throws InputError with one
@@ -24,8 +26,10 @@ struct OpenProblem {
 Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorDesc& value,
                    const AttentionOptions& attention);
 
-/// Opens the inputs and checks that they agree. Throws InputError with one line otherwise.
-OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention);
+/// Opens the inputs and checks that they agree. `host_budget` is what arenas will take of this
+/// host's memory, see open_input_files(). Throws InputError with one line otherwise.
+OpenProblem open_problem(const InputOptions& input, const AttentionOptions& attention,
+                         std::int64_t host_budget = 0);
 
 /// The synthetic tensors of --shape and its companions, numbered by `seed`.
 OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed);
@@ -52,6 +56,9 @@ struct Capacity {
 
 /// The host budget of --host-memory, or this rank's share of half of the available memory.
 std::int64_t host_budget_of(const ResourceOptions& resources);
+
+/// The same of all of this run's ranks on this host, each of them no more than its memory.
+std::int64_t all_host_budgets(const ResourceOptions& resources);
 
 /// What this rank may use by itself.
 Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,

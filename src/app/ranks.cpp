@@ -57,7 +57,10 @@ json rows_of(const Problem& problem) { return {problem.queries_before, problem.q
 
 json offer_of(const JobOptions& options, Means& means) {
   try {
-    if (!means.remote) means.open = open_problem(options.input, options.attention);
+    if (!means.remote) {
+      means.open =
+          open_problem(options.input, options.attention, all_host_budgets(options.resources));
+    }
     means.backend = make_backend(options.resources, means.open.problem);
     means.capacity = capacity_of(options.resources, means.open.problem, *means.backend);
   } catch (const std::exception& error) {

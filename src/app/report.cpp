@@ -330,6 +330,7 @@ json to_json(const RunRecord& record) {
   return {
       {"versions", versions_json()},
       {"command", record.command},
+      {"direct_io", record.inputs == InputKind::direct_files},
       {"date", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
       {"seconds", result.seconds},
       {"total_seconds", record.total_seconds},

@@ -55,6 +55,7 @@ struct RunRecord {
   std::vector<std::string> command;  ///< as given, without the program's name
   std::string checkpoint;            ///< directory, or empty
   Expected expected;                 ///< of the whole run
+  InputKind inputs;
 };
 
 /// The table of where the time went, memory beside the budgets, and the certificate.

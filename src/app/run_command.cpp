@@ -173,7 +173,8 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
 
 int execute(const RunArguments& arguments, const Arguments& command, Ranks* ranks) {
   auto directory = open_checkpoint(arguments);
-  OpenProblem open = open_problem(arguments.input, arguments.attention);
+  OpenProblem open =
+      open_problem(arguments.input, arguments.attention, all_host_budgets(arguments.resources));
   if (directory && directory->is_publishing()) return end_publishing(*directory, arguments.output);
   check_output_paths(
       arguments.input, arguments.resources,
@@ -192,7 +193,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
       create_sinks(open, arguments.output, directory.has_value(), arguments.resources.mergers == 0);
   TextFile report(arguments.report), trace(arguments.trace);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
-  const Expected expected = expect(durable.plan, computing.capacity.workers, arguments.input);
+  const Expected expected = expect(durable.plan, computing.capacity.workers, open.inputs);
   const double begin = now_seconds();
   const auto [result, certificate] =
       compute(open, sinks, arguments, durable, computing, directory, *telemetry);
@@ -206,7 +207,8 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
                          certificate,
                          command,
                          arguments.resources.checkpoint,
-                         expected};
+                         expected,
+                         open.inputs};
   if (!arguments.quiet) print_out(describe(record));
   if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
   report.commit();

@@ -35,6 +35,7 @@ Costs builtin_costs(const DeviceTraits& device) {
     costs.device_merge = 1000e9;
     costs.merge = 20e9;
     costs.read = 12e9;
+    costs.read_direct = 3e9;
     costs.generate = 5e9;
     costs.write = 3e9;
     costs.rewrite = 4e9;
@@ -50,6 +51,7 @@ Costs builtin_costs(const DeviceTraits& device) {
   costs.device_merge = 8e9;
   costs.merge = 8e9;
   costs.read = 2e9;
+  costs.read_direct = 1e9;
   costs.generate = 0.5e9;
   costs.write = 0.5e9;
   costs.rewrite = 1e9;

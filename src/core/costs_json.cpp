@@ -17,12 +17,13 @@ using Json = nlohmann::ordered_json;  // in the order that people read
 constexpr int version = 1;
 
 // Each rate by its name in the file.
-constexpr std::array<std::pair<const char*, double Costs::*>, 10> rates = {{
+constexpr std::array<std::pair<const char*, double Costs::*>, 11> rates = {{
     {"copy_in_bytes_per_second", &Costs::copy_in},
     {"copy_out_bytes_per_second", &Costs::copy_out},
     {"device_merge_bytes_per_second", &Costs::device_merge},
     {"merge_bytes_per_second", &Costs::merge},
     {"read_bytes_per_second", &Costs::read},
+    {"read_direct_bytes_per_second", &Costs::read_direct},
     {"generate_bytes_per_second", &Costs::generate},
     {"write_bytes_per_second", &Costs::write},
     {"rewrite_bytes_per_second", &Costs::rewrite},
@@ -72,7 +73,8 @@ Costs read_costs(const Json& json) {
   costs.measured = true;
   costs.device = text(json, "device");
   for (const auto& [name, rate] : rates) {
-    const bool none = rate == &Costs::device_merge && json.value(name, 1.0) == 0;
+    const bool none = (rate == &Costs::device_merge && json.value(name, 1.0) == 0) ||
+                      (rate == &Costs::read_direct && json.value(name, 0.0) == 0);
     costs.*rate = rate == &Costs::start_seconds ? seconds_of(json, name)
                   : none                        ? 0
                                                 : rate_of(json, name);

@@ -1,237 +1,34 @@
 // The timeline of a plan: what each stage does when, by rates alone.
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <deque>
+#include <utility>
 
-#include "core/plan_sizes.hpp"
+#include "core/plan_demands.hpp"
 #include "stream_cqsa/costs.hpp"
-#include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
 namespace {
 
-// Of work() of so many chunks in all: that of one quorum costs about its chunks.
-constexpr std::int64_t examined_chunks = 1 << 17;
-constexpr std::int64_t most_examined = 256;
 // Of more subproblems the others are taken to go on like these.
 constexpr std::int64_t most_followed = 1 << 20;
 
-// What one quorum asks for, for each query head, or key/value head.
-struct QuorumLoad {
-  double scores = 0;        // live ones, of one query head
-  double query_tokens = 0;  // of its live query chunks
-  double key_tokens = 0;
-  double query_chunks = 0;
-  double key_chunks = 0;
-};
-
-QuorumLoad load_of(const Problem& problem, const QuorumWork& work) {
-  QuorumLoad load;
-  std::vector<bool> query(work.chunks.size(), false), key(work.chunks.size(), false);
-  for (const ChunkPair& pair : work.pairs) {
-    const auto at_query = static_cast<std::size_t>(pair.query);
-    const auto at_key = static_cast<std::size_t>(pair.key);
-    load.scores += static_cast<double>(
-        problem.live_scores(work.chunks[at_query].queries, work.chunks[at_key].keys));
-    query[at_query] = key[at_key] = true;
-  }
-  for (std::size_t i = 0; i < work.chunks.size(); ++i) {
-    if (query[i]) {
-      load.query_tokens += static_cast<double>(work.chunks[i].queries.size());
-      ++load.query_chunks;
-    }
-    if (key[i]) {
-      load.key_tokens += static_cast<double>(work.chunks[i].keys.size());
-      ++load.key_chunks;
-    }
-  }
-  return load;
+double read_rate(const Costs& costs, InputKind inputs) {
+  if (inputs == InputKind::synthetic) return costs.generate;
+  return inputs == InputKind::direct_files && costs.read_direct > 0 ? costs.read_direct
+                                                                    : costs.read;
 }
 
-// The quorums of one head group. Of many, some stand for those up to the next.
-class Sweep {
- public:
-  explicit Sweep(const Plan& plan)
-      : quorums_(plan.division.quorum_count()),
-        examined_(plan.division.scheme() == Scheme::tiles
-                      ? quorums_  // unlike each other, and of one pair each
-                      : std::min(quorums_, std::clamp(examined_chunks / quorums_, std::int64_t{8},
-                                                      most_examined))),
-        finished_rows_(static_cast<std::size_t>(quorums_)),
-        first_bytes_(static_cast<std::size_t>(quorums_)) {
-    examine_quorums(plan);
-    examine_chunks(plan);
-  }
+// Of outputs. Where rows come in several head groups these are staged, and the last rewrites all.
+double write_rate(const Plan& plan, const Costs& costs) {
+  const auto groups = static_cast<double>(plan.groups.size());
+  if (plan.request.output_layout != Layout::bshd || groups < 2) return costs.write;
+  const double staged = 1 - 1 / groups;
+  return (staged + 1) / (staged / costs.write + 1 / costs.rewrite);
+}
 
-  const QuorumLoad& at(std::int64_t quorum) const {
-    return loads_[static_cast<std::size_t>(quorum * examined_ / quorums_)];
-  }
-  /// Query rows of one head whose last quorum this is.
-  double finished_rows(std::int64_t quorum) const {
-    return finished_rows_[static_cast<std::size_t>(quorum)];
-  }
-  /// Of all bytes of Q, K and V, those of chunks whose first quorum this is.
-  double first_share(std::int64_t quorum) const {
-    return first_bytes_[static_cast<std::size_t>(quorum)];
-  }
-
- private:
-  void examine_quorums(const Plan& plan) {
-    for (std::int64_t i = 0; i < examined_; ++i) {
-      loads_.push_back(load_of(plan.problem(), plan.division.work(i * quorums_ / examined_)));
-    }
-    double scores = 0;
-    for (std::int64_t quorum = 0; quorum < quorums_; ++quorum) scores += at(quorum).scores;
-    const Problem& p = plan.problem();
-    const auto live = static_cast<double>(p.live_scores({0, p.query_length}, {0, p.key_length}));
-    if (scores > 0) {
-      for (QuorumLoad& load : loads_) load.scores *= live / scores;
-    } else {  // others than those examined have some, if any
-      for (QuorumLoad& load : loads_) load.scores = live / static_cast<double>(quorums_);
-    }
-  }
-
-  void examine_chunks(const Plan& plan) {
-    const Problem& p = plan.problem();
-    double rows = 0, bytes = 0;
-    const auto used_first = [&](const std::vector<std::int64_t>& by, Range tokens,
-                                std::int64_t heads) {
-      if (by.empty()) return;
-      const auto size = static_cast<double>(tokens.size() * heads);
-      first_bytes_[static_cast<std::size_t>(by.front())] += size;
-      bytes += size;
-    };
-    const std::int64_t chunks = plan.division.chunk_count();
-    const std::int64_t examined = std::min(chunks, examined_);
-    for (std::int64_t i = 0; i < examined; ++i) {
-      const Chunk chunk = plan.division.chunk(i * chunks / examined);
-      const auto as_query = plan.division.quorums_of_query(chunk.index);
-      used_first(as_query, chunk.queries, p.query_heads);
-      used_first(plan.division.quorums_of_key(chunk.index), chunk.keys, 2 * p.kv_heads);
-      if (as_query.empty()) continue;
-      finished_rows_[static_cast<std::size_t>(as_query.back())] +=
-          static_cast<double>(chunk.queries.size());
-      rows += static_cast<double>(chunk.queries.size());
-    }
-    scale(finished_rows_, rows, static_cast<double>(p.query_length));
-    scale(first_bytes_, bytes, 1);
-  }
-
-  // To a sum of `whole`, where there is anything.
-  static void scale(std::vector<double>& numbers, double sum, double whole) {
-    if (sum == 0) return;
-    for (double& number : numbers) number *= whole / sum;
-  }
-
-  const std::int64_t quorums_;
-  const std::int64_t examined_;  // quorums, and at most so many chunks
-  std::vector<QuorumLoad> loads_;
-  std::vector<double> finished_rows_;
-  std::vector<double> first_bytes_;
-};
-
-// What a subproblem asks of each stage.
-struct Demand {
-  double read_bytes = 0;
-  double copied_bytes = 0;
-  double new_chunks = 0;  // key chunks that are in no slot yet
-  double key_chunks = 0;
-  double query_chunks = 0;
-  double flop = 0;
-  double partial_bytes = 0;
-  double finished_bytes = 0;   // of outputs
-  double written_bytes = 0;    // of these, to new places in the files
-  double rewritten_bytes = 0;  // with the rest of their rows, see rewrites()
-};
-
-class Demands {
- public:
-  explicit Demands(const Plan& plan)
-      : plan_(plan),
-        problem_(plan.problem()),
-        cut_(cut_of(plan.request, plan.division, groups())),
-        traffic_(estimate_traffic(plan.request, cut_, plan.order, plan.device, layout(plan))),
-        sweep_(plan),
-        batch_(static_cast<double>(problem_.batch)),
-        input_bytes_(batch_ * (bytes_of(problem_.query_length, problem_.query_heads) +
-                               2 * bytes_of(problem_.key_length, problem_.kv_heads))),
-        loads_(static_cast<double>(cut_.key_chunks) * traffic_.copied_in / input_bytes_) {}
-
-  Demand of(const SubproblemKey& key) const {
-    const QuorumLoad& load = sweep_.at(key.quorum);
-    const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(key.group)];
-    const auto query_heads = static_cast<double>(heads.query_heads(problem_).size());
-    const double sweeps = batch_ * static_cast<double>(groups());
-    const double of_heads =
-        static_cast<double>(heads.count * groups()) / static_cast<double>(problem_.kv_heads);
-    Demand demand;
-    demand.new_chunks = new_chunks(load, key.quorum);
-    const double share = demand.new_chunks / loads_;
-    demand.copied_bytes = traffic_.copied_in / sweeps * of_heads * share;
-    demand.read_bytes = read_bytes(key, share);
-    demand.key_chunks = load.key_chunks;
-    demand.query_chunks = load.query_chunks;
-    demand.flop = 4 * load.scores * query_heads * static_cast<double>(problem_.head_dim);
-    demand.partial_bytes = load.query_tokens * query_heads *
-                           static_cast<double>(softmax_state_bytes(1, problem_.head_dim));
-    demand.finished_bytes = sweep_.finished_rows(key.quorum) * query_heads *
-                            static_cast<double>(problem_.head_dim * size_of(problem_.output_dtype) +
-                                                (plan_.request.lse ? 4 : 0));
-    (rewrites(key.group) ? demand.rewritten_bytes : demand.written_bytes) =
-        demand.finished_bytes * (rewrites(key.group) ? static_cast<double>(groups()) : 1.0);
-    return demand;
-  }
-
- private:
-  std::int64_t groups() const { return static_cast<std::int64_t>(plan_.groups.size()); }
-
-  static HostLayout layout(const Plan& plan) {
-    return {plan.host,
-            plan.placement,
-            plan.scratch_bytes,
-            plan.query_block_tokens,
-            plan.key_block_tokens,
-            plan.piece_tokens};
-  }
-
-  double bytes_of(std::int64_t tokens, std::int64_t heads) const {
-    return static_cast<double>(tokens) *
-           static_cast<double>(heads * problem_.head_dim * size_of(storage_type(problem_.dtype)));
-  }
-
-  // Of a sweep's chunk loads the first quorum has its own chunks, the others share the rest.
-  double new_chunks(const QuorumLoad& load, std::int64_t quorum) const {
-    if (quorum == 0) return load.key_chunks;
-    return std::max(0.0, loads_ - load.key_chunks) /
-           static_cast<double>(plan_.division.quorum_count() - 1);
-  }
-
-  // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as
-  // token rows hold all heads. What is not kept is read again, as chunks are loaded again.
-  double read_bytes(const SubproblemKey& key, double share) const {
-    const bool by_rows = plan_.request.query.layout == Layout::bshd;
-    const auto all = static_cast<double>(groups());
-    const double once = std::min(input_bytes_, traffic_.read) / batch_;
-    const double first = !by_rows ? once / all : key.group == 0 ? once : 0.0;
-    const double again = (traffic_.read / batch_ - once) / all;
-    return first * sweep_.first_share(key.quorum) + again * share;
-  }
-
-  // Where a row's heads come in several groups they are staged, and the last of them puts the whole
-  // row where it belongs.
-  bool rewrites(std::int64_t group) const {
-    return plan_.request.output_layout == Layout::bshd && groups() > 1 && group + 1 == groups();
-  }
-
-  const Plan& plan_;
-  const Problem& problem_;
-  const Cut cut_;
-  const Traffic traffic_;
-  const Sweep sweep_;
-  const double batch_;
-  const double input_bytes_;
-  const double loads_;  // of key chunks in a sweep
-};
+// Of accumulators to and from their file, half of the bytes each way.
+double spill_rate(const Costs& costs) { return 2 / (1 / costs.write + 1 / costs.read); }
 
 // One thing after another.
 struct Lane {
@@ -249,19 +46,17 @@ struct Lane {
 // When the last ones ended.
 class Ends {
  public:
-  void add(double end) {
-    constexpr std::size_t most = 64;
-    ends_.push_front(end);
-    if (ends_.size() > most) ends_.pop_back();
-  }
-  // Of the one `back` before the next; from the start where there was none.
+  void add(double end) { ends_[static_cast<std::size_t>(count_++ % most)] = end; }
+  // Of the one `back` before the next; from the start where there was none, or too long ago.
   double before(std::int64_t back) const {
-    const auto at = static_cast<std::size_t>(back - 1);
-    return at < ends_.size() ? ends_[at] : 0.0;
+    if (back > std::min(count_, most)) return 0;
+    return ends_[static_cast<std::size_t>((count_ - back) % most)];
   }
 
  private:
-  std::deque<double> ends_;
+  static constexpr std::int64_t most = 64;
+  std::int64_t count_ = 0;
+  std::array<double, most> ends_{};
 };
 
 struct Worker {
@@ -273,13 +68,13 @@ struct Worker {
 
 class Timeline {
  public:
-  Timeline(const Plan& plan, const Costs& costs, InputKind inputs)
+  Timeline(const Plan& plan, const Demands& demands, const Costs& costs, double read_rate)
       : plan_(plan),
         costs_(costs),
         kernel_(kernel_cost(costs, plan.problem())),
-        demands_(plan),
+        demands_(demands),
         workers_(static_cast<std::size_t>(plan.request.workers)),
-        read_rate_(inputs == InputKind::files ? costs.read : costs.generate),
+        read_rate_(read_rate),
         on_device_(plan.placement == AccumulatorPlacement::device) {}
 
   Prediction run() {
@@ -316,8 +111,8 @@ class Timeline {
   const Plan& plan_;
   const Costs& costs_;
   const KernelCost& kernel_;
-  const Demands demands_;
-  Lane read_, receive_, merge_, write_;
+  const Demands& demands_;
+  Lane read_, receive_, spill_, merge_, write_;
   std::vector<Worker> workers_;
   const double read_rate_;
   const bool on_device_;
@@ -365,7 +160,10 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   double out = worker.copy_out.run(std::max(computed, room), bytes / costs_.copy_out);
   worker.copied_out.add(out);
   if (workers_.size() > 1) out = receive_.run(out, bytes / costs_.receive);
-  if (!on_device_) out = merge_.run(out, bytes / costs_.merge);
+  if (!on_device_) {
+    out = spill_.run(out, demand.spilled_bytes / spill_rate(costs_));
+    out = merge_.run(out, bytes / costs_.merge);
+  }
   write_.run(out, demand.written_bytes / costs_.write + demand.rewritten_bytes / costs_.rewrite);
 }
 
@@ -385,6 +183,7 @@ Prediction Timeline::prediction(double of_followed) const {
   at_least(Stage::read, read_.busy);
   at_least(Stage::transfer, receive_.busy);
   at_least(Stage::merge, merge_.busy);
+  at_least(Stage::spill, spill_.busy);
   at_least(Stage::write, write_.busy);
   for (double& busy : result.busy) busy *= of_followed;
   result.seconds = costs_.start_seconds + end * of_followed;
@@ -394,7 +193,69 @@ Prediction Timeline::prediction(double of_followed) const {
 }  // namespace
 
 Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs) {
-  return Timeline(plan, costs, inputs).run();
+  return Timeline(plan, Demands(plan), costs, read_rate(costs, inputs)).run();
+}
+
+namespace {
+
+// Of the time that a run takes with files of any speed.
+constexpr double bound_from = 1.05;
+constexpr double no_limit = 1e30;
+
+// The plan's time with all files so many times as fast.
+class FasterFiles {
+ public:
+  FasterFiles(const Plan& plan, const Costs& costs, InputKind inputs)
+      : plan_(plan), demands_(plan), costs_(costs), inputs_(inputs) {}
+
+  Prediction predict(double factor) const {
+    Costs costs = costs_;
+    costs.write *= factor;
+    costs.rewrite *= factor;
+    costs.read *= factor;
+    costs.read_direct *= factor;
+    return Timeline(plan_, demands_, costs, read_rate(costs, inputs_)).run();
+  }
+
+  // The least factor, to 2%, with which the run takes no longer than `seconds`.
+  double reach(double seconds) const {
+    double less = 1, enough = 2;
+    for (; predict(enough).seconds > seconds && enough < no_limit; enough *= 2) less = enough;
+    while (enough > 1.02 * less) {
+      const double between = std::sqrt(less * enough);
+      (predict(between).seconds > seconds ? less : enough) = between;
+    }
+    return enough;
+  }
+
+ private:
+  const Plan& plan_;
+  const Demands demands_;
+  const Costs& costs_;
+  const InputKind inputs_;
+};
+
+}  // namespace
+
+std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputKind inputs) {
+  const FasterFiles files(plan, costs, inputs);
+  const Prediction now = files.predict(1);
+  DiskBound disk;
+  disk.seconds = now.seconds;
+  disk.seconds_unbound = files.predict(no_limit).seconds;
+  if (now.seconds <= bound_from * disk.seconds_unbound) return std::nullopt;
+  const std::array<std::pair<Stage, double>, 3> stages = {
+      {{Stage::read, inputs == InputKind::synthetic ? 0.0 : read_rate(costs, inputs)},
+       {Stage::spill, spill_rate(costs)},
+       {Stage::write, write_rate(plan, costs)}}};
+  for (const auto& [stage, rate] : stages) {
+    if (rate == 0 || now.busy_of(stage) <= disk.busy_seconds) continue;
+    disk.stage = stage;
+    disk.busy_seconds = now.busy_of(stage);
+    disk.rate = rate;
+  }
+  disk.enough = disk.rate * files.reach(bound_from * disk.seconds_unbound);
+  return disk;
 }
 
 }  // namespace stream_cqsa

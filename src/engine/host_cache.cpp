@@ -1,10 +1,21 @@
 #include "engine/host_cache.hpp"
 
+#include <algorithm>
 #include <iterator>
 
 #include "engine/use_table.hpp"
 
 namespace stream_cqsa {
+namespace {
+
+// Blocks that may wait for their copies when others are given up for more: readers have enough to
+// do, and a subproblem's burst is smoothed, while the cache stays one.
+constexpr std::int32_t least_ahead = 16;
+constexpr std::int32_t share_ahead = 8;
+// Blocks that may wait to be read then: two for each of the most readers.
+constexpr std::int32_t most_unread = 32;
+
+}  // namespace
 
 HostCache::HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
                      Telemetry& telemetry, Abort& abort)
@@ -24,12 +35,14 @@ std::int32_t HostCache::request(SlotTensor tensor, const Block& block, std::int6
   if (const auto found = where_.find(key); found != where_.end()) {
     idle_.erase(rank_of(found->second));
     Entry& entry = entries_[static_cast<std::size_t>(found->second)];
-    ++entry.pins;
+    if (entry.pins++ == 0) ++pinned_;
     entry.next_use = next_use;
     return found->second;
   }
   const std::int32_t number = take_block(lock, subproblem);
   entries_[static_cast<std::size_t>(number)] = {false, key, block, 1, next_use, {}};
+  ++pinned_;
+  ++unread_;
   where_[key] = number;
   lock.unlock();
   reads_.push({number, subproblem});
@@ -45,15 +58,26 @@ void HostCache::pass_over(SlotTensor tensor, const Block& block, std::int64_t ne
   if (was_idle) idle_.insert(rank_of(found->second));
 }
 
-std::int32_t HostCache::take_block(Monitor::Lock& lock, std::int64_t subproblem) {
-  if (used_ < static_cast<std::int32_t>(entries_.size())) return used_++;
-  monitor_.wait(lock, [&] { return !idle_.empty(); });
+void HostCache::forget_passed(std::int64_t subproblem) {
   while (idle_.begin()->first < subproblem) {
     const std::int32_t passed = -idle_.begin()->second;
     idle_.erase(idle_.begin());
     entries_[static_cast<std::size_t>(passed)].next_use = never;
     idle_.insert(rank_of(passed));
   }
+}
+
+bool HostCache::may_evict(std::int64_t subproblem) {
+  if (idle_.empty()) return false;
+  forget_passed(subproblem);
+  if (idle_.rbegin()->first == never) return true;
+  const auto blocks = static_cast<std::int32_t>(entries_.size());
+  return pinned_ < std::max(least_ahead, blocks / share_ahead) && unread_ < most_unread;
+}
+
+std::int32_t HostCache::take_block(Monitor::Lock& lock, std::int64_t subproblem) {
+  if (used_ < static_cast<std::int32_t>(entries_.size())) return used_++;
+  monitor_.wait(lock, [&] { return may_evict(subproblem); });
   const auto last = std::prev(idle_.end());
   const std::int32_t victim = -last->second;
   idle_.erase(last);
@@ -80,6 +104,7 @@ void HostCache::release(std::int32_t number, Ticket copy) {
   Entry& entry = entries_[static_cast<std::size_t>(number)];
   entry.last_copy = copy;
   if (--entry.pins > 0) return;
+  --pinned_;
   idle_.insert(rank_of(number));
   monitor_.notify();
 }
@@ -103,6 +128,7 @@ void HostCache::read_blocks() {
     }
     const auto lock = monitor_.lock();
     entries_[static_cast<std::size_t>(task->number)].read = true;
+    --unread_;
     monitor_.notify();
   }
 }

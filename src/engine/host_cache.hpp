@@ -24,6 +24,10 @@ namespace stream_cqsa {
 /// A block is reused only when every requested copy from it is complete. That cannot deadlock: the
 /// blocks requested first are the ones copied first, so a request that finds none free waits for
 /// copies that do not depend on it.
+///
+/// Requests may run ahead of the copies as far as that costs nothing: into blocks that hold nothing
+/// or what is not used again. Others are given up for an eighth of the blocks alone, at most: those
+/// that wait for their copies are lost to what would be used again, and is then read again.
 class HostCache {
  public:
   HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,
@@ -79,9 +83,12 @@ class HostCache {
   Rank rank_of(std::int32_t number) const {
     return {entries_[static_cast<std::size_t>(number)].next_use, -number};
   }
-  /// A block that has never been used, else the idle one whose next use is farthest. One whose next
-  /// use has passed without it, as subproblems were left out, counts as not used again.
+  /// A block that has never been used, else the idle one whose next use is farthest.
   std::int32_t take_block(Monitor::Lock& lock, std::int64_t subproblem);
+  /// Blocks whose next use has passed without it, as subproblems were left out, count as not used
+  /// again.
+  void forget_passed(std::int64_t subproblem);
+  bool may_evict(std::int64_t subproblem);
   std::byte* data_of(std::int32_t number) const { return memory_ + number * block_bytes_; }
 
   const Inputs& inputs_;
@@ -91,7 +98,9 @@ class HostCache {
   Telemetry& telemetry_;
   Monitor monitor_;
   std::vector<Entry> entries_;
-  std::int32_t used_ = 0;  ///< entries that have ever held a block: those with lower numbers
+  std::int32_t used_ = 0;    ///< entries that have ever held a block: those with lower numbers
+  std::int32_t pinned_ = 0;  ///< entries with pins
+  std::int32_t unread_ = 0;  ///< entries that are still being read, or wait for that
   std::map<Key, std::int32_t> where_;
   std::set<Rank> idle_;  ///< blocks without pins: the last one is the first to go
   BoundedQueue<ReadTask> reads_;

@@ -8,9 +8,11 @@
 namespace stream_cqsa {
 namespace {
 
-// How far schedule may be ahead of submit: enough to read from files across a subproblem boundary.
-// A launch among the orders holds a subproblem's pairs, so more of them would cost memory.
-constexpr std::size_t orders_ahead = 16;
+// How far schedule may be ahead of submit, so that files are read in time: a step holds a
+// subproblem's pairs, 12 bytes for each chunk of the division, and a copy about 100 bytes. The host
+// cache bounds copies, too, each of which pins a block.
+constexpr std::size_t steps_ahead = 8;
+constexpr std::size_t orders_ahead = 4096;
 
 // Q is the query side; K and V share a slot.
 std::span<const SlotTensor> tensors_on(Side side) {
@@ -42,6 +44,7 @@ Pipeline::Pipeline(const Plan& plan, const Inputs& inputs, std::byte* cache_memo
       kv_last_use_(static_cast<std::size_t>(plan.device.kv_slots), Ticket{Lane::compute, 0}),
       in_flight_(backend),
       cache_(plan, inputs, cache_memory, backend, telemetry, abort),
+      steps_ahead_(abort, std::vector<Permit>(steps_ahead)),
       orders_(abort, orders_ahead),
       launched_(abort, static_cast<std::size_t>(plan.device.state_slots)),
       state_slots_(abort, static_cast<std::size_t>(plan.device.state_slots)) {
@@ -78,6 +81,7 @@ void Pipeline::schedule(const NextSubproblem& next) {
         keys_later[part - 1][static_cast<std::size_t>(pair.key)] = true;
     }
     for (std::size_t part = 0; part < parts.size(); ++part) {
+      steps_ahead_.take();
       auto step = std::make_unique<Step>(Step{assignment->id,
                                               assignment->order,
                                               plan_.key(assignment->id),
@@ -218,6 +222,7 @@ void Pipeline::submit() {
       continue;
     }
     const std::vector<StateSlot> free = wait_for_state_slots(*order->launch);
+    steps_ahead_.give({});
     if (begins_ && !begins_(order->launch->order)) {
       for (const StateSlot& slot : free) state_slots_.push(slot);
       continue;

@@ -93,6 +93,7 @@ class Pipeline {
     Copy copy;
     std::unique_ptr<Step> launch;  ///< or none: then it is the copy
   };
+  struct Permit {};
   struct StateSlot {
     std::int32_t number = 0;
     Ticket last_copy_out;
@@ -135,6 +136,7 @@ class Pipeline {
   InFlight in_flight_;
   // Shared.
   HostCache cache_;
+  Pool<Permit> steps_ahead_;  ///< for each step between its scheduling and its launch
   BoundedQueue<Order> orders_;
   BoundedQueue<Launched> launched_;
   BoundedQueue<StateSlot> state_slots_;  ///< free; the one that waits least for its copies first

@@ -86,7 +86,7 @@ class BadInput(CliTest):
         self.refuse_run("stray", names=["stray"])
         for option, value in [("--backend", "tpu"), ("--device-memory", "2GiBB"), ("--host-memory", "-1"),
                               ("--chunks", "20001"), ("--chunks", "0"), ("--chunks", "-3"), ("--chunks", "x"),
-                              ("--layout", "hbsd"), ("--scale", "nan"), ("--scale", "1e39"), ("--output-dtype", "f8"),
+                              ("--layout", "hbsd"), ("--direct-io", "maybe"), ("--scale", "nan"), ("--scale", "1e39"), ("--output-dtype", "f8"),
                               ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
                               ("--heads-per-group", "9"), ("--heads-per-group", "0"), ("--threads", "-1"),
                               ("--plan", self.folder)]:

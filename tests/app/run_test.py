@@ -89,6 +89,23 @@ class Run(CliTest):
         self.assertEqual(outputs[0], outputs[1])
         self.assertEqual(outputs[0], outputs[2])
 
+    def test_the_same_bits_past_the_page_cache(self):
+        # 600,128 bytes a file: neither its end nor a block's is on a page's boundary.
+        self.save_inputs(shape=(1, 1875, 2, 40))
+        outputs, direct = [], []
+        for when in ("no", "auto", "yes"):
+            self.succeed("run", *self.inputs(), "--direct-io", when, "--chunks", "13", "--heads-per-group", "1",
+                         "--host-memory", "500KiB", "--device-memory", "3MiB", "--scratch", self.folder, "--output",
+                         self.path("o.npy"), "--overwrite", "--quiet", "--report", self.path("r.json"))
+            outputs.append(self.path("o.npy").read_bytes())
+            direct.append(json.loads(self.path("r.json").read_text())["direct_io"])
+            done = self.succeed("plan", *self.inputs(), "--direct-io", when)
+            self.assertEqual("past the page cache" in done.stdout, when == "yes")
+            self.succeed("verify", *self.inputs(), "--direct-io", when, "--output", self.path("o.npy"), "--quiet")
+        self.assertEqual(outputs[0], outputs[1])
+        self.assertEqual(outputs[0], outputs[2])
+        self.assertEqual(direct, [False, False, True])
+
     def test_nan_and_infinity_are_legal_and_counted(self):
         query, key, value = self.save_inputs(shape=(1, 64, 1, 8))
         value[0, 40, 0, 3] = np.inf

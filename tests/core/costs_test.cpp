@@ -63,6 +63,13 @@ BOOST_AUTO_TEST_CASE(costs_printed_and_read_back_are_the_same) {
   BOOST_TEST(costs.device == "NVIDIA H200");
 }
 
+BOOST_AUTO_TEST_CASE(costs_that_were_kept_before_direct_reads_are_still_read) {
+  std::string text = sc::to_json_text(sc::builtin_costs(cuda_traits()));
+  const std::size_t at = text.find(" \"read_direct");
+  text.erase(at, text.find('\n', at) + 1 - at);
+  BOOST_TEST(sc::costs_from_json(text, "f").read_direct == 0);
+}
+
 BOOST_AUTO_TEST_CASE(what_are_no_costs_is_refused_by_name) {
   const std::string good = sc::to_json_text(sc::builtin_costs(cuda_traits()));
   const auto with = [&](const std::string& from, const std::string& to) {

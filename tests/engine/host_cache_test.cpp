@@ -289,8 +289,8 @@ BOOST_AUTO_TEST_CASE(a_schedule_reads_little_more_than_the_ideal_cache) {
 }
 
 BOOST_AUTO_TEST_CASE(a_run_reads_little_more_than_the_ideal_cache) {
-  // A block that waits for its copy is not evicted. At most 18 do, whatever the timing: 16 queued,
-  // one being submitted, one requested. So the run is held to an ideal cache without them.
+  // A block that waits for its copy is not evicted. When another is given up for it, at most an
+  // eighth of the blocks do. So the run is held to an ideal cache without them.
   const auto backend = make_cpu_backend({2});
   Plan plan = plan_with_slots(256, false, 23);
   plan.device.workspace_bytes = backend->traits(plan.problem()).workspace_bytes;
@@ -308,7 +308,7 @@ BOOST_AUTO_TEST_CASE(a_run_reads_little_more_than_the_ideal_cache) {
   const auto lse_sink = make_memory_sink(lse, lse_output);
   Telemetry telemetry;
   run(plan, {query, key, value}, {*sink, lse_sink.get()}, *backend, {}, telemetry);
-  const std::int64_t ideal = farthest_load_reads(uses_of(plan), 200 - 18) * block_bytes;
+  const std::int64_t ideal = farthest_load_reads(uses_of(plan), 200 - 25) * block_bytes;
   const std::int64_t bytes = query.bytes() + key.bytes() + value.bytes();
   BOOST_TEST_MESSAGE(bytes << " bytes read, ideally " << ideal);
   BOOST_TEST(bytes <= ideal * 11 / 10);
