@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "app/arguments.hpp"
@@ -26,12 +27,14 @@ std::filesystem::path save_costs(const Costs& costs);
 /// read, which is said on standard error.
 Costs find_costs(const DeviceTraits& device);
 
-/// What a plan is expected to take here on so many workers, and by whose rates.
+/// What a plan is expected to take here on so many workers, and by whose rates; with
+/// `flop_per_second`, where kernels run at that rate.
 struct Expected {
   Prediction prediction;
   bool measured = false;  ///< by rates of this machine; else built-in ones
 };
-Expected expect(Plan plan, std::int64_t workers, const InputOptions& input);
+Expected expect(Plan plan, std::int64_t workers, const InputOptions& input,
+                std::optional<double> flop_per_second = std::nullopt);
 
 /// "2.05 s, bound by compute: ...", for people.
 std::string describe(const Expected& expected);
