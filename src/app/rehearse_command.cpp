@@ -1,11 +1,11 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
-#include <cstdio>
-#include <memory>
-#include <numeric>
 #include <optional>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "app/calibration.hpp"
 #include "app/commands.hpp"
@@ -241,24 +241,59 @@ Verification all_rows(const std::vector<Tried>& tried) {
   return all;
 }
 
-std::string verdict(const Verification& all, std::size_t subproblems) {
-  if (!all.ok() || all.compared() == 0) return describe(all) + "\n";
-  return fmt::format("verified: {} of {}\n", counted(all.compared(), "row"),
-                     counted(static_cast<std::int64_t>(subproblems), "subproblem"));
-}
+// What a rehearsal found.
+struct Findings {
+  RehearsedPlan planned;
+  std::vector<Tried> tried;
+  double rate = 0;                  // flop per second, see rate_of()
+  Expected by_costs;                // the whole run
+  std::optional<Expected> at_rate;  // the same with kernels at that rate
+  Needs needs;
+  Verification rows;
 
-// The whole run's time: by the costs, and with the rate that was measured here.
-struct Predicted {
-  Expected by_costs;
-  std::optional<Expected> by_rate;
+  bool good() const { return rows.ok() && rows.compared() > 0; }
 };
 
-std::string describe(const Predicted& predicted) {
+Findings findings_of(const RehearsedPlan& planned, std::vector<Tried> tried,
+                     const OpenProblem& open, const InputOptions& input) {
+  const double rate = rate_of(planned.plan, tried);
+  Findings found{planned, std::move(tried),
+                 rate,    expect(planned.plan, 1, input),
+                 {},      needs_of(planned.plan, open),
+                 {}};
+  if (rate > 0) found.at_rate = expect(planned.plan, 1, input, rate);
+  found.rows = all_rows(found.tried);
+  return found;
+}
+
+std::string verdict(const Findings& found) {
+  if (!found.good()) return describe(found.rows) + "\n";
+  return fmt::format("verified: {} of {}\n", counted(found.rows.compared(), "row"),
+                     counted(std::ssize(found.tried), "subproblem"));
+}
+
+std::string describe(const Findings& found, bool synthetic) {
   std::string text =
-      fmt::format("{:<18}{}\n", "predicted", stream_cqsa::describe(predicted.by_costs));
-  if (!predicted.by_rate) return text;
-  return text +
-         fmt::format("{:<18}{}\n", "at that rate", stream_cqsa::describe(*predicted.by_rate));
+      fmt::format("{:<18}{} over {} of {}\n", "rate", format_flops(found.rate), found.tried.size(),
+                  counted(found.planned.plan.subproblem_count(), "subproblem"));
+  text += fmt::format("{:<18}{}\n", "predicted", describe(found.by_costs));
+  if (found.at_rate) text += fmt::format("{:<18}{}\n", "at that rate", describe(*found.at_rate));
+  return text + needs_text(found.needs, synthetic, found.planned.lacks_scratch) + verdict(found);
+}
+
+json to_json(const Findings& found) {
+  const Plan& plan = found.planned.plan;
+  json subproblems = json::array();
+  for (const Tried& each : found.tried) subproblems.push_back(to_json(plan, each));
+  std::ostringstream plan_text;
+  write_json(plan, false, plan_text);
+  return {{"ok", found.good()},
+          {"subproblems", subproblems},
+          {"flop_per_second", found.rate > 0 ? json(found.rate) : json()},
+          {"predicted", to_json(found.by_costs)},
+          {"predicted_at_that_rate", found.at_rate ? to_json(*found.at_rate) : json()},
+          {"whole_run", needs_json(found.needs, found.planned.lacks_scratch)},
+          {"plan", json::parse(plan_text.str())}};
 }
 
 int execute(const RehearseArguments& options, const Arguments& command) {
@@ -266,54 +301,33 @@ int execute(const RehearseArguments& options, const Arguments& command) {
   check_output_paths(options.input, options.resources, {options.report}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
   const Capacity capacity = capacity_of(options.resources, open.problem, *backend);
-  const auto [plan, lacks_scratch] = plan_of(open, options, capacity);
+  const RehearsedPlan planned = plan_of(open, options, capacity);
+  const Plan& plan = planned.plan;
   const auto ids = options.only ? subproblems_option(plan, *options.only)
                                 : spread_subproblems(plan, options.subproblems);
   if (ids.empty()) throw InputError("the mask leaves nothing to compute, and so to rehearse");
   TextFile report(options.report);
-  print_out(stream_cqsa::describe(plan));
+  print_out(describe(plan));
 
   Telemetry telemetry;
   Rehearsal rehearsal(plan, {*open.query, *open.key, *open.value}, *backend,
                       run_options(options.resources, plan.request.device), telemetry);
-  const auto tried = try_subproblems(options, open, rehearsal, *backend, ids);
-
-  const double rate = rate_of(plan, tried);
-  Predicted predicted{expect(plan, 1, options.input), {}};
-  if (rate > 0) predicted.by_rate = expect(plan, 1, options.input, rate);
-  const Needs needs = needs_of(plan, open);
-  const Verification all = all_rows(tried);
-  const bool good = all.ok() && all.compared() > 0;
-  print_out(fmt::format("{:<18}{} over {} of {}\n", "rate", format_flops(rate), tried.size(),
-                        counted(plan.subproblem_count(), "subproblem")) +
-            describe(predicted) + needs_text(needs, !options.input.shape.empty(), lacks_scratch) +
-            verdict(all, tried.size()));
+  const Findings found = findings_of(
+      planned, try_subproblems(options, open, rehearsal, *backend, ids), open, options.input);
+  print_out(describe(found, !options.input.shape.empty()));
   if (report.stream()) {
-    json subproblems = json::array();
-    for (const Tried& each : tried) subproblems.push_back(to_json(plan, each));
-    std::ostringstream plan_text;
-    write_json(plan, false, plan_text);
-    *report.stream() << json{{"versions", versions_json()},
-                             {"command", command},
-                             {"arithmetic", capacity.numerics},
-                             {"ok", good},
-                             {"subproblems", subproblems},
-                             {"flop_per_second", rate > 0 ? json(rate) : json()},
-                             {"predicted", to_json(predicted.by_costs)},
-                             {"predicted_at_that_rate",
-                              predicted.by_rate ? to_json(*predicted.by_rate) : json()},
-                             {"whole_run", needs_json(needs, lacks_scratch)},
-                             {"memory",
-                              {{"device", backend->allocated_bytes()},
-                               {"device_in_use", backend->memory_in_use()},
-                               {"host", rehearsal.host_bytes()}}},
-                             {"stages", stages_json(telemetry.totals())},
-                             {"plan", json::parse(plan_text.str())}}
-                            .dump(1)
-                     << "\n";
+    json all = to_json(found);
+    all["versions"] = versions_json();
+    all["command"] = command;
+    all["arithmetic"] = capacity.numerics;
+    all["memory"] = {{"device", backend->allocated_bytes()},
+                     {"device_in_use", backend->memory_in_use()},
+                     {"host", rehearsal.host_bytes()}};
+    all["stages"] = stages_json(telemetry.totals());
+    *report.stream() << all.dump(1) << "\n";
   }
   report.commit();
-  return good ? 0 : 1;
+  return found.good() ? 0 : 1;
 }
 
 }  // namespace

@@ -45,22 +45,40 @@ class LoadedBlock {
   void copy_vector(std::int64_t token, std::int64_t head, std::vector<double>& to) const {
     const std::byte* from = rows_.data + (token - block_.tokens.begin) * rows_.token_stride +
                             (head - block_.heads.begin) * rows_.head_stride;
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] = element(from, i);
+    switch (type()) {
+      case DType::f16:
+        return convert<std::uint16_t>(
+            from, to, [values = f16_values()](std::uint16_t bits) { return values[bits]; });
+      case DType::bf16:
+        return convert<std::uint16_t>(from, to, bf16_to_f32);
+      default:
+        return convert<float>(from, to, [](float value) { return value; });
+    }
   }
 
  private:
   DType type() const { return storage_type(desc_.dtype); }
   std::int64_t vector_bytes() const { return desc_.dim * size_of(type()); }
 
-  double element(const std::byte* from, std::size_t i) const {
-    if (type() == DType::f32) {
-      float value = 0;
-      std::memcpy(&value, from + i * sizeof value, sizeof value);
-      return value;
+  // f16_to_f32() of all there are.
+  static const float* f16_values() {
+    static const std::vector<float> values = [] {
+      std::vector<float> all;
+      for (std::uint32_t bits = 0; bits <= 0xffff; ++bits)
+        all.push_back(f16_to_f32(static_cast<std::uint16_t>(bits)));
+      return all;
+    }();
+    return values.data();
+  }
+
+  template <typename Stored, typename Value>
+  static void convert(const std::byte* from, std::vector<double>& to, const Value& value) {
+    for (double& element : to) {
+      Stored stored;
+      std::memcpy(&stored, from, sizeof stored);
+      element = value(stored);
+      from += sizeof stored;
     }
-    std::uint16_t bits = 0;
-    std::memcpy(&bits, from + i * sizeof bits, sizeof bits);
-    return type() == DType::f16 ? f16_to_f32(bits) : bf16_to_f32(bits);
   }
 
   const TensorDesc& desc_;
@@ -83,22 +101,53 @@ Row start_row(const Problem& problem, TensorSource& query, const RowIndex& index
   return row;
 }
 
-// The sums of x[i] y[i] and of their magnitudes, in parts that do not wait for one another.
+// Two numbers at once, as every processor of 64 bits computes them: sums in two of these do not
+// wait for one another, and the compiler need not reorder anything.
+using Pair = double __attribute__((vector_size(16)));
+
+Pair pair_at(const double* from) {
+  Pair pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
+Pair magnitude_of(Pair pair) {
+  using Bits = std::int64_t __attribute__((vector_size(16)));
+  constexpr std::int64_t all_but_sign = std::numeric_limits<std::int64_t>::max();
+  return reinterpret_cast<Pair>(reinterpret_cast<Bits>(pair) & all_but_sign);
+}
+
+// The sums of x[i] y[i] and of their magnitudes.
 std::pair<double, double> products(const std::vector<double>& x, const std::vector<double>& y) {
-  constexpr std::size_t lanes = 4;
-  double sum[lanes] = {}, magnitude[lanes] = {};
-  const auto add = [&](std::size_t lane, std::size_t i) {
-    const double product = x[i] * y[i];
-    sum[lane] += product;
-    magnitude[lane] += std::abs(product);
+  Pair sums[2] = {}, magnitudes[2] = {};
+  std::size_t i = 0;
+  for (; i + 4 <= x.size(); i += 4) {
+    const Pair low = pair_at(&x[i]) * pair_at(&y[i]);
+    const Pair high = pair_at(&x[i + 2]) * pair_at(&y[i + 2]);
+    sums[0] += low;
+    sums[1] += high;
+    magnitudes[0] += magnitude_of(low);
+    magnitudes[1] += magnitude_of(high);
+  }
+  const Pair sum = sums[0] + sums[1], magnitude = magnitudes[0] + magnitudes[1];
+  std::pair<double, double> all{sum[0] + sum[1], magnitude[0] + magnitude[1]};
+  for (; i < x.size(); ++i) {
+    all.first += x[i] * y[i];
+    all.second += std::abs(x[i] * y[i]);
+  }
+  return all;
+}
+
+double largest_finite_magnitude(const std::vector<double>& value) {
+  Pair largest = {};
+  const auto add = [&largest](Pair values) {
+    const Pair magnitude = magnitude_of(values);
+    largest = (magnitude > largest) & (magnitude < infinity) ? magnitude : largest;
   };
   std::size_t i = 0;
-  for (; i + lanes <= x.size(); i += lanes) {
-    for (std::size_t lane = 0; lane < lanes; ++lane) add(lane, i + lane);
-  }
-  for (; i < x.size(); ++i) add(0, i);
-  return {(sum[0] + sum[1]) + (sum[2] + sum[3]),
-          (magnitude[0] + magnitude[1]) + (magnitude[2] + magnitude[3])};
+  for (; i + 2 <= value.size(); i += 2) add(pair_at(&value[i]));
+  if (i < value.size()) add(Pair{value[i], value[i]});
+  return std::max(largest[0], largest[1]);
 }
 
 void add_key(const Problem& problem, const std::vector<double>& key,
@@ -121,14 +170,6 @@ void add_key(const Problem& problem, const std::vector<double>& key,
   row.l += weight;
   ++row.seen_keys;
   for (std::size_t i = 0; i < value.size(); ++i) row.acc[i] += weight * value[i];
-}
-
-double largest_finite_magnitude(const std::vector<double>& value) {
-  double largest = 0;
-  for (const double v : value) {
-    if (std::isfinite(v)) largest = std::max(largest, std::abs(v));
-  }
-  return largest;
 }
 
 // What two rows with the same query have seen, in one.
@@ -254,31 +295,6 @@ ReferenceRow finish_row(const Row& row) {
   return reference;
 }
 
-constexpr double u = 0x1p-24;  // the unit roundoff of fp32
-// A score, or the largest value times the keys, beyond this may leave the range of fp32 on the way:
-// weights may be relative to an earlier maximum, and are then below 2^5 on average instead of 1.
-constexpr double overflow = 0x1p122;
-
-// The relative error of a weight, and of a sum of them.
-double score_error(const Problem& problem, const ReferenceRow& row) {
-  const auto keys = static_cast<double>(problem.key_length);
-  return 8 * u * (row.max_score_magnitude + std::log2(keys) + 4);
-}
-
-double largest_finite(DType type) {
-  switch (type) {
-    case DType::f16:
-      return 65504;
-    case DType::bf16:
-      return 0x1.fep127;
-    case DType::f32:
-      return std::numeric_limits<float>::max();
-    case DType::f64:
-      return std::numeric_limits<double>::max();
-  }
-  return 0;
-}
-
 }  // namespace
 
 std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& query,
@@ -315,65 +331,6 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
   for (const RowIndex& row : rows) whole.push_back({row, {{0, problem.key_length}}});
   return reference_rows(problem, query, key, value, std::span<const RowKeys>(whole), buffer_bytes,
                         seen, threads);
-}
-
-double allowed_error(const Problem& problem, const ReferenceRow& row) {
-  const auto keys = static_cast<double>(problem.key_length);
-  if (!(row.max_score_magnitude <= overflow && row.max_abs_value * keys <= overflow)) {
-    return infinity;
-  }
-  double largest = 0;
-  for (const double value : row.output) {
-    if (std::isfinite(value)) largest = std::max(largest, std::abs(value));
-  }
-  const bool rounds_weights = size_of(storage_type(problem.dtype)) == 2;
-  const double arithmetic =
-      score_error(problem, row) + (rounds_weights ? unit_roundoff(problem.dtype) : 0);
-  // Half of the smallest step of the type, below which the error is no longer relative; 2^-149 for
-  // fp32 and bf16 sums that end as subnormals.
-  const double smallest = problem.output_dtype == DType::f16 ? 0x1p-25 : 0x1p-133;
-  return unit_roundoff(problem.output_dtype) * largest +
-         row.max_abs_value * std::min(2.0, arithmetic) + smallest;
-}
-
-RowCheck check_row(const Problem& problem, const ReferenceRow& row,
-                   std::span<const double> output) {
-  RowCheck check;
-  check.allowed = allowed_error(problem, row);
-  check.ok = output.size() == row.output.size();
-  const double limit = largest_finite(problem.output_dtype) - check.allowed;
-  for (std::size_t i = 0; check.ok && i < output.size(); ++i) {
-    const double want = row.output[i];
-    const double got = output[i];
-    if (!std::isfinite(want)) {
-      check.ok = !std::isfinite(got);
-    } else if (!std::isfinite(got)) {
-      const bool overflowed = std::abs(want) >= limit && std::signbit(want) == std::signbit(got);
-      check.ok = std::isinf(got) && (overflowed || !check.comparable());
-    } else {
-      check.max_error = std::max(check.max_error, std::abs(got - want));
-    }
-  }
-  check.ok = check.ok && check.max_error <= check.allowed;
-  return check;
-}
-
-double allowed_lse_error(const Problem& problem, const ReferenceRow& row) {
-  if (!(row.max_score_magnitude <= overflow)) return infinity;
-  return score_error(problem, row) + 2 * u * std::abs(row.lse);
-}
-
-RowCheck check_lse(const Problem& problem, const ReferenceRow& row, double lse) {
-  RowCheck check;
-  if (!std::isfinite(row.lse)) {
-    check.ok = row.lse == -infinity ? lse == -infinity : !std::isfinite(lse);
-    return check;
-  }
-  check.allowed = allowed_lse_error(problem, row);
-  check.max_error = std::isfinite(lse) ? std::abs(lse - row.lse) : 0;
-  check.ok = std::isfinite(lse) ? check.max_error <= check.allowed
-                                : !std::isnan(lse) && !check.comparable();
-  return check;
 }
 
 }  // namespace stream_cqsa

@@ -1,6 +1,7 @@
 """rehearse: some subproblems of a run's plan, computed and checked before the run is paid for."""
 
 import json
+import os
 import subprocess
 import unittest
 
@@ -52,13 +53,13 @@ class Rehearse(CliTest):
         self.assertEqual(sum(each["scores"] for each in report["subproblems"]), 4 * 3000 * 3001 // 2)
 
     def test_the_plan_is_that_of_the_run(self):
-        options = [*SYNTHETIC, "--causal", "--device-memory", "1MiB", "--host-memory", "4MiB"]
+        options = [*SYNTHETIC, "--causal", "--device-memory", "2MiB", "--host-memory", "4MiB"]
         for more in ([], ["--checkpoint", self.path("ckpt")], ["--lse", self.path("lse.npy")]):
             text, report = self.rehearse(*options, *more, "--rows", "1")
             self.assertEqual(report["plan"], json.loads(self.succeed("plan", *options, *more, "--json").stdout))
             self.assertIn(f"c = {report['plan']['c']} chunks", text)
             self.assertLessEqual(report["memory"]["host"], 4 << 20)
-            self.assertLessEqual(report["memory"]["device"], 1 << 20)
+            self.assertLessEqual(report["memory"]["device"], 2 << 20)
         self.assertEqual(list(self.folder.iterdir()), [])  # no output, no checkpoint
 
     def test_files(self):
@@ -70,14 +71,14 @@ class Rehearse(CliTest):
         self.assertFalse(self.path("o.npy").exists())
 
     def test_accumulators_that_do_not_fit_are_said(self):
-        options = [*SYNTHETIC, "--chunks", "21", "--host-memory", "512KiB"]
+        options = [*SYNTHETIC, "--chunks", "21", "--device-memory", "2MiB", "--host-memory", "384KiB"]
         self.refuse("run", *options, "--output", self.path("o.npy"), names=["with --scratch"])
         text, report = self.rehearse(*options, "--rows", "2")
         self.assertIn("the run needs --scratch DIR", text)
         whole = report["whole_run"]
         self.assertTrue(whole["lacks_scratch"])
-        self.assertGreaterEqual(whole["accumulator_bytes"]["file"], 3000 * 4 * (16 + 2) * 4)
-        self.assertLessEqual(report["memory"]["host"], 512 << 10)
+        self.assertGreaterEqual(whole["accumulator_bytes"]["file"], 3000 * 2 * (16 + 2) * 4)
+        self.assertLessEqual(report["memory"]["host"], 384 << 10)
         text, report = self.rehearse(*options, "--rows", "2", "--scratch", self.folder)
         self.assertNotIn("the run needs", text)
         self.assertFalse(report["whole_run"]["lacks_scratch"])
@@ -93,7 +94,7 @@ class Rehearse(CliTest):
     def test_only(self):
         _, report = self.rehearse(*SYNTHETIC, "--chunks", "7", "--only", "5,2")
         self.assertEqual([each["id"] for each in report["subproblems"]], [2, 5])
-        for bad in ("7", "-1", "1,x", ""):
+        for bad in ("7", "-1", "1,x", "1,"):
             self.refuse("rehearse", *SYNTHETIC, "--chunks", "7", f"--only={bad}", names=["--only", "from 0 to 6"])
         self.refuse("rehearse", *SYNTHETIC, "--causal", "--division", "tiles", "--grid", "4x4", "--only", "3",
                     names=["subproblem 3 nothing to compute"])
@@ -110,7 +111,6 @@ class Rehearse(CliTest):
                     names=["nothing to compute"])
 
     def test_several_ranks_are_refused(self):
-        import os
         environment = {name: value for name, value in os.environ.items()
                        if name != "OMPI_MCA_ess_singleton_isolated"}
         done = subprocess.run(["mpirun", "-n", "2", PROGRAM, "rehearse", *SYNTHETIC], capture_output=True,
