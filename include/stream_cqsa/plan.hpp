@@ -163,7 +163,7 @@ struct Plan {
   /// The live work of subproblem `id`, generated when asked for. It may be empty.
   QuorumWork work(std::int64_t id) const { return division.work(key(id).quorum); }
 
-  /// Bytes of device slots that this work occupies.
+  /// Bytes of device slots that this work occupies, or a part of it where it is computed in parts.
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
 
@@ -174,6 +174,8 @@ struct Plan {
 /// larger device budget never gives more than that times the subproblems of a smaller one, but for
 /// several workers: they get enough subproblems each to end at about the same time. Where it
 /// then holds the accumulators too, they stay on the device. Equal requests give equal plans.
+/// Where the device has no room for the quorums of any division, the fewest subproblems that it can
+/// compute in parts (see worker_plan()), which may be fewer than the fewest of whole quorums.
 /// Throws InputError when nothing fits; the message names the smallest budget that works, whether
 /// the device's or the host's is short, and what a scratch directory would spare.
 ///
@@ -214,6 +216,13 @@ Plan with_host_accumulators(const Plan& plan);
 /// it, and accumulators go to the host where they no longer fit. Throws InputError when a budget is
 /// too small for that.
 Plan within_device(const Plan& plan, std::int64_t device_budget);
+
+/// The plan of one rank for computing some subproblems and keeping nothing: the same division, with
+/// the device arena of a run that has its accumulators on the host, cache blocks for a quorum at
+/// most, and buffers for partials, but neither accumulators nor output buffers. Where the plan has accumulators on the
+/// device, pieces may be shorter, so as to fit the host budget. Throws InputError, naming what it
+/// takes, where even the shortest do not.
+Plan rehearsal_plan(const Plan& plan);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.
 /// Throws InputError when the host budget is too small for any.

@@ -29,18 +29,35 @@ struct ReferenceRow {
       0;  ///< max over keys of scale * log2(e) * sum_d |q_d k_d|, finite ones
 };
 
-/// Gets how many keys of rows have been seen since it was called before.
+/// Gets how many keys of rows have been seen since it was called before, from any thread.
 using KeysSeen = std::function<void(std::int64_t keys)>;
 
 /// Computes `rows` in one pass over K and V, reading at most `buffer_bytes` at a time. `seen` is
 /// called as it goes: in all with the keys that the mask keeps, summed over the rows.
 /// Arithmetic is fp64 throughout on the inputs as TensorSource gives them: float64 files rounded to
 /// fp32. A key that the mask hides never touches a row; a NaN score makes the whole row NaN.
+/// On `threads` threads, fewer of very many rows; 0: one for each core. Their number changes the
+/// rounding.
 std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& query,
                                          TensorSource& key, TensorSource& value,
                                          std::span<const RowIndex> rows,
                                          std::int64_t buffer_bytes = 64 << 20,
-                                         const KeysSeen& seen = nullptr);
+                                         const KeysSeen& seen = nullptr, int threads = 1);
+
+/// A row restricted to some of the keys, as a subproblem computes it.
+struct RowKeys {
+  RowIndex row;
+  std::vector<Range>
+      keys;  ///< none in common; those of different rows are equal or have none in common
+};
+
+/// The same of rows that see no other keys than theirs, and of these those that the mask keeps:
+/// each key range is read once for all rows that have it.
+std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& query,
+                                         TensorSource& key, TensorSource& value,
+                                         std::span<const RowKeys> rows,
+                                         std::int64_t buffer_bytes = 64 << 20,
+                                         const KeysSeen& seen = nullptr, int threads = 1);
 
 /// The largest |output - reference| that fp32 arithmetic on inputs of problem.dtype may leave in an
 /// element of a row rounded to problem.output_dtype. With u = 2^-24, u_in and u_out the unit

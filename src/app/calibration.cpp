@@ -141,10 +141,17 @@ Costs find_costs(const DeviceTraits& device) {
   }
 }
 
-Expected expect(Plan plan, std::int64_t workers, InputKind inputs) {
+Expected expect(Plan plan, std::int64_t workers, InputKind inputs,
+                std::optional<double> flop_per_second) {
   plan.request.workers =
       std::max<std::int64_t>(workers, 1);  // those of a plan that is read are others
-  const Costs costs = find_costs(plan.request.device);
+  Costs costs = find_costs(plan.request.device);
+  if (flop_per_second) {
+    KernelCost kernel = kernel_cost(costs, plan.problem());
+    kernel.flop_per_second = kernel.burst_flop_per_second = *flop_per_second;
+    kernel.launch_seconds = 0;
+    costs.kernels = {kernel};
+  }
   return {predict(plan, costs, inputs), disk_bound(plan, costs, inputs), costs.measured};
 }
 

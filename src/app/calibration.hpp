@@ -27,13 +27,15 @@ std::filesystem::path save_costs(const Costs& costs);
 /// read, which is said on standard error.
 Costs find_costs(const DeviceTraits& device);
 
-/// What a plan is expected to take here on so many workers, and by whose rates.
+/// What a plan is expected to take here on so many workers, and by whose rates; with
+/// `flop_per_second`, where kernels run at that rate.
 struct Expected {
   Prediction prediction;
   std::optional<DiskBound> disk;  ///< where files hold the run up
   bool measured = false;          ///< by rates of this machine; else built-in ones
 };
-Expected expect(Plan plan, std::int64_t workers, InputKind inputs);
+Expected expect(Plan plan, std::int64_t workers, InputKind inputs,
+                std::optional<double> flop_per_second = std::nullopt);
 
 /// "2.05 s, bound by compute (...)", and how fast a disk that binds would have to be, for people.
 std::string describe(const Expected& expected);

@@ -8,6 +8,7 @@ namespace stream_cqsa {
 
 int run_command(const Arguments& arguments, const MpiEnvironment& mpi);
 int plan_command(const Arguments& arguments, const MpiEnvironment& mpi);
+int rehearse_command(const Arguments& arguments, const MpiEnvironment& mpi);
 int generate_command(const Arguments& arguments, const MpiEnvironment& mpi);
 int verify_command(const Arguments& arguments, const MpiEnvironment& mpi);
 int devices_command(const Arguments& arguments, const MpiEnvironment& mpi);

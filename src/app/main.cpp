@@ -29,6 +29,8 @@ constexpr std::array commands = {
     Command{"run", stream_cqsa::run_command, "computes attention"},
     Command{"plan", stream_cqsa::plan_command,
             "shows how a run would be divided; computes nothing"},
+    Command{"rehearse", stream_cqsa::rehearse_command,
+            "computes and checks some subproblems of a run's plan, and predicts the whole"},
     Command{"generate", stream_cqsa::generate_command, "writes synthetic inputs"},
     Command{"verify", stream_cqsa::verify_command, "checks an output against fp64 on sampled rows"},
     Command{"devices", stream_cqsa::devices_command, "says what this machine offers"},

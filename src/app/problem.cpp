@@ -329,15 +329,15 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.workers = std::max<std::int64_t>(capacity.workers, 1);
   request.mergers = resources.mergers;
   request.host_accumulators = !resources.checkpoint.empty();
-  request.scratch = !resources.scratch.empty() || !resources.checkpoint.empty();
+  request.scratch =
+      resources.assume_scratch || !resources.scratch.empty() || !resources.checkpoint.empty();
   request.scheme = division_option(resources);
   request.chunks = resources.chunks;
   request.grid = grid_option(resources);
   request.heads_per_group = resources.heads_per_group;
-  if (resources.plan.empty()) return make_plan(request);
+  if (resources.plan.empty()) return plan_by_options(request, resources);
   const Plan plan = read_plan_file(resources, request);
-  // On the workers' devices where whole head groups keep them busy and each has room for the
-  // plan's.
+  // On the workers' devices where whole head groups keep them busy and each has the plan's room.
   const bool fits_workers =
       capacity.workers == 0 ||
       (capacity.device.merges && capacity.device_budget >= plan.device.bytes());

@@ -97,7 +97,7 @@ std::int64_t visible_keys(const Problem& problem, const std::vector<RowIndex>& r
 Verification verify_rows(OpenProblem& open, const std::vector<RowIndex>& rows,
                          const RowValues& row_of, const RowValues& lse_of, const KeysSeen& seen) {
   const auto references = reference_rows(open.problem, *open.query, *open.key, *open.value, rows,
-                                         verification_buffer_bytes, seen);
+                                         verification_buffer_bytes, seen, 0);
   Verification verification;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     VerifiedRow verified{rows[i], check_row(open.problem, references[i], row_of(rows[i])), {}};

@@ -171,7 +171,8 @@ std::int64_t Plan::device_bytes(const QuorumWork& work) const {
   }
   const std::int64_t queries = std::count(is_query.begin(), is_query.end(), true);
   const std::int64_t keys = std::count(is_key.begin(), is_key.end(), true);
-  return queries * (device.query_slot_bytes + device.state_slot_bytes) +
+  return std::min(queries, device.query_slots) * device.query_slot_bytes +
+         std::min(queries, device.state_slots) * device.state_slot_bytes +
          keys * device.kv_slot_bytes;
 }
 

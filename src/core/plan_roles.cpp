@@ -2,10 +2,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
+#include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
 namespace {
@@ -19,6 +21,8 @@ constexpr std::int64_t file_accumulators = 4;
 constexpr std::int64_t largest_buffer_share = 4;
 // Input rows for a worker: some that are sent, and some that are read meanwhile.
 constexpr std::int64_t served_blocks = 3;
+// For partials of which nothing is kept, at most.
+constexpr std::int64_t rehearsed_bytes = std::int64_t{64} << 20;
 
 std::int64_t pieces_of_chunk(const Plan& plan, const Cut& cut) {
   return ceil_div(cut.query_chunk_tokens, plan.piece_tokens);
@@ -47,6 +51,14 @@ std::int64_t open_pieces(const Plan& plan) {
 
 Cut cut_of(const Plan& plan) {
   return cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+}
+
+// Cache blocks that hold the rows of a quorum.
+std::int64_t blocks_of_quorum(const Plan& plan, const Cut& cut) {
+  return std::min(cut.quorum_size, cut.query_chunks) *
+             ceil_div(cut.query_chunk_tokens, plan.query_block_tokens) +
+         2 * std::min(cut.quorum_size, cut.key_chunks) *
+             ceil_div(cut.key_chunk_tokens, plan.key_block_tokens);
 }
 
 // Cache blocks that hold all rows of two batch entries, or head groups where these are read alone.
@@ -109,6 +121,35 @@ Plan within_device(const Plan& plan, std::int64_t device_budget) {
     own.request.device_budget = device_budget;
   }
   own.device = worker_device(own, cut_of(own));
+  return own;
+}
+
+Plan rehearsal_plan(const Plan& plan) {
+  Plan own = plan;
+  own.scratch_bytes = 0;
+  HostArena& host = own.host;
+  host.accumulators = host.output_buffers = 0;
+  host.cache_blocks = std::min(host.cache_blocks, blocks_of_quorum(own, cut_of(own)));
+  if (std::exchange(own.placement, AccumulatorPlacement::memory) != AccumulatorPlacement::device)
+    return own;
+  const Cut cut = cut_of(own);
+  own.device = device_arena(own.request, cut);
+  const std::int64_t heads = cut.group_heads * own.problem().query_heads_per_kv_head();
+  host.state_buffers = minimum_buffers;
+  const auto set_pieces = [&](std::int64_t tokens) {
+    constexpr std::int64_t alignment = 64;
+    own.piece_tokens = tokens;
+    host.state_buffer_bytes =
+        round_up(softmax_state_bytes(tokens * heads, own.problem().head_dim), alignment);
+  };
+  set_pieces(own.piece_tokens);
+  while (host.bytes() > own.request.host_budget && own.piece_tokens > 1)
+    set_pieces(ceil_div(own.piece_tokens, 2));
+  require("host", own.request.host_budget, host.bytes());
+  std::int64_t room = own.request.host_budget - host.bytes();
+  spend(room, host.state_buffers,
+        std::min(2 * pieces_of_quorum(own, cut), rehearsed_bytes / host.state_buffer_bytes),
+        host.state_buffer_bytes);
   return own;
 }
 

@@ -96,13 +96,18 @@ Found smallest(const PlanRequest& request, const Bytes& bytes, const Accept& acc
   return found;
 }
 
+// With less device memory a cut cannot be computed, be it in parts.
+std::int64_t smallest_device_bytes(const PlanRequest& request, const Cut& cut) {
+  return smallest_device_arena(request, cut).bytes();
+}
+
 // The cut that needs least host memory among those with at most `device_budget`.
 Found smallest_host(const PlanRequest& request, std::int64_t device_budget) {
   constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   return smallest(
       request,
       [&](const Cut& cut) {
-        const bool fits = minimum_device_arena(request, cut).bytes() <= device_budget;
+        const bool fits = smallest_device_bytes(request, cut) <= device_budget;
         return fits ? smallest_host_bytes(request, cut) : none;
       },
       [](const Cut&) { return true; });
@@ -134,7 +139,7 @@ std::string scratch_hint(const PlanRequest& request, const Cut& cut, std::int64_
 // The cut of the smallest device budget that works with the request's host budget.
 Found smallest_device(const PlanRequest& request) {
   return smallest(
-      request, [&](const Cut& cut) { return minimum_device_arena(request, cut).bytes(); },
+      request, [&](const Cut& cut) { return smallest_device_bytes(request, cut); },
       [&](const Cut& cut) { return smallest_host_bytes(request, cut) <= request.host_budget; });
 }
 
@@ -175,7 +180,7 @@ std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) 
         scratch_hint(request, host.cut, host.bytes)));
   }
   const Found least = smallest(
-      request, [&](const Cut& cut) { return minimum_device_arena(request, cut).bytes(); },
+      request, [&](const Cut& cut) { return smallest_device_bytes(request, cut); },
       [](const Cut&) { return true; });
   const Found both = smallest_host(request, least.bytes);
   throw InputError(fmt::format(
@@ -185,25 +190,34 @@ std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) 
       exact(both.bytes), division_text(both.cut), scratch_hint(request, both.cut, both.bytes)));
 }
 
-// The cut that choose_cut() promises for one worker, or several that share the subproblems of each
-// head group; none where nothing fits.
-std::optional<Cut> find_cut(const PlanRequest& request) {
-  // Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
-  // Where it is none, a larger c with as many head groups is none either.
-  const auto better = [](const Cut& cut, const std::optional<Cut>& found) {
-    const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
-    return !found || rank(cut) < rank(*found);
-  };
-  const auto fits = [&](const Cut& cut, const DeviceArena& device) {
-    return device.bytes() <= request.device_budget &&
-           smallest_host_bytes(request, cut) <= request.host_budget;
-  };
+bool fits(const PlanRequest& request, const Cut& cut, const DeviceArena& device) {
+  return device.bytes() <= request.device_budget &&
+         smallest_host_bytes(request, cut) <= request.host_budget;
+}
+
+// Whether this cut would be an improvement is asked first: it is cheaper than whether it fits.
+// Where it is none, a larger c with as many head groups is none either.
+bool better(const Cut& cut, const std::optional<Cut>& found) {
+  const auto rank = [](const Cut& of) { return std::pair(of.subproblems, of.c); };
+  return !found || rank(cut) < rank(*found);
+}
+
+// The fewest subproblems with which `arena(request, cut)` fits; none where nothing does.
+template <typename Arena>
+std::optional<Cut> find_fewest(const PlanRequest& request, const Arena& arena) {
   std::optional<Cut> fewest;
   for_each_cut(request, [&](const Cut& cut) {
     if (!better(cut, fewest)) return false;
-    if (fits(cut, minimum_device_arena(request, cut))) fewest = cut;
+    if (fits(request, cut, arena(request, cut))) fewest = cut;
     return true;
   });
+  return fewest;
+}
+
+// The cut that choose_cut() promises for one worker, or several that share the subproblems of each
+// head group; none where no quorum fits.
+std::optional<Cut> find_cut(const PlanRequest& request) {
+  const std::optional<Cut> fewest = find_fewest(request, minimum_device_arena);
   if (!fewest) return std::nullopt;
 
   // A second pass, as what may replace the fewest depends on them.
@@ -215,7 +229,7 @@ std::optional<Cut> find_cut(const PlanRequest& request) {
   for_each_cut(request, [&](const Cut& cut) {
     if (cut.subproblems > most || !better(cut, overlapped)) return false;
     if (cut.subproblems < least || cut.tile < fewest->tile) return true;
-    if (fits(cut, preferred_device_arena(request, cut))) overlapped = cut;
+    if (fits(request, cut, preferred_device_arena(request, cut))) overlapped = cut;
     return true;
   });
   return overlapped ? overlapped : fewest;
@@ -255,6 +269,7 @@ Cut choose_cut(const PlanRequest& request) {
   }
   if (const auto cut = find_cut_by_groups(request)) return *cut;
   if (const auto cut = find_cut(request)) return *cut;
+  if (const auto cut = find_fewest(request, smallest_device_arena)) return *cut;
   throw_too_small(request);
 }
 

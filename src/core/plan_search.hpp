@@ -11,6 +11,8 @@ namespace stream_cqsa {
 /// instead, if they are at most DeviceTraits::overlap_worth times as many and their kernel tile is
 /// not below that of the fewest. A larger device budget may so give more subproblems than a smaller
 /// one, never more than that times as many, and only where it brings the preferred arena.
+/// Where no cut's minimum device arena fits, the fewest subproblems that can be computed in parts:
+/// whose smallest_device_arena() does. That may be fewer than the fewest of whole quorums.
 /// Tiles: see choose_tiles(). Throws InputError, naming the smallest budget that works, when
 /// nothing fits.
 Cut choose_cut(const PlanRequest& request);

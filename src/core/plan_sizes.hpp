@@ -108,5 +108,7 @@ double partials_per_row(const Problem& problem, const Cut& cut);
 
 Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrder order,
                          const DeviceArena& device, const HostLayout& host);
+/// The same of a plan.
+Traffic estimate_traffic(const Plan& plan);
 
 }  // namespace stream_cqsa

@@ -102,6 +102,11 @@ void write_division(const Plan& plan, const Cut& cut, Table& table) {
              counted(cut.group_heads * plan.problem().query_heads_per_kv_head(), "query head"));
   table.line("subproblems", "{} = {} batch x {} x {}", cut.subproblems, plan.problem().batch,
              counted(cut.groups, "head group"), counted(cut.quorums, cut.grid ? "tile" : "quorum"));
+  const std::int64_t part = std::min(plan.device.query_slots, plan.device.state_slots);
+  if (part < std::min(cut.quorum_size, cut.query_chunks)) {
+    table.line("", "each in parts of up to {}: the device has no room for a quorum's",
+               counted(part, "query chunk"));
+  }
   table.line("order", "{}",
              cut.grid ? "row by row, all tiles of a head group, then the next head group"
              : plan.order == ScheduleOrder::groups_outer
@@ -128,7 +133,7 @@ void write_memory(const Plan& plan, Table& table) {
   table.total(host.bytes(), plan.request.host_budget);
 }
 
-void write_movement(const Plan& plan, const Cut& cut, Table& table) {
+void write_movement(const Plan& plan, Table& table) {
   if (plan.placement == AccumulatorPlacement::device) {
     table.line("accumulators", "on the device");
   } else if (plan.placement == AccumulatorPlacement::memory) {
@@ -137,13 +142,7 @@ void write_movement(const Plan& plan, const Cut& cut, Table& table) {
     table.line("accumulators", "{} in memory, the others in a file of up to {}",
                plan.host.accumulators, format_bytes(plan.scratch_bytes));
   }
-  const HostLayout host{plan.host,
-                        plan.placement,
-                        plan.scratch_bytes,
-                        plan.query_block_tokens,
-                        plan.key_block_tokens,
-                        plan.piece_tokens};
-  const Traffic traffic = estimate_traffic(plan.request, cut, plan.order, plan.device, host);
+  const Traffic traffic = estimate_traffic(plan);
   table.line("moved, estimated", "{} read, {} to the device, {} of {} back",
              bytes_text(traffic.read), bytes_text(traffic.copied_in),
              bytes_text(traffic.copied_out),
@@ -163,7 +162,7 @@ std::string describe(const Plan& plan) {
   write_problem(plan, table);
   write_division(plan, cut, table);
   write_memory(plan, table);
-  write_movement(plan, cut, table);
+  write_movement(plan, table);
   return table.take();
 }
 

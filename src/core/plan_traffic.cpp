@@ -131,4 +131,16 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
   return traffic;
 }
 
+Traffic estimate_traffic(const Plan& plan) {
+  const Cut cut =
+      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const HostLayout host{plan.host,
+                        plan.placement,
+                        plan.scratch_bytes,
+                        plan.query_block_tokens,
+                        plan.key_block_tokens,
+                        plan.piece_tokens};
+  return estimate_traffic(plan.request, cut, plan.order, plan.device, host);
+}
+
 }  // namespace stream_cqsa

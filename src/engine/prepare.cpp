@@ -26,7 +26,7 @@ std::optional<Plan> if_possible(const PlanWithin& within, std::int64_t budget) {
   }
 }
 
-// Of whole subproblems. None where a rank has less host memory than a run alone would need.
+// None where a rank has less host memory than a run alone would need.
 std::string smallest_text(const PlanRequest& request) {
   try {
     const std::int64_t bytes = smallest_device_budget(request);

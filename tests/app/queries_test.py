@@ -178,6 +178,52 @@ class RowsOnRanks(ranks_test.Ranks):
             self.assertFalse(self.path("o.npy").exists())
 
 
+class FewRowsOfManyKeys(CliTest):
+    """Rows so few beside the keys that all of them fit the device while the keys stream past."""
+
+    options = ["--input", "synthetic:2", "--shape", "1,40000,2,32", "--dtype", "f32", "--causal", "--queries",
+               "39000:40000", "--device-memory", "4MiB", "--host-memory", "8MiB"]
+
+    def command(self, *extra, output="o.npy"):
+        return ["run", *self.options, "--output", self.path(output), "--lse", self.path("lse-" + output), "--quiet",
+                *extra]
+
+    def bytes_of(self, output):
+        return self.path(output).read_bytes(), self.path("lse-" + output).read_bytes()
+
+    def test_every_key_is_loaded_once(self):
+        self.succeed(*self.command("--report", self.path("r.json")))
+        report = json.loads(self.path("r.json").read_text())
+        self.assertEqual(report["plan"]["division"], "tiles")
+        rows, columns = report["plan"]["grid"]
+        self.assertEqual(rows, 1)
+        self.assertGreater(columns, 1)
+        queries, keys = 1000 * 2 * 32 * 4, 40000 * 2 * 32 * 4
+        self.assertEqual(report["stages"]["copy in"]["bytes"], queries + 2 * keys)
+        self.assertEqual(report["stages"]["read"]["bytes"], queries + 2 * keys)
+        certificate = report["certificate"]
+        self.assertEqual(certificate["scores_merged"], certificate["scores_kept_by_mask"])
+        self.succeed("verify", *self.options[:9], "--output", self.path("o.npy"), "--lse", self.path("lse-o.npy"),
+                     "--quiet")
+
+    def test_another_division_may_be_asked_for(self):
+        for options in (["--division", "cqs"], ["--chunks", "133"]):
+            plan = json.loads(self.succeed("plan", *self.options, *options, "--json").stdout)
+            self.assertEqual(plan["division"], "cqs")
+        whole = [option for option in self.options if option not in ("--queries", "39000:40000")]
+        self.assertEqual(json.loads(self.succeed("plan", *whole, "--json").stdout)["division"], "cqs")
+
+    def test_stopped_in_time_and_continued(self):
+        durable = ["--checkpoint", self.path("ckpt"), "--checkpoint-interval", "0.01"]
+        self.succeed(*self.command(*durable, output="expected.npy"))
+        # However far it comes in that time.
+        stopped = run_program(*self.command(*durable, "--max-hours", "2e-5"))
+        self.assertIn(stopped.returncode, (0, 75), stopped.stderr)
+        if stopped.returncode == 75:
+            self.succeed(*self.command(*durable))
+        self.assertEqual(self.bytes_of("o.npy"), self.bytes_of("expected.npy"))
+
+
 class RowsWithACheckpoint(checkpoint_test.Checkpoint):
 
     options = [*checkpoint_test.Checkpoint.options, "--queries", "1000:11000"]

@@ -257,6 +257,47 @@ BOOST_AUTO_TEST_CASE(ranks_that_get_finished_rows_have_buffers_for_them_alone) {
   BOOST_TEST(fitted > 200);
 }
 
+BOOST_AUTO_TEST_CASE(a_rehearsal_has_the_division_and_no_accumulators_within_the_budgets) {
+  std::mt19937_64 random(9);
+  int on_device = 0, shorter = 0, refused = 0;
+  for (int trial = 0; trial < 500; ++trial) {
+    PlanRequest request = random_request(random);
+    request.device.merges = trial % 2 == 0;
+    request.host_accumulators = trial % 2 == 1;
+    request.scratch = trial % 3 == 0;
+    request.workers = 1;
+    if (trial % 4 == 0) request.host_budget >>= random() % 6;
+    const auto made = try_plan(request);
+    if (!made) continue;
+    const Plan& plan = *made;
+    const bool was_on_device = plan.placement == AccumulatorPlacement::device;
+    try {
+      const Plan own = rehearsal_plan(plan);
+      on_device += was_on_device;
+      shorter += own.piece_tokens < plan.piece_tokens;
+      BOOST_TEST((own.placement == AccumulatorPlacement::memory));
+      BOOST_TEST(own.device.bytes() <= request.device_budget);
+      BOOST_TEST(own.host.bytes() <= request.host_budget);
+      BOOST_TEST(own.host.accumulators == 0);
+      BOOST_TEST(own.host.output_buffers == 0);
+      BOOST_TEST(own.scratch_bytes == 0);
+      BOOST_TEST(own.host.state_buffers >= 2);
+      BOOST_TEST(own.host.cache_blocks >= std::min<std::int64_t>(3, plan.host.cache_blocks));
+      BOOST_TEST(own.host.cache_blocks <= plan.host.cache_blocks);
+      BOOST_TEST(own.subproblem_count() == plan.subproblem_count());
+      BOOST_TEST((own.groups == plan.groups));
+      if (!was_on_device) BOOST_TEST((own.device == plan.device));
+      const std::int64_t heads = plan.groups.front().query_heads(plan.problem()).size();
+      BOOST_TEST(own.host.state_buffer_bytes >= softmax_state_bytes(own.piece_tokens * heads, 64));
+    } catch (const InputError&) {
+      BOOST_TEST(was_on_device);
+      ++refused;
+    }
+  }
+  BOOST_TEST(on_device > 50);
+  BOOST_TEST_MESSAGE(shorter << " with shorter pieces, " << refused << " refused");
+}
+
 BOOST_AUTO_TEST_CASE(a_plan_within_less_device_memory_has_the_same_division) {
   std::mt19937_64 random(8);
   int on_device = 0, on_host = 0, refused = 0;

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <utility>
 
 #include "support/attention.hpp"
 
@@ -67,6 +68,43 @@ bool close(double a, double b) {
   return std::abs(a - b) <= 1e-12 * (1 + std::abs(b));
 }
 
+// Two passes over the row's keys that the mask keeps.
+ReferenceRow restricted_by_definition(const Problem& problem, const TestInput& input,
+                                      const RowKeys& wanted) {
+  const auto [batch, token, head] = wanted.row;
+  const std::int64_t kv_head = head / problem.query_heads_per_kv_head();
+  ReferenceRow row;
+  row.output.assign(static_cast<std::size_t>(problem.head_dim), 0.0);
+  std::vector<std::pair<std::int64_t, double>> scores;
+  double top = -infinity;
+  for (const Range& keys : wanted.keys) {
+    for (std::int64_t k = keys.begin; k < std::min(keys.end, problem.visible_keys(token)); ++k) {
+      double score = 0, magnitude = 0;
+      for (std::int64_t i = 0; i < problem.head_dim; ++i) {
+        const double product =
+            input.query.at(batch, token, head, i) * input.key.at(batch, k, kv_head, i);
+        score += product;
+        magnitude += std::abs(product);
+        row.max_abs_value =
+            std::max(row.max_abs_value, std::abs(input.value.at(batch, k, kv_head, i)));
+      }
+      scores.emplace_back(k, score * problem.scale);
+      top = std::max(top, score * problem.scale);
+      row.max_score_magnitude =
+          std::max(row.max_score_magnitude, magnitude * problem.scale / std::log(2.0));
+    }
+  }
+  double total = 0;
+  for (const auto& [k, score] : scores) total += std::exp(score - top);
+  for (const auto& [k, score] : scores) {
+    for (std::int64_t i = 0; i < problem.head_dim; ++i)
+      row.output[static_cast<std::size_t>(i)] +=
+          std::exp(score - top) / total * input.value.at(batch, k, kv_head, i);
+  }
+  row.lse = scores.empty() ? -infinity : top + std::log(total);
+  return row;
+}
+
 ReferenceRow row_of(std::vector<double> output) {
   ReferenceRow row;
   row.output = std::move(output);
@@ -106,6 +144,66 @@ BOOST_AUTO_TEST_CASE(rows_agree_with_the_definition_for_any_buffer) {
         BOOST_TEST(equal, fmt::format("seed {}, buffer {}, row {} {} {}", seed, buffer, batch,
                                       token, head));
       }
+    }
+  }
+}
+
+// A row restricted to some keys is that of a problem with those keys alone.
+BOOST_AUTO_TEST_CASE(restricted_rows_see_the_keys_that_they_have_on_any_number_of_threads) {
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    std::mt19937_64 random(seed);
+    Problem problem = random_problem(random);
+    problem.key_length += 20;
+    const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
+    const TestInput input = random_input(problem, layout, 3.0, random);
+    const auto query = block_source(input.query);
+    const auto key = block_source(input.key);
+    const auto value = block_source(input.value);
+    const std::int64_t a = 1 + static_cast<std::int64_t>(random() % 9), b = a + 5;
+    const std::vector<std::vector<Range>> choices = {{},
+                                                     {{0, a}},
+                                                     {{a, b}},
+                                                     {{b, problem.key_length}, {0, a}},
+                                                     {{a, b}, {b, problem.key_length}}};
+    std::vector<RowKeys> rows;
+    for (const RowIndex& row : random_rows(problem, random))
+      rows.push_back({row, choices[random() % choices.size()]});
+    for (const int threads : {1, 3}) {
+      const auto references = reference_rows(problem, *query, *key, *value,
+                                             std::span<const RowKeys>(rows), 700, nullptr, threads);
+      for (std::size_t r = 0; r < rows.size(); ++r) {
+        const ReferenceRow expected = restricted_by_definition(problem, input, rows[r]);
+        bool equal = close(references[r].lse, expected.lse) &&
+                     close(references[r].max_abs_value, expected.max_abs_value) &&
+                     close(references[r].max_score_magnitude, expected.max_score_magnitude);
+        for (std::size_t i = 0; i < expected.output.size(); ++i)
+          equal = equal && close(references[r].output[i], expected.output[i]);
+        BOOST_TEST(equal, fmt::format("seed {}, threads {}, row {}", seed, threads, r));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(threads_agree_on_whole_rows_with_nan_and_infinity) {
+  std::mt19937_64 random(11);
+  for (int trial = 0; trial < 20; ++trial) {
+    Problem problem = random_problem(random);
+    problem.dtype = DType::f32;
+    TestInput input = random_input(problem, Layout::bshd, 3.0, random);
+    const double poison[] = {not_a_number, infinity, -infinity};
+    TestTensor& tensor = *std::array{&input.query, &input.key, &input.value}[random() % 3];
+    set_element(tensor, 0, 0, 0, 0, poison[random() % 3]);
+    const auto query = block_source(input.query);
+    const auto key = block_source(input.key);
+    const auto value = block_source(input.value);
+    const auto rows = random_rows(problem, random);
+    const auto one = reference_rows(problem, *query, *key, *value, rows);
+    const auto four = reference_rows(problem, *query, *key, *value, rows, 1000, nullptr, 4);
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      bool equal = close(one[r].lse, four[r].lse);
+      for (std::size_t i = 0; i < one[r].output.size(); ++i)
+        equal = equal && close(one[r].output[i], four[r].output[i]);
+      BOOST_TEST(equal, fmt::format("trial {}, row {}", trial, r));
     }
   }
 }

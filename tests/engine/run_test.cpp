@@ -238,6 +238,33 @@ BOOST_AUTO_TEST_CASE(subproblems_computed_in_parts_give_the_same_bits) {
   }
 }
 
+// Budgets below those of any whole quorum, down to the smallest of all.
+BOOST_AUTO_TEST_CASE(plans_for_devices_too_small_for_a_quorum_agree_with_the_definition) {
+  std::mt19937_64 random(10);
+  int in_parts = 0;
+  for (int trial = 0; trial < trials(40); ++trial) {
+    Problem problem = random_problem(random);
+    problem.query_length += 60;
+    const auto backend = make_test_backend(1 + trial % 3);
+    const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
+    PlanRequest request = roomy_request(problem, layout, *backend, placements[trial % 2]);
+    request.device.tile = std::array{1, 16}[random() % 2];
+    if (random() % 2) request.chunks = std::array{3, 7, 13, 21}[random() % 4];
+    if (random() % 3 == 0) request.host_budget = std::int64_t{1} << 17;
+    const std::int64_t smallest = smallest_device_budget(request);
+    request.device_budget =
+        smallest + static_cast<std::int64_t>(random() % 3) * problem.head_dim * 100;
+    const Plan plan = make_plan(request);
+    const TestInput input = random_input(problem, layout, 2.0, random);
+    BOOST_TEST_CONTEXT("trial " << trial << ", c " << plan.division.chunk_count() << ", smallest "
+                                << smallest) {
+      in_parts += plan.device.query_slots < plan.device.kv_slots;
+      check_against_definition(plan, input, run_plan(plan, input, *backend, random() % 2 == 0));
+    }
+  }
+  BOOST_TEST(in_parts > trials(40) / 4);
+}
+
 BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
   std::mt19937_64 random(9);
   for (int trial = 0; trial < 48; ++trial) {
