@@ -44,11 +44,11 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
                                          std::int64_t buffer_bytes = 64 << 20,
                                          const KeysSeen& seen = nullptr, int threads = 1);
 
-/// A row restricted to some of the keys, as a subproblem computes it.
+/// A row restricted to some of the keys, as a subproblem computes it. Any two of the ranges, of one
+/// row or of several, are equal or have no key in common; a row has each once.
 struct RowKeys {
   RowIndex row;
-  std::vector<Range>
-      keys;  ///< none in common; those of different rows are equal or have none in common
+  std::vector<Range> keys;
 };
 
 /// The same of rows that see no other keys than theirs, and of these those that the mask keeps:

@@ -142,7 +142,8 @@ double largest_finite_magnitude(const std::vector<double>& value) {
   Pair largest = {};
   const auto add = [&largest](Pair values) {
     const Pair magnitude = magnitude_of(values);
-    largest = (magnitude > largest) & (magnitude < infinity) ? magnitude : largest;
+    const auto is_larger = (magnitude > largest) & (magnitude < infinity);
+    largest = is_larger ? magnitude : largest;
   };
   std::size_t i = 0;
   for (; i + 2 <= value.size(); i += 2) add(pair_at(&value[i]));

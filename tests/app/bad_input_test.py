@@ -297,8 +297,8 @@ class Budgets(CliTest):
     def test_a_disk_may_stand_in_for_device_memory(self):
         # With so little host memory only one chunk needs no accumulators, and it fills the device.
         self.options = ["--input", "synthetic:1", "--shape", "1,40000,2,64", "--causal"]
-        line, (least, with_scratch) = self.named(self.plan("2MiB", "4MiB"))
-        self.assertIn("device memory 2.00 MiB is too small", line)
+        line, (least, with_scratch) = self.named(self.plan("1MiB", "4MiB"))
+        self.assertIn("device memory 1.00 MiB is too small", line)
         self.assertIn("with --scratch", line)
         self.assertLess(with_scratch, least)
         self.assertEqual(self.plan(with_scratch, "4MiB", "--scratch", self.folder).returncode, 0)
