@@ -219,6 +219,10 @@ Plan within_device(const Plan& plan, std::int64_t device_budget);
 /// Throws InputError when the host budget is too small for any.
 std::int64_t smallest_device_budget(const PlanRequest& request);
 
+/// The smallest host budget, as above. Throws InputError when the device budget is too small for
+/// any.
+std::int64_t smallest_host_budget(const PlanRequest& request);
+
 /// The table that `plan` prints.
 std::string describe(const Plan& plan);
 
@@ -232,8 +236,8 @@ DeviceTraits device_traits_from_json(const std::string& text);
 
 /// Reads what write_json wrote: makes the plan again from the problem, options and budgets in it.
 /// Throws InputError, naming `name` and what differs (or the line and column that are no JSON),
-/// unless everything else in it is what that gives; a list of subproblems is skipped, as it follows
-/// from the rest.
+/// unless everything else in it is what that gives; a list of subproblems, and what
+/// plan_choice.hpp writes beside a plan, is skipped.
 Plan read_plan(std::istream& in, const std::string& name);
 
 /// What of a problem, device or tensors is not as a plan was made for it, by the names that

@@ -86,8 +86,9 @@ OptionGroup resource_group(ResourceOptions& options) {
       "where accumulators go that do not fit in host memory")(
       "division", po::value(&options.division)->value_name("NAME"),
       "cqs (default): by cyclic quorum sets; tiles: into rectangles of queries and keys, row by "
-      "row, for comparison")("chunks", optional_value(options.chunks)->value_name("C"),
-                             "with cqs: chunks per sequence, 1 to 20000 (default: chosen)")(
+      "row, for comparison; auto: tiles where they are predicted to be faster, else cqs")(
+      "chunks", optional_value(options.chunks)->value_name("C"),
+      "with cqs: chunks per sequence, 1 to 20000 (default: chosen)")(
       "grid", po::value(&options.grid)->value_name("ROWSxCOLUMNS"),
       "with tiles: chunks of the queries and of the keys, 1 to 20000 each (default: chosen)")(
       "heads-per-group", optional_value(options.heads_per_group)->value_name("H"),

@@ -36,7 +36,7 @@ struct ResourceOptions {
   std::string backend;
   std::string device_memory, host_memory;
   std::string scratch;
-  std::string division;                         ///< cqs or tiles; empty: cqs
+  std::string division;                         ///< cqs, tiles or auto; empty: cqs
   std::optional<std::int64_t> chunks;           ///< of cqs, else chosen
   std::string grid;                             ///< of tiles, ROWSxCOLUMNS; empty: chosen
   std::optional<std::int64_t> heads_per_group;  ///< else chosen

@@ -11,13 +11,16 @@
 namespace stream_cqsa {
 
 Scheme division_option(const ResourceOptions& resources) {
-  if (resources.division.empty()) return Scheme::cqs;
+  if (resources.division.empty() || leaves_division_open(resources)) return Scheme::cqs;
   const auto scheme = parse_scheme(resources.division);
   if (!scheme) {
-    throw InputError(fmt::format("--division {}: unknown; use cqs or tiles", resources.division));
+    throw InputError(
+        fmt::format("--division {}: unknown; use auto, cqs or tiles", resources.division));
   }
   return *scheme;
 }
+
+bool leaves_division_open(const ResourceOptions& resources) { return resources.division == "auto"; }
 
 std::optional<Grid> grid_option(const ResourceOptions& resources) {
   const std::string& text = resources.grid;

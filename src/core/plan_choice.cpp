@@ -1,0 +1,206 @@
+#include "stream_cqsa/plan_choice.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include "core/counted.hpp"
+#include "core/plan_candidates.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// What predictions of one scheme's plans may cost, in chunk pairs that are examined and subproblems
+// that are followed, some 10 million a second: about a hundredth of what a short run takes, and a
+// quarter of a second for a long one.
+constexpr double effort_per_second = 1 << 17;
+constexpr double least_effort = 1 << 18;
+constexpr double most_effort = 3 << 20;
+constexpr std::size_t most_predicted = 64;
+// Candidates whose estimate is above this part of the best prediction are not followed: estimates
+// may be a little above what is then predicted.
+constexpr double certain_share = 0.9;
+
+double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
+
+Candidate candidate_of(const Plan& plan) {
+  const auto groups = static_cast<std::int64_t>(plan.groups.size());
+  return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0};
+}
+
+// Throws InputError where what one of several ranks needs for the plan is beyond its budgets.
+void check_ranks(const Plan& plan) {
+  const PlanRequest& request = plan.request;
+  if (request.workers == 1) return;
+  worker_plan(plan, request.device, request.device_budget, request.host_budget);
+  if (request.mergers == 0) master_plan(plan, request.workers);
+}
+
+// The plans of one scheme that were predicted.
+class Contest {
+ public:
+  /// Throws InputError where nothing fits.
+  Contest(const PlanRequest& request, const Costs& costs, InputKind inputs)
+      : request_(request), costs_(costs), inputs_(inputs), default_plan_(make_plan(request)) {
+    enter(default_plan_, pinned(request, candidate_of(default_plan_)));
+    plans_.front().is_default = true;
+    for (const Candidate& candidate : candidates_of(request, costs, inputs)) {
+      if (is_over(candidate)) break;
+      consider(candidate);
+    }
+  }
+
+  /// The default first, then in the order in which they were predicted.
+  const std::vector<Alternative>& plans() const { return plans_; }
+
+  const Alternative& fastest() const { return *std::ranges::min_element(plans_, {}, seconds_of); }
+  /// The plan itself; the default once.
+  Plan plan_of(const Alternative& plan) {
+    return plan.is_default ? std::move(default_plan_) : make_plan(plan.request);
+  }
+
+ private:
+  using Name = std::tuple<std::int64_t, std::int64_t, std::int64_t, AccumulatorPlacement>;
+
+  static double effort_of(const Plan& plan) {
+    constexpr std::int64_t most_examined = 1 << 17;  // by predict()
+    const std::int64_t chunks = plan.division.chunk_count();
+    return static_cast<double>(std::min(chunks * chunks, most_examined)) +
+           static_cast<double>(plan.subproblem_count());
+  }
+
+  static Name name_of(const Plan& plan) {
+    const Division& division = plan.division;
+    const bool tiles = division.scheme() == Scheme::tiles;
+    return {tiles ? division.grid().rows : division.chunk_count(),
+            tiles ? division.grid().columns : 0, static_cast<std::int64_t>(plan.groups.size()),
+            plan.placement};
+  }
+
+  bool is_over(const Candidate& candidate) const {
+    const double worth = std::clamp(effort_per_second * best_, least_effort, most_effort);
+    if (effort_ > worth || plans_.size() >= most_predicted) return true;
+    return plans_.size() > most_printed && certain_share * candidate.estimate >= best_;
+  }
+
+  void consider(const Candidate& candidate) {
+    try {
+      const PlanRequest request = pinned(request_, candidate);
+      const Plan plan = make_plan(request);
+      if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
+      check_ranks(plan);
+      enter(plan, request);
+    } catch (const InputError&) {  // some rank has no room for it
+    }
+  }
+
+  void enter(const Plan& plan, const PlanRequest& request) {
+    const std::int64_t subproblems = plan.subproblem_count();
+    const Prediction prediction = predict(plan, costs_, inputs_);
+    names_.push_back(name_of(plan));
+    plans_.push_back({request, plan.placement, subproblems, prediction, false});
+    best_ = std::min(best_, prediction.seconds);
+    effort_ += effort_of(plan);
+  }
+
+  const PlanRequest& request_;
+  const Costs& costs_;
+  const InputKind inputs_;
+  Plan default_plan_;
+  std::vector<Name> names_;
+  std::vector<Alternative> plans_;
+  double best_ = std::numeric_limits<double>::infinity();
+  double effort_ = 0;
+};
+
+// The first plan, of each scheme the default before the fastest, that is as fast as any.
+std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
+  double best = std::numeric_limits<double>::infinity();
+  for (const Contest& contest : contests) best = std::min(best, seconds_of(contest.fastest()));
+  for (Contest& contest : contests) {
+    for (const Alternative* plan : {&contest.plans().front(), &contest.fastest()}) {
+      if (seconds_of(*plan) <= best * (1 + prediction_tolerance)) return {&contest, plan};
+    }
+  }
+  return {&contests.front(), &contests.front().plans().front()};
+}
+
+// The requests for cyclic quorum sets and tiles, of those that are asked for.
+std::vector<PlanRequest> requests_of(const PlanRequest& request, Divisions divisions) {
+  if (divisions == Divisions::requested) return {request};
+  PlanRequest cqs = request, tiles = request;
+  cqs.scheme = Scheme::cqs;
+  tiles.scheme = Scheme::tiles;
+  if (request.chunks) return {cqs};
+  if (request.grid) return {tiles};
+  return {cqs, tiles};
+}
+
+// Calls visit(request) for each; throws the first one's InputError where all throw one.
+template <typename Visit>
+void for_each_that_fits(const std::vector<PlanRequest>& requests, const Visit& visit) {
+  std::optional<InputError> first;
+  std::size_t failed = 0;
+  for (const PlanRequest& request : requests) {
+    try {
+      visit(request);
+    } catch (const InputError& error) {
+      if (!first) first = error;
+      ++failed;
+    }
+  }
+  if (first && failed == requests.size()) throw *first;
+}
+
+std::string text_of(const PlanRequest& request, AccumulatorPlacement placement) {
+  const std::string division =
+      request.grid ? fmt::format("{}x{} tiles", request.grid->rows, request.grid->columns)
+                   : fmt::format("c = {}", request.chunks.value_or(1));
+  const char* where = placement == AccumulatorPlacement::device   ? "on the device"
+                      : placement == AccumulatorPlacement::memory ? "in memory"
+                                                                  : "in memory and a file";
+  return fmt::format("{}, {} per group, accumulators {}", division,
+                     counted(request.heads_per_group.value_or(1), "key/value head"), where);
+}
+
+}  // namespace
+
+PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind inputs,
+                       Divisions divisions) {
+  const std::vector<PlanRequest> requests = requests_of(request, divisions);
+  std::vector<Contest> contests;
+  for_each_that_fits(requests,
+                     [&](const PlanRequest& each) { contests.emplace_back(each, costs, inputs); });
+  const auto [contest, winner] = pick(contests);
+  PlanChoice choice{contest->plan_of(*winner), winner->prediction, winner->is_default, {}};
+  for (const Contest& each : contests) {
+    for (const Alternative& plan : each.plans()) {
+      if (&plan != winner) choice.others.push_back(plan);
+    }
+  }
+  std::ranges::stable_sort(choice.others, {}, seconds_of);
+  return choice;
+}
+
+SmallestBudgets smallest_budgets(const PlanRequest& request, Divisions divisions) {
+  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  SmallestBudgets smallest{none, none};
+  for_each_that_fits(requests_of(request, divisions), [&](const PlanRequest& each) {
+    smallest.device = std::min(smallest.device, smallest_device_budget(each));
+    smallest.host = std::min(smallest.host, smallest_host_budget(each));
+  });
+  return smallest;
+}
+
+std::string division_text(const Alternative& plan) { return text_of(plan.request, plan.placement); }
+
+std::string division_text(const Plan& plan) {
+  return text_of(pinned(plan.request, candidate_of(plan)), plan.placement);
+}
+
+}  // namespace stream_cqsa
