@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "core/plan_search.hpp"
 #include "core/plan_tiles.hpp"
@@ -12,8 +15,8 @@
 namespace stream_cqsa {
 namespace {
 
-// Launches whose cost a subproblem should have work for.
-constexpr double few_launches = 4;
+// Times the least estimate: what no prediction makes good.
+constexpr double hopeless = 2;
 
 // At most `most_group_counts` of those that are open, in about equal ratios.
 std::vector<std::int64_t> some_group_counts(const PlanRequest& request) {
@@ -47,26 +50,23 @@ std::vector<std::int64_t> chunk_counts(const PlanRequest& request) {
   return counts;
 }
 
-std::vector<Cut> cuts_of(const PlanRequest& request, const KernelCost& kernel) {
-  const double seconds = flop_of(request.problem) / kernel.flop_per_second;
-  const auto is_worth = [&](const Cut& cut) {
-    return cut.quorums == 1 ||
-           static_cast<double>(cut.subproblems) * few_launches * kernel.launch_seconds <= seconds;
-  };
-  const bool open = !request.chunks && !request.grid;
+// Where chunks would be empty quorums differ too much for predict(), which looks at some of them.
+bool has_empty_chunks(const Cut& cut) { return std::min(cut.query_chunks, cut.key_chunks) < cut.c; }
+
+std::vector<Cut> cuts_of(const PlanRequest& request) {
   std::vector<Cut> cuts;
-  const auto add = [&](const Cut& cut) {
-    if (!open || is_worth(cut)) cuts.push_back(cut);
-  };
   const std::vector<std::int64_t> counts = some_group_counts(request);
   if (request.scheme == Scheme::tiles) {
     for (const Grid& grid : tile_grids(request)) {
-      for (const std::int64_t groups : counts) add(cut_of(request, grid, groups));
+      for (const std::int64_t groups : counts) cuts.push_back(cut_of(request, grid, groups));
     }
     return cuts;
   }
   for (const std::int64_t c : chunk_counts(request)) {
-    for (const std::int64_t groups : counts) add(cut_of(request, c, groups));
+    for (const std::int64_t groups : counts) {
+      const Cut cut = cut_of(request, c, groups);
+      if (request.chunks || !has_empty_chunks(cut)) cuts.push_back(cut);
+    }
   }
   return cuts;
 }
@@ -96,6 +96,13 @@ double vector_bytes(const Problem& problem, double tokens, std::int64_t heads) {
          static_cast<double>(heads * problem.head_dim * size_of(storage_type(problem.dtype)));
 }
 
+double launches_of(const Problem& problem, const Cut& cut) {
+  if (!cut.grid) return static_cast<double>(cut.subproblems);
+  // Dead tiles are not launched.
+  const auto rows = static_cast<double>(problem.batch * cut.groups * cut.query_chunks);
+  return rows * partials_per_row(problem, cut);
+}
+
 class Estimate {
  public:
   Estimate(const PlanRequest& request, const Cut& cut, const Arenas& arenas, const Costs& costs,
@@ -107,6 +114,7 @@ class Estimate {
         accumulating_(arenas.accumulating),
         read_rate_(inputs == InputKind::files ? costs.read : costs.generate),
         workers_(static_cast<double>(request.workers)),
+        copying_workers_(copying_workers(arenas.host.arena)),
         traffic_(estimate_traffic(request, cut, ScheduleOrder::groups_outer, arenas.device,
                                   arenas.host)) {}
 
@@ -115,7 +123,7 @@ class Estimate {
     const double launched = compute * workers_ / static_cast<double>(cut_.subproblems);
     const double tail = last_delivery();
     const double back = traffic_.copied_out;
-    double behind = std::max(back / costs_.copy_out / workers_, write_seconds());
+    double behind = std::max(back / costs_.copy_out / copying_workers_, write_seconds());
     if (!accumulating_) behind = std::max(behind, back / costs_.merge);
     if (request_.workers > 1) behind = std::max(behind, back / costs_.receive);
     const double before =
@@ -125,6 +133,12 @@ class Estimate {
   }
 
  private:
+  // How many copy out at once: with few buffers behind them they wait for each other.
+  double copying_workers(const HostArena& host) const {
+    const auto buffers = static_cast<double>(host.state_buffers * host.state_buffer_bytes);
+    return accumulating_ || buffers > workers_ * last_rows() * state_bytes() ? workers_ : 1.0;
+  }
+
   // Until the first subproblem's chunks are there.
   double first_load() const {
     const auto part = [&](std::int64_t chunks, std::int64_t tokens) {
@@ -152,11 +166,16 @@ class Estimate {
     return kernels + states / costs_.device_merge / workers_;
   }
 
+  // Of the last subproblem's partials.
+  double last_rows() const {
+    return static_cast<double>(std::min(cut_.quorum_size, cut_.query_chunks) *
+                               cut_.query_chunk_tokens * cut_.group_heads *
+                               problem_.query_heads_per_kv_head());
+  }
+
   // From the last launch on.
   double last_delivery() const {
-    const double last = static_cast<double>(std::min(cut_.quorum_size, cut_.query_chunks) *
-                                            cut_.query_chunk_tokens * cut_.group_heads *
-                                            problem_.query_heads_per_kv_head());
+    const double last = last_rows();
     const double written = last * finished_bytes() / costs_.write;
     if (accumulating_) return last * finished_bytes() / costs_.copy_out + written;
     const double states = last * state_bytes();
@@ -167,8 +186,9 @@ class Estimate {
   double write_seconds() const {
     const double bytes = rows() * finished_bytes();
     if (request_.output_layout != Layout::bshd || cut_.groups == 1) return bytes / costs_.write;
-    const auto groups = static_cast<double>(cut_.groups);
-    return bytes * (groups - 1) / groups / costs_.write + bytes / costs_.rewrite;
+    const double last =
+        bytes * static_cast<double>(cut_.group_heads) / static_cast<double>(problem_.kv_heads);
+    return (bytes - last) / costs_.write + last * static_cast<double>(cut_.groups) / costs_.rewrite;
   }
 
   double rows() const {
@@ -191,8 +211,18 @@ class Estimate {
   const bool accumulating_;
   const double read_rate_;
   const double workers_;
+  const double copying_workers_;
   const Traffic traffic_;
 };
+
+// First the best for each number of head groups and placement, then the second best, and so on.
+void mix(std::vector<Candidate>& candidates) {
+  std::map<std::pair<std::int64_t, bool>, std::int64_t> seen;
+  for (Candidate& candidate : candidates) {
+    candidate.rank = seen[{candidate.cut.groups, candidate.host_accumulators}]++;
+  }
+  std::ranges::stable_sort(candidates, {}, &Candidate::rank);
+}
 
 }  // namespace
 
@@ -201,11 +231,17 @@ std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& co
   PlanRequest on_host = request;
   on_host.host_accumulators = true;
   std::vector<Candidate> candidates;
+  double least = std::numeric_limits<double>::infinity();
   const auto add = [&](const PlanRequest& placed, const Cut& cut, const Arenas& arenas) {
-    candidates.push_back(
-        {cut, placed.host_accumulators, Estimate(placed, cut, arenas, costs, inputs).seconds()});
+    const double seconds = Estimate(placed, cut, arenas, costs, inputs).seconds();
+    candidates.push_back({cut, placed.host_accumulators, seconds, 0});
+    least = std::min(least, seconds);
   };
-  for (const Cut& cut : cuts_of(request, kernel_cost(costs, request.problem))) {
+  const double launch = kernel_cost(costs, request.problem).launch_seconds;
+  for (const Cut& cut : cuts_of(request)) {
+    // Launches alone take too long.
+    const double launches = launches_of(request.problem, cut);
+    if (launches * launch / static_cast<double>(request.workers) > hopeless * least) continue;
     const auto arenas = arenas_of(request, cut);
     if (!arenas) continue;
     add(request, cut, *arenas);
@@ -213,6 +249,7 @@ std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& co
     if (const auto beside = arenas_of(on_host, cut)) add(on_host, cut, *beside);
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::estimate);
+  mix(candidates);
   return candidates;
 }
 

@@ -14,10 +14,12 @@ struct Candidate {
   /// Seconds by the totals of each stage, and the first and last subproblems: about the least that
   /// predict() may say.
   double estimate = 0;
+  /// Among those with as many head groups and the same placement, by estimate.
+  std::int64_t rank = 0;
 };
 
-/// Those of PlanRequest::scheme that fit the budgets, the least estimate first. Which cuts are
-/// looked at does not depend on the budgets.
+/// Those of PlanRequest::scheme that fit the budgets, by rank and estimate. Which cuts are looked
+/// at does not depend on the budgets.
 std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& costs,
                                      InputKind inputs);
 

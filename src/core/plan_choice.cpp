@@ -17,10 +17,11 @@ namespace {
 
 // What predictions of one scheme's plans may cost, in chunk pairs that are examined and subproblems
 // that are followed, some 10 million a second: about a hundredth of what a short run takes, and a
-// quarter of a second for a long one.
+// quarter of a second for a long one. No plan but the default takes more than a part of it.
 constexpr double effort_per_second = 1 << 17;
-constexpr double least_effort = 1 << 18;
+constexpr double least_effort = 1 << 19;
 constexpr double most_effort = 3 << 20;
+constexpr double largest_part = 1.0 / 8;
 constexpr std::size_t most_predicted = 64;
 // Candidates whose estimate is above this part of the best prediction are not followed: estimates
 // may be a little above what is then predicted.
@@ -30,7 +31,7 @@ double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
 
 Candidate candidate_of(const Plan& plan) {
   const auto groups = static_cast<std::int64_t>(plan.groups.size());
-  return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0};
+  return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
 }
 
 // Throws InputError where what one of several ranks needs for the plan is beyond its budgets.
@@ -50,8 +51,8 @@ class Contest {
     enter(default_plan_, pinned(request, candidate_of(default_plan_)));
     plans_.front().is_default = true;
     for (const Candidate& candidate : candidates_of(request, costs, inputs)) {
-      if (is_over(candidate)) break;
-      consider(candidate);
+      if (is_over()) break;
+      if (!is_hopeless(candidate)) consider(candidate);
     }
   }
 
@@ -67,11 +68,12 @@ class Contest {
  private:
   using Name = std::tuple<std::int64_t, std::int64_t, std::int64_t, AccumulatorPlacement>;
 
-  static double effort_of(const Plan& plan) {
-    constexpr std::int64_t most_examined = 1 << 17;  // by predict()
-    const std::int64_t chunks = plan.division.chunk_count();
-    return static_cast<double>(std::min(chunks * chunks, most_examined)) +
-           static_cast<double>(plan.subproblem_count());
+  // By what predict() examines.
+  static double effort_of(const Cut& cut) {
+    constexpr double most_examined = 1 << 17;
+    const auto quorums = static_cast<double>(cut.quorums);
+    return (cut.grid ? quorums : std::min(quorums * quorums, most_examined)) +
+           static_cast<double>(cut.subproblems);
   }
 
   static Name name_of(const Plan& plan) {
@@ -82,10 +84,17 @@ class Contest {
             plan.placement};
   }
 
-  bool is_over(const Candidate& candidate) const {
-    const double worth = std::clamp(effort_per_second * best_, least_effort, most_effort);
-    if (effort_ > worth || plans_.size() >= most_predicted) return true;
-    return plans_.size() > most_printed && certain_share * candidate.estimate >= best_;
+  double worthwhile_effort() const {
+    return std::clamp(effort_per_second * best_, least_effort, most_effort);
+  }
+
+  bool is_over() const { return effort_ > worthwhile_effort() || plans_.size() >= most_predicted; }
+
+  // Worse than the best, or too much to look at.
+  bool is_hopeless(const Candidate& candidate) const {
+    const bool enough = plans_.size() > most_printed;
+    return (enough && certain_share * candidate.estimate >= best_) ||
+           effort_of(candidate.cut) > largest_part * worthwhile_effort();
   }
 
   void consider(const Candidate& candidate) {
@@ -94,18 +103,17 @@ class Contest {
       const Plan plan = make_plan(request);
       if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
       check_ranks(plan);
+      effort_ += effort_of(candidate.cut);
       enter(plan, request);
     } catch (const InputError&) {  // some rank has no room for it
     }
   }
 
   void enter(const Plan& plan, const PlanRequest& request) {
-    const std::int64_t subproblems = plan.subproblem_count();
     const Prediction prediction = predict(plan, costs_, inputs_);
     names_.push_back(name_of(plan));
-    plans_.push_back({request, plan.placement, subproblems, prediction, false});
+    plans_.push_back({request, plan.placement, plan.subproblem_count(), prediction, false});
     best_ = std::min(best_, prediction.seconds);
-    effort_ += effort_of(plan);
   }
 
   const PlanRequest& request_;
