@@ -26,6 +26,7 @@ enum class Divisions {
 struct Alternative {
   PlanRequest request;  ///< of which make_plan() makes it: nothing is left open
   AccumulatorPlacement placement = AccumulatorPlacement::memory;
+  ScheduleOrder order = ScheduleOrder::groups_outer;
   std::int64_t subproblems = 0;
   Prediction prediction;
   bool is_default = false;  ///< what make_plan() makes of the request as it came
@@ -40,13 +41,14 @@ struct PlanChoice {
 
 /// The plan of those that `request` leaves open that predict() says is fastest on its workers. The
 /// default, make_plan(request), where it is as fast by prediction_tolerance: its request is then
-/// `request`. Another one's has chunks (or grid), heads per group and the accumulators' placement
-/// set, so that make_plan() makes it anywhere. With any division, of plans as fast the default
-/// comes first, then other cyclic quorum sets, then the default of tiles.
+/// `request`. Another one's has chunks (or grid), heads per group, the accumulators' placement and
+/// perhaps the order set, so that make_plan() makes it anywhere. With any division, of plans as
+/// fast the default comes first, then other cyclic quorum sets, then the default of tiles.
 ///
 /// Looked at are difference covers that waste little, up to where a subproblem has no more work
 /// than a few launches cost, or grids from one tile to single tokens; numbers of head groups;
-/// accumulators on the device and not. So a larger budget is never predicted to take longer than a
+/// accumulators on the device and not; of the default and the best of these, also the other order.
+/// So a larger budget is never predicted to take longer than a
 /// smaller one by more than the tolerance. Equal arguments give equal choices.
 ///
 /// Throws InputError as make_plan() when nothing fits.

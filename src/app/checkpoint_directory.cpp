@@ -224,6 +224,10 @@ void CheckpointDirectory::restore(const ResourceOptions& resources, PlanRequest&
   fill("--chunks", resources.chunks.has_value(), request.chunks);
   fill("--heads-per-group", resources.heads_per_group.has_value(), request.heads_per_group);
   const Identity division = stored("--division"), grid = stored("--grid");
+  const Identity inner = stored("groups_inner");
+  if (inner.is_boolean()) {
+    request.order = inner.get<bool>() ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;
+  }
   const bool open = resources.division.empty() || leaves_division_open(resources);
   if (open && division.is_string()) {
     request.scheme = parse_scheme(division.get<std::string>()).value_or(request.scheme);
@@ -266,6 +270,8 @@ void add_plan(const Plan& plan, Identity& identity) {
   identity["--grid"] =
       request.grid ? Identity{request.grid->rows, request.grid->columns} : Identity();
   identity["--heads-per-group"] = number(request.heads_per_group);
+  identity["groups_inner"] =
+      request.order ? Identity(*request.order == ScheduleOrder::groups_inner) : Identity();
   identity["plan"] = plan_number(plan);
 }
 

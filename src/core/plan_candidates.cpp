@@ -50,8 +50,11 @@ std::vector<std::int64_t> chunk_counts(const PlanRequest& request) {
   return counts;
 }
 
-// Where chunks would be empty quorums differ too much for predict(), which looks at some of them.
-bool has_empty_chunks(const Cut& cut) { return std::min(cut.query_chunks, cut.key_chunks) < cut.c; }
+// Where chunks are empty quorums differ, and of so many predict() looks at some.
+bool is_sampled(const Cut& cut) {
+  constexpr std::int64_t examined = 256;
+  return cut.c > examined && std::min(cut.query_chunks, cut.key_chunks) < cut.c;
+}
 
 std::vector<Cut> cuts_of(const PlanRequest& request) {
   std::vector<Cut> cuts;
@@ -65,7 +68,7 @@ std::vector<Cut> cuts_of(const PlanRequest& request) {
   for (const std::int64_t c : chunk_counts(request)) {
     for (const std::int64_t groups : counts) {
       const Cut cut = cut_of(request, c, groups);
-      if (request.chunks || !has_empty_chunks(cut)) cuts.push_back(cut);
+      if (request.chunks || !is_sampled(cut)) cuts.push_back(cut);
     }
   }
   return cuts;

@@ -52,8 +52,10 @@ class Contest {
     plans_.front().is_default = true;
     for (const Candidate& candidate : candidates_of(request, costs, inputs)) {
       if (is_over()) break;
-      if (!is_hopeless(candidate)) consider(candidate);
+      if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
     }
+    consider_other_order(plans_.front());
+    consider_other_order(fastest());
   }
 
   /// The default first, then in the order in which they were predicted.
@@ -66,7 +68,8 @@ class Contest {
   }
 
  private:
-  using Name = std::tuple<std::int64_t, std::int64_t, std::int64_t, AccumulatorPlacement>;
+  using Name =
+      std::tuple<std::int64_t, std::int64_t, std::int64_t, AccumulatorPlacement, ScheduleOrder>;
 
   // By what predict() examines.
   static double effort_of(const Cut& cut) {
@@ -81,7 +84,7 @@ class Contest {
     const bool tiles = division.scheme() == Scheme::tiles;
     return {tiles ? division.grid().rows : division.chunk_count(),
             tiles ? division.grid().columns : 0, static_cast<std::int64_t>(plan.groups.size()),
-            plan.placement};
+            plan.placement, plan.order};
   }
 
   double worthwhile_effort() const {
@@ -97,22 +100,31 @@ class Contest {
            effort_of(candidate.cut) > largest_part * worthwhile_effort();
   }
 
-  void consider(const Candidate& candidate) {
+  void consider(const PlanRequest& request, double effort) {
     try {
-      const PlanRequest request = pinned(request_, candidate);
       const Plan plan = make_plan(request);
       if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
       check_ranks(plan);
-      effort_ += effort_of(candidate.cut);
+      effort_ += effort;
       enter(plan, request);
     } catch (const InputError&) {  // some rank has no room for it
     }
   }
 
+  // Of head groups and quorums.
+  void consider_other_order(const Alternative& plan) {
+    PlanRequest request = plan.request;
+    const bool outer = plan.order == ScheduleOrder::groups_outer;
+    request.order = outer ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;
+    if (outer) request.host_accumulators = true;
+    consider(request, 0);
+  }
+
   void enter(const Plan& plan, const PlanRequest& request) {
     const Prediction prediction = predict(plan, costs_, inputs_);
     names_.push_back(name_of(plan));
-    plans_.push_back({request, plan.placement, plan.subproblem_count(), prediction, false});
+    plans_.push_back(
+        {request, plan.placement, plan.order, plan.subproblem_count(), prediction, false});
     best_ = std::min(best_, prediction.seconds);
   }
 
@@ -165,15 +177,17 @@ void for_each_that_fits(const std::vector<PlanRequest>& requests, const Visit& v
   if (first && failed == requests.size()) throw *first;
 }
 
-std::string text_of(const PlanRequest& request, AccumulatorPlacement placement) {
+std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,
+                    ScheduleOrder order) {
   const std::string division =
       request.grid ? fmt::format("{}x{} tiles", request.grid->rows, request.grid->columns)
                    : fmt::format("c = {}", request.chunks.value_or(1));
   const char* where = placement == AccumulatorPlacement::device   ? "on the device"
                       : placement == AccumulatorPlacement::memory ? "in memory"
                                                                   : "in memory and a file";
-  return fmt::format("{}, {} per group, accumulators {}", division,
-                     counted(request.heads_per_group.value_or(1), "key/value head"), where);
+  return fmt::format("{}, {} per group{}, accumulators {}", division,
+                     counted(request.heads_per_group.value_or(1), "key/value head"),
+                     order == ScheduleOrder::groups_inner ? " in the inner loop" : "", where);
 }
 
 }  // namespace
@@ -205,10 +219,12 @@ SmallestBudgets smallest_budgets(const PlanRequest& request, Divisions divisions
   return smallest;
 }
 
-std::string division_text(const Alternative& plan) { return text_of(plan.request, plan.placement); }
+std::string division_text(const Alternative& plan) {
+  return text_of(plan.request, plan.placement, plan.order);
+}
 
 std::string division_text(const Plan& plan) {
-  return text_of(pinned(plan.request, candidate_of(plan)), plan.placement);
+  return text_of(pinned(plan.request, candidate_of(plan)), plan.placement, plan.order);
 }
 
 }  // namespace stream_cqsa

@@ -26,6 +26,7 @@ OrderedJson alternative_json(const Alternative& other) {
     json["c"] = request.chunks.value();
   }
   json["heads_per_group"] = request.heads_per_group.value();
+  json["order"] = name_of(other.order);
   json["accumulators"] = name_of(other.placement);
   json["subproblem_count"] = other.subproblems;
   json["default"] = other.is_default;

@@ -15,10 +15,6 @@ using OrderedJson = nlohmann::ordered_json;  // in the order that people read
 
 std::string_view name_of(Mask mask) { return mask == Mask::causal ? "causal" : "none"; }
 
-std::string_view name_of(ScheduleOrder order) {
-  return order == ScheduleOrder::groups_outer ? "groups_outer" : "groups_inner";
-}
-
 OrderedJson problem_json(const Problem& problem) {
   return {{"batch", problem.batch},           {"query_heads", problem.query_heads},
           {"kv_heads", problem.kv_heads},     {"query_length", problem.query_length},
@@ -72,6 +68,7 @@ OrderedJson request_json(const PlanRequest& request) {
     json["grid"] = request.grid ? grid_json(*request.grid) : OrderedJson(nullptr);
   }
   if (request.mergers > 0) json["mergers"] = request.mergers;
+  if (request.order) json["order"] = name_of(*request.order);
   return json;
 }
 
@@ -208,6 +205,10 @@ class Differences {
 };
 
 }  // namespace
+
+std::string_view name_of(ScheduleOrder order) {
+  return order == ScheduleOrder::groups_outer ? "groups_outer" : "groups_inner";
+}
 
 std::string_view name_of(AccumulatorPlacement placement) {
   return placement == AccumulatorPlacement::memory ? "memory"

@@ -19,6 +19,9 @@ inline constexpr std::string_view smallest_budget_key = "smallest_budget";
 inline constexpr std::array skipped_keys = {subproblems_key, predicted_key, alternatives_key,
                                             smallest_budget_key};
 
+/// "groups_outer" or "groups_inner".
+std::string_view name_of(ScheduleOrder order);
+
 /// "memory", "file" or "device".
 std::string_view name_of(AccumulatorPlacement placement);
 

@@ -86,6 +86,13 @@ std::optional<Mask> parse_mask(std::string_view name) {
   return std::nullopt;
 }
 
+std::optional<ScheduleOrder> parse_order(std::string_view name) {
+  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+    if (name == name_of(order)) return order;
+  }
+  return std::nullopt;
+}
+
 // Of a member that is left out where it is 0.
 std::int64_t integer_or_0(const Json& json, const char* key) {
   return json.contains(key) ? integer(json, key) : 0;
@@ -147,6 +154,7 @@ PlanRequest read_request(const Json& plan) {
   if (request.scheme == Scheme::tiles) request.grid = optional_grid(json, "grid");
   request.chunks = optional_integer(json, "chunks");
   request.heads_per_group = optional_integer(json, "heads_per_group");
+  if (json.contains("order")) request.order = named(json, "order", parse_order);
   return request;
 }
 

