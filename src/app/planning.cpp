@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -63,9 +64,10 @@ Divisions divisions_of(const ResourceOptions& resources) {
 std::string why_lost(const Alternative& other, double chosen) {
   const Prediction& prediction = other.prediction;
   const Stage bottleneck = prediction.bottleneck();
-  return fmt::format("{}, {:+.1f}%, bound by {} ({:.0f}%){}", format_duration(prediction.seconds),
-                     100 * (prediction.seconds / chosen - 1), name_of(bottleneck),
-                     100 * prediction.busy_of(bottleneck) / prediction.seconds,
+  const double more = 100 * (prediction.seconds / chosen - 1);
+  return fmt::format("{}, {}, bound by {} ({:.0f}%){}", format_duration(prediction.seconds),
+                     std::abs(more) < 0.05 ? "as long" : fmt::format("{:+.1f}%", more),
+                     name_of(bottleneck), 100 * prediction.busy_of(bottleneck) / prediction.seconds,
                      other.is_default ? ", the default" : "");
 }
 

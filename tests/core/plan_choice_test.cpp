@@ -183,7 +183,7 @@ BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
     std::optional<double> least;
     BOOST_TEST_CONTEXT("seed " << seed << (of_device ? ", device: " : ", host: ")
                                << text_of(request)) {
-      for (double bytes = 64 * KiB; bytes < 512.0 * MiB; bytes *= 5) {
+      for (double bytes = 64 * KiB; bytes < 512.0 * MiB; bytes *= 8) {
         budget = static_cast<std::int64_t>(bytes);
         const auto choice = try_choice(request, costs);
         BOOST_REQUIRE((choice || !least));
@@ -199,7 +199,7 @@ BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
       }
     }
   }
-  BOOST_TEST(compared > 400);
+  BOOST_TEST(compared > 300);
 }
 
 BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
