@@ -39,17 +39,17 @@ struct PlanChoice {
   std::vector<Alternative> others;  ///< that were predicted too, the fastest first
 };
 
-/// The plan of those that `request` leaves open that predict() says is fastest on its workers. The
-/// default, make_plan(request), where it is as fast by prediction_tolerance: its request is then
-/// `request`. Another one's has chunks (or grid), heads per group, the accumulators' placement and
-/// perhaps the order set, so that make_plan() makes it anywhere. With any division, of plans as
-/// fast the default comes first, then other cyclic quorum sets, then the default of tiles.
+/// Of the plans that `request` leaves open one that predict() says is as fast on its workers as
+/// any, by prediction_tolerance: the default, make_plan(request), if it is one, and then with
+/// `request` as its request, else the one with the fewest subproblems. That one's request has
+/// chunks (or grid), heads per group, the accumulators' placement and perhaps the order set, so
+/// that make_plan() makes it anywhere. With any division a plan of cyclic quorum sets comes before
+/// one of tiles that is no faster.
 ///
-/// Looked at are difference covers that waste little, up to where a subproblem has no more work
-/// than a few launches cost, or grids from one tile to single tokens; numbers of head groups;
-/// accumulators on the device and not; of the default and the best of these, also the other order.
-/// So a larger budget is never predicted to take longer than a
-/// smaller one by more than the tolerance. Equal arguments give equal choices.
+/// Looked at are, on whole kernel tiles, difference covers that waste little, or grids; numbers of
+/// head groups; accumulators on the device and not; of the default and the fastest of these also
+/// the other order. So a larger budget is hardly predicted to take longer than a smaller one by
+/// more than the tolerance, on one worker. Equal arguments give equal choices.
 ///
 /// Throws InputError as make_plan() when nothing fits.
 PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind inputs,

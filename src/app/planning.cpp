@@ -65,10 +65,11 @@ std::string why_lost(const Alternative& other, double chosen) {
   const Prediction& prediction = other.prediction;
   const Stage bottleneck = prediction.bottleneck();
   const double more = 100 * (prediction.seconds / chosen - 1);
-  return fmt::format("{}, {}, bound by {} ({:.0f}%){}", format_duration(prediction.seconds),
-                     std::abs(more) < 0.05 ? "as long" : fmt::format("{:+.1f}%", more),
-                     name_of(bottleneck), 100 * prediction.busy_of(bottleneck) / prediction.seconds,
-                     other.is_default ? ", the default" : "");
+  return fmt::format(
+      "{}, {}, bound by {} ({:.0f}%){}", format_duration(prediction.seconds),
+      std::abs(more) < 0.05 ? "as long" : fmt::format("{:+.1f}%", more), name_of(bottleneck),
+      100 * prediction.busy_of(bottleneck) / prediction.seconds,
+      other.is_default ? fmt::format(", the default of {}", name_of(other.request.scheme)) : "");
 }
 
 }  // namespace

@@ -53,22 +53,22 @@ std::vector<std::int64_t> chunk_counts(const PlanRequest& request) {
 // Where chunks are empty quorums differ, and of so many predict() looks at some.
 bool is_sampled(const Cut& cut) {
   constexpr std::int64_t examined = 256;
-  return cut.c > examined && std::min(cut.query_chunks, cut.key_chunks) < cut.c;
+  return !cut.grid && cut.c > examined && std::min(cut.query_chunks, cut.key_chunks) < cut.c;
 }
 
+// Of what the request leaves open, cuts on whole kernel tiles: how much slower the kernel is on
+// smaller ones is not predicted.
 std::vector<Cut> cuts_of(const PlanRequest& request) {
   std::vector<Cut> cuts;
-  const std::vector<std::int64_t> counts = some_group_counts(request);
-  if (request.scheme == Scheme::tiles) {
-    for (const Grid& grid : tile_grids(request)) {
-      for (const std::int64_t groups : counts) cuts.push_back(cut_of(request, grid, groups));
-    }
-    return cuts;
-  }
-  for (const std::int64_t c : chunk_counts(request)) {
-    for (const std::int64_t groups : counts) {
-      const Cut cut = cut_of(request, c, groups);
-      if (request.chunks || !is_sampled(cut)) cuts.push_back(cut);
+  const bool pinned = request.chunks || request.grid;
+  const auto add = [&](const Cut& cut) {
+    if (pinned || (cut.tile == request.device.tile && !is_sampled(cut))) cuts.push_back(cut);
+  };
+  for (const std::int64_t groups : some_group_counts(request)) {
+    if (request.scheme == Scheme::tiles) {
+      for (const Grid& grid : tile_grids(request)) add(cut_of(request, grid, groups));
+    } else {
+      for (const std::int64_t c : chunk_counts(request)) add(cut_of(request, c, groups));
     }
   }
   return cuts;

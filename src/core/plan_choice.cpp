@@ -138,14 +138,19 @@ class Contest {
   double effort_ = 0;
 };
 
-// The first plan, of each scheme the default before the fastest, that is as fast as any.
+// Of the first scheme that has a plan as fast as any the default, if it is one, else the plan with
+// the fewest subproblems: what each costs beside its launch is not predicted.
 std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
   double best = std::numeric_limits<double>::infinity();
   for (const Contest& contest : contests) best = std::min(best, seconds_of(contest.fastest()));
   for (Contest& contest : contests) {
-    for (const Alternative* plan : {&contest.plans().front(), &contest.fastest()}) {
-      if (seconds_of(*plan) <= best * (1 + prediction_tolerance)) return {&contest, plan};
+    const Alternative* picked = nullptr;
+    for (const Alternative& plan : contest.plans()) {
+      if (!(seconds_of(plan) <= best * (1 + prediction_tolerance))) continue;
+      if (plan.is_default) return {&contest, &plan};
+      if (!picked || plan.subproblems < picked->subproblems) picked = &plan;
     }
+    if (picked) return {&contest, picked};
   }
   return {&contests.front(), &contests.front().plans().front()};
 }

@@ -45,7 +45,7 @@ std::optional<PlanChoice> try_choice(const PlanRequest& request, const Costs& co
 PlanRequest random_job(Random& random) {
   PlanRequest request = random_shared_request(random);
   request.device.tile = 64;
-  request.problem.query_length = random.magnitude(100, 50'000);
+  request.problem.query_length = random.magnitude(500, 50'000);
   request.problem.key_length = request.problem.query_length * random.between(1, 4);
   request.device_budget = random.magnitude(100 * KiB, GiB);
   request.host_budget = random.magnitude(100 * KiB, GiB);
