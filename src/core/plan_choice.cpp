@@ -34,12 +34,17 @@ Candidate candidate_of(const Plan& plan) {
   return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
 }
 
-// Throws InputError where what one of several ranks needs for the plan is beyond its budgets.
+// Throws InputError where what one of several ranks needs for the plan is beyond its budgets, those
+// of the request; the master's also where it serves the inputs.
 void check_ranks(const Plan& plan) {
   const PlanRequest& request = plan.request;
   if (request.workers == 1) return;
   worker_plan(plan, request.device, request.device_budget, request.host_budget);
-  if (request.mergers == 0) master_plan(plan, request.workers);
+  const std::int64_t merging = request.mergers + 1;
+  for (std::int64_t rank = 0; rank < merging; ++rank) {
+    const Range chunks = split(plan.division.chunk_count(), 1, merging, rank);
+    merger_plan(plan, request.workers, chunks, request.host_budget, rank == 0);
+  }
 }
 
 // The plans of one scheme that were predicted.
