@@ -329,3 +329,26 @@ BOOST_AUTO_TEST_CASE(json_names_the_alternatives_and_the_smallest_budgets) {
   std::stringstream in(changed.dump());
   BOOST_TEST(testing::json_of(read_plan(in, "plan.json")) == testing::json_of(choice.plan));
 }
+
+BOOST_AUTO_TEST_CASE(a_pinned_order_is_kept_and_read_back) {
+  PlanRequest request = plain_job();
+  request.chunks = 7;
+  request.heads_per_group = 2;
+  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+    request.order = order;
+    const Plan plan = make_plan(request);
+    BOOST_TEST((plan.order == order));
+    const bool on_device = plan.placement == AccumulatorPlacement::device;
+    BOOST_TEST(on_device == (order == ScheduleOrder::groups_outer));
+    std::stringstream in(testing::json_of(plan));
+    BOOST_TEST((read_plan(in, "plan.json").request == request));
+  }
+  request.host_accumulators = true;
+  request.order.reset();
+  request.host_budget = smallest_host_budget(request);
+  make_plan(request);
+  request.order = ScheduleOrder::groups_inner;
+  BOOST_CHECK_EXCEPTION(make_plan(request), InputError, [](const InputError& error) {
+    return std::string(error.what()).find("host memory") == 0;
+  });
+}
