@@ -14,11 +14,10 @@ namespace stream_cqsa {
 /// tokens, of at most 65536 tiles.
 std::vector<Grid> tile_grids(const PlanRequest& request);
 
-/// The tiles that move the fewest bytes, by cost_of() in plan_tiles.cpp, of these numbers of head
-/// groups and, near the best grid, of more grids than tile_grids(). Those come first that leave
-/// room on the device to copy one tile in while another computes; of these, those with at least
-/// `least` subproblems, or whole head groups for each worker. None where no grid's smallest arenas
-/// fit the budgets.
+/// The tiles that move the fewest bytes, by cost_of() in plan_tiles.cpp, of these numbers of head groups and, near
+/// the best grid, of more grids than tile_grids(). Those come first that leave room on the device
+/// to copy one tile in while another computes; of these, those with at least `least` subproblems,
+/// or whole head groups for each worker. None where no grid's smallest arenas fit the budgets.
 std::optional<Cut> choose_tiles(const PlanRequest& request,
                                 std::span<const std::int64_t> group_counts, std::int64_t least);
 
