@@ -41,6 +41,12 @@ struct InputTraits {
   friend bool operator==(const InputTraits&, const InputTraits&) = default;
 };
 
+/// Which of head groups and quorums the schedule counts faster.
+enum class ScheduleOrder {
+  groups_outer,  ///< all quorums of a head group, then the next group: fewest open accumulators
+  groups_inner,  ///< all head groups of a quorum, then the next quorum: token rows are read once
+};
+
 /// Everything that a plan follows from.
 struct PlanRequest {
   Problem problem;
@@ -58,6 +64,9 @@ struct PlanRequest {
   std::optional<std::int64_t> chunks;           ///< with cqs: c, else chosen
   std::optional<Grid> grid;                     ///< with tiles, else chosen
   std::optional<std::int64_t> heads_per_group;  ///< most key/value heads per group, else chosen
+  /// Of several head groups and quorums, else chosen. With groups_inner accumulators are not on the
+  /// device.
+  std::optional<ScheduleOrder> order;
   friend bool operator==(const PlanRequest&, const PlanRequest&) = default;
 };
 
@@ -120,12 +129,6 @@ enum class AccumulatorPlacement {
   memory,  ///< every open accumulator fits HostArena::accumulators
   file,    ///< those that do not fit lie in a file under the scratch directory
   device,  ///< every open accumulator has a state slot: no partial leaves the device
-};
-
-/// Which of head groups and quorums the schedule counts faster.
-enum class ScheduleOrder {
-  groups_outer,  ///< all quorums of a head group, then the next group: fewest open accumulators
-  groups_inner,  ///< all head groups of a quorum, then the next quorum: token rows are read once
 };
 
 /// Where a subproblem stands in the plan.
@@ -228,6 +231,10 @@ Plan rehearsal_plan(const Plan& plan);
 /// Throws InputError when the host budget is too small for any.
 std::int64_t smallest_device_budget(const PlanRequest& request);
 
+/// The smallest host budget, as above. Throws InputError when the device budget is too small for
+/// any.
+std::int64_t smallest_host_budget(const PlanRequest& request);
+
 /// The table that `plan` prints.
 std::string describe(const Plan& plan);
 
@@ -241,8 +248,8 @@ DeviceTraits device_traits_from_json(const std::string& text);
 
 /// Reads what write_json wrote: makes the plan again from the problem, options and budgets in it.
 /// Throws InputError, naming `name` and what differs (or the line and column that are no JSON),
-/// unless everything else in it is what that gives; a list of subproblems is skipped, as it follows
-/// from the rest.
+/// unless everything else in it is what that gives; a list of subproblems, and what
+/// plan_choice.hpp writes beside a plan, is skipped.
 Plan read_plan(std::istream& in, const std::string& name);
 
 /// What of a problem, device or tensors is not as a plan was made for it, by the names that

@@ -88,9 +88,9 @@ OptionGroup resource_group(ResourceOptions& options) {
       "scratch", po::value(&options.scratch)->value_name("DIR"),
       "where accumulators go that do not fit in host memory")(
       "division", po::value(&options.division)->value_name("NAME"),
-      "cqs: by cyclic quorum sets; tiles: into rectangles of queries and keys, row by row "
-      "(default: "
-      "cqs; tiles where queries are an eighth of the keys or fewer and that moves fewer bytes)")(
+      "cqs: by cyclic quorum sets; tiles: into rectangles of queries and keys, row by row; auto: "
+      "tiles where they are predicted to be faster (default: cqs; tiles where queries are an "
+      "eighth of the keys or fewer and cqs is no faster)")(
       "chunks", optional_value(options.chunks)->value_name("C"),
       "with cqs: chunks per sequence, 1 to 20000 (default: chosen)")(
       "grid", po::value(&options.grid)->value_name("ROWSxCOLUMNS"),

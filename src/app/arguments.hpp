@@ -38,7 +38,7 @@ struct ResourceOptions {
   std::string device_memory, host_memory;
   std::string scratch;
   bool assume_scratch = false;                  ///< plan as if it were given
-  std::string division;                         ///< cqs or tiles; empty: cqs
+  std::string division;                         ///< cqs, tiles or auto; empty: cqs
   std::optional<std::int64_t> chunks;           ///< of cqs, else chosen
   std::string grid;                             ///< of tiles, ROWSxCOLUMNS; empty: chosen
   std::optional<std::int64_t> heads_per_group;  ///< else chosen

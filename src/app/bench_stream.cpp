@@ -121,6 +121,13 @@ std::vector<double> read_row(TensorSink& sink, const RowIndex& row) {
   return to_double(sink.desc().dtype, bytes);
 }
 
+// Not chosen by prediction, which is of runs from and to files.
+Plan plan_of(const OpenProblem& open, const ResourceOptions& resources, const Backend& backend) {
+  const Capacity capacity = capacity_of(resources, open.problem, backend);
+  if (!resources.plan.empty()) return plan_for(open, resources, false, capacity);
+  return make_plan(request_for(open, resources, false, capacity));
+}
+
 bool wait_for_line(bool lockstep) {
   std::string line;
   return !lockstep || static_cast<bool>(std::getline(std::cin, line));
@@ -144,8 +151,7 @@ json bench_stream(const StreamOptions& options, std::FILE* out) {
   open.key = make_memory_source(open.key->desc(), key.memory());
   open.value = make_memory_source(open.value->desc(), value.memory());
 
-  const Plan plan = plan_for(open, options.resources, false,
-                             capacity_of(options.resources, open.problem, *backend));
+  const Plan plan = plan_of(open, options.resources, *backend);
   double scores = 0;
   for (const std::uint64_t of_chunk : expected_scores(plan))
     scores += static_cast<double>(of_chunk);

@@ -6,6 +6,7 @@
 #include <cctype>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 #include <sstream>
 
 #include "app/bench_device.hpp"
@@ -136,7 +137,10 @@ Costs find_costs(const DeviceTraits& device) {
     if (costs.device == builtin.device) return costs;
     throw InputError(fmt::format("{}: is of another device, '{}'", path.string(), costs.device));
   } catch (const InputError& error) {
-    fmt::print(stderr, "stream-cqsa: predicting by built-in rates: {}\n", error.what());
+    static std::once_flag said;
+    std::call_once(said, [&] {
+      fmt::print(stderr, "stream-cqsa: predicting by built-in rates: {}\n", error.what());
+    });
     return builtin;
   }
 }

@@ -24,7 +24,7 @@ std::filesystem::path costs_path(const std::string& device);
 std::filesystem::path save_costs(const Costs& costs);
 
 /// Those kept for this device; built-in values where there are none, or what is kept cannot be
-/// read, which is said on standard error.
+/// read, which is said once on standard error.
 Costs find_costs(const DeviceTraits& device);
 
 /// What a plan is expected to take here on so many workers, and by whose rates; with

@@ -131,7 +131,8 @@ void check_division(const ResourceOptions& resources, const Division& division) 
         fmt::format("{} {}: the checkpoint's plan has {}; give that, or leave the option out",
                     option, given, of_plan));
   };
-  require(resources.division.empty() || resources.division == name_of(division.scheme()),
+  require(resources.division.empty() || leaves_division_open(resources) ||
+              resources.division == name_of(division.scheme()),
           "--division", resources.division, std::string(name_of(division.scheme())));
   if (const auto grid = grid_option(resources)) {
     require(tiles && *grid == division.grid(), "--grid", resources.grid,
@@ -212,16 +213,28 @@ std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& p
   return number_of(text);
 }
 
-Capacity CheckpointDirectory::with_budgets(const ResourceOptions& resources,
-                                           Capacity capacity) const {
-  const auto fill = [&](const char* option, const std::string& given, std::int64_t& budget) {
-    const Identity stored = stored_.value(option, Identity());
-    if (given.empty() && stored.is_number_integer()) budget = stored.get<std::int64_t>();
+void CheckpointDirectory::restore(const ResourceOptions& resources, PlanRequest& request) const {
+  const auto stored = [&](const char* option) { return stored_.value(option, Identity()); };
+  const auto fill = [&](const char* option, bool given, auto& value) {
+    const Identity number = stored(option);
+    if (!given && number.is_number_integer()) value = number.get<std::int64_t>();
   };
-  if (!resources.plan.empty() || stored_.is_null()) return capacity;
-  fill("--device-memory", resources.device_memory, capacity.device_budget);
-  fill("--host-memory", resources.host_memory, capacity.host_budget);
-  return capacity;
+  fill("--device-memory", !resources.device_memory.empty(), request.device_budget);
+  fill("--host-memory", !resources.host_memory.empty(), request.host_budget);
+  fill("--chunks", resources.chunks.has_value(), request.chunks);
+  fill("--heads-per-group", resources.heads_per_group.has_value(), request.heads_per_group);
+  const Identity division = stored("--division"), grid = stored("--grid");
+  const Identity inner = stored("groups_inner");
+  if (inner.is_boolean()) {
+    request.order = inner.get<bool>() ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;
+  }
+  const bool open = resources.division.empty() || leaves_division_open(resources);
+  if (open && division.is_string()) {
+    request.scheme = parse_scheme(division.get<std::string>()).value_or(request.scheme);
+  }
+  if (resources.grid.empty() && grid.is_array() && grid.size() == 2) {
+    request.grid = Grid{grid[0].get<std::int64_t>(), grid[1].get<std::int64_t>()};
+  }
 }
 
 bool CheckpointDirectory::has_progress() const {
@@ -248,6 +261,17 @@ void CheckpointDirectory::clear() {
 void add_plan(const Plan& plan, Identity& identity) {
   identity["--device-memory"] = plan.request.device_budget;
   identity["--host-memory"] = plan.request.host_budget;
+  const PlanRequest& request = plan.request;
+  const auto number = [](const std::optional<std::int64_t>& value) {
+    return value ? Identity(*value) : Identity();
+  };
+  identity["--division"] = name_of(request.scheme);
+  identity["--chunks"] = number(request.chunks);
+  identity["--grid"] =
+      request.grid ? Identity{request.grid->rows, request.grid->columns} : Identity();
+  identity["--heads-per-group"] = number(request.heads_per_group);
+  identity["groups_inner"] =
+      request.order ? Identity(*request.order == ScheduleOrder::groups_inner) : Identity();
   identity["plan"] = plan_number(plan);
 }
 
@@ -276,8 +300,12 @@ Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,
   const bool lse = !options.output.lse.empty();
   const fs::path file = directory.plan_file();
   if (file.empty()) {
-    return plan_for(open, options.resources, lse,
-                    directory.with_budgets(options.resources, capacity));
+    if (!directory.is_claimed() || !options.resources.plan.empty()) {
+      return plan_for(open, options.resources, lse, capacity);
+    }
+    PlanRequest request = request_for(open, options.resources, lse, capacity);
+    directory.restore(options.resources, request);
+    return make_plan(request);
   }
   ResourceOptions resources = options.resources;
   resources.plan = file.string();

@@ -39,8 +39,12 @@ class CheckpointDirectory {
   /// The file of the checkpoint's plan, if that is there and sound, else empty.
   std::filesystem::path plan_file() const;
 
-  /// The budgets of the checkpoint where none are given: those of its plan, if that is lost.
-  Capacity with_budgets(const ResourceOptions& resources, Capacity capacity) const;
+  /// It is known whose checkpoint this is.
+  bool is_claimed() const { return !stored_.is_null(); }
+
+  /// Where the options leave them open, budgets and division of the checkpoint's plan: so that it
+  /// can be made again if it is lost.
+  void restore(const ResourceOptions& resources, PlanRequest& request) const;
 
   /// Throws InputError, naming it, when something in `identity` is not what the checkpoint has.
   void require_same(const Identity& identity) const;
@@ -54,7 +58,7 @@ class CheckpointDirectory {
 
   /// The run that this directory belongs to had ended but for the names of its outputs.
   bool is_publishing() const {
-    return !stored_.is_null() && std::filesystem::exists(path_ / "publishing");
+    return is_claimed() && std::filesystem::exists(path_ / "publishing");
   }
   void begin_publishing();
 
@@ -71,7 +75,7 @@ class CheckpointDirectory {
 CheckpointDirectory::Identity identity_of(OpenProblem& open, const JobOptions& options,
                                           const std::string& numerics);
 
-/// Adds the plan and its budgets.
+/// Adds the plan, and what it was made of.
 void add_plan(const Plan& plan, CheckpointDirectory::Identity& identity);
 
 /// The plan of a run with a checkpoint: that of the directory if there is one. Throws InputError

@@ -5,35 +5,26 @@
 #include <charconv>
 #include <string>
 
-#include "core/plan_sizes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
-namespace {
-
-std::optional<Plan> plan_if_possible(const PlanRequest& request) {
-  try {
-    return make_plan(request);
-  } catch (const InputError&) {
-    return std::nullopt;
-  }
-}
-
-double bytes_moved(const Plan& plan) {
-  const Traffic traffic = estimate_traffic(plan);
-  return traffic.read + traffic.copied_in + traffic.copied_out + traffic.spilled;
-}
-
-}  // namespace
-
 Scheme division_option(const ResourceOptions& resources) {
-  if (resources.division.empty()) return Scheme::cqs;
+  if (resources.division.empty() || leaves_division_open(resources)) return Scheme::cqs;
   const auto scheme = parse_scheme(resources.division);
   if (!scheme) {
-    throw InputError(fmt::format("--division {}: unknown; use cqs or tiles", resources.division));
+    throw InputError(
+        fmt::format("--division {}: unknown; use auto, cqs or tiles", resources.division));
   }
   return *scheme;
+}
+
+bool leaves_division_open(const ResourceOptions& resources) { return resources.division == "auto"; }
+
+bool prefers_tiles(const ResourceOptions& resources, const Problem& problem) {
+  constexpr std::int64_t few = 8;
+  const bool open = resources.division.empty() && !resources.chunks && resources.grid.empty();
+  return open && few * problem.query_length <= problem.key_length;
 }
 
 std::optional<Grid> grid_option(const ResourceOptions& resources) {
@@ -52,20 +43,6 @@ std::optional<Grid> grid_option(const ResourceOptions& resources) {
         max_modulus));
   }
   return grid;
-}
-
-Plan plan_by_options(const PlanRequest& request, const ResourceOptions& resources) {
-  constexpr std::int64_t few = 8;
-  const bool open = resources.division.empty() && !request.chunks;
-  if (!open || few * request.problem.query_length > request.problem.key_length)
-    return make_plan(request);
-  const auto cqs = plan_if_possible(request);
-  if (cqs && cqs->division.chunk_count() == 1) return *cqs;
-  PlanRequest by_rows = request;
-  by_rows.scheme = Scheme::tiles;
-  const auto tiles = plan_if_possible(by_rows);
-  if (tiles && (!cqs || bytes_moved(*tiles) < bytes_moved(*cqs))) return *tiles;
-  return cqs ? *cqs : make_plan(request);
 }
 
 }  // namespace stream_cqsa

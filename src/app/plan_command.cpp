@@ -4,6 +4,7 @@
 
 #include "app/calibration.hpp"
 #include "app/commands.hpp"
+#include "app/planning.hpp"
 #include "app/problem.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
@@ -17,6 +18,7 @@ struct PlanArguments : JobOptions {
   bool json = false;
   bool subproblems = false;
   std::string svg;
+  std::int64_t workers = 0;
 };
 
 bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
@@ -26,7 +28,9 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
       "subproblems", po::bool_switch(&plan.subproblems),
       "with --json: every subproblem with its chunk pairs")(
       "svg", po::value(&plan.svg)->value_name("FILE"),
-      "draw the chunk-pair matrix and the planned memory");
+      "draw the chunk-pair matrix and the planned memory")(
+      "workers", po::value(&plan.workers)->default_value(0)->value_name("W"),
+      "plan for W ranks like this one that compute, beside those that merge; 0: one rank alone");
   OptionGroup all = job_group(plan);
   all.add(printing);
   return parse(arguments,
@@ -41,24 +45,30 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   PlanArguments options;
   if (!parse_plan(arguments, options)) return 0;
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
+  if (options.workers < 0) throw InputError("--workers must not be negative");
   const OpenProblem open =
       open_problem(options.input, options.attention, all_host_budgets(options.resources));
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
-  const Plan plan = plan_for(open, options.resources, !options.output.lse.empty(),
-                             capacity_of(options.resources, open.problem, *backend));
+  Capacity capacity = capacity_of(options.resources, open.problem, *backend);
+  capacity.workers = options.workers;
+  const bool lse = !options.output.lse.empty();
+  const PlanChoice choice = choose_for(open, options.resources, lse, capacity);
+  const Plan& plan = choice.plan;
   TextFile drawing(options.svg);
   if (drawing.stream()) write_svg(plan, *drawing.stream());
   drawing.commit();
+  const SmallestBudgets smallest = smallest_for(open, options.resources, lse, capacity, plan);
   if (options.json) {
-    write_json(plan, options.subproblems, std::cout);
+    write_json(choice, smallest, options.subproblems, std::cout);
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
     const bool direct = open.inputs == InputKind::direct_files;
     print_out(describe(plan) +
               (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
               fmt::format("{:<18}{}\n", "predicted",
-                          describe(expect(plan, plan.request.workers, open.inputs))));
+                          describe(expect(plan, capacity.workers, open.inputs))) +
+              describe(choice, smallest));
   }
   return 0;
 }

@@ -15,7 +15,6 @@
 #include "app/input_files.hpp"
 #include "app/machine.hpp"
 #include "core/counted.hpp"
-#include "core/plan_sizes.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/difference_cover.hpp"
@@ -144,6 +143,9 @@ void require_between(const char* option, std::optional<std::int64_t> value, std:
 void check_resources(const ResourceOptions& resources, const Problem& problem) {
   const bool tiles = division_option(resources) == Scheme::tiles;
   const auto grid = grid_option(resources);
+  if (leaves_division_open(resources) && (resources.chunks || grid))
+    throw InputError(
+        "--division auto chooses --chunks and --grid too; give cqs or tiles with them");
   require_between("--chunks", resources.chunks, max_modulus);
   if (tiles && resources.chunks)
     throw InputError("--chunks belongs to --division cqs; with tiles give --grid ROWSxCOLUMNS");
@@ -157,32 +159,6 @@ void check_resources(const ResourceOptions& resources, const Problem& problem) {
     throw InputError(fmt::format("--scratch {}: cannot be written: {}", resources.scratch,
                                  std::generic_category().message(errno)));
   }
-}
-
-// The plan of --plan, which must be one for `request` but for budgets and division.
-Plan read_plan_file(const ResourceOptions& resources, const PlanRequest& request) {
-  if (!resources.device_memory.empty() || !resources.host_memory.empty() || request.chunks ||
-      !resources.division.empty() || request.grid || request.heads_per_group) {
-    throw InputError(
-        "--plan has its own budgets and division; leave out --device-memory, --host-memory, "
-        "--division, --chunks, --grid and --heads-per-group");
-  }
-  std::ifstream file(resources.plan);
-  if (!file || std::filesystem::is_directory(resources.plan)) {
-    throw InputError(fmt::format("{}: cannot be read", resources.plan));
-  }
-  Plan plan = read_plan(file, resources.plan);
-  const std::string differences = mismatch(plan.request, request);
-  if (!differences.empty()) {
-    throw InputError(
-        fmt::format("{}: was made {}; make it again with plan --json and the same options",
-                    resources.plan, differences));
-  }
-  if (plan.placement == AccumulatorPlacement::file && !request.scratch) {
-    throw InputError(fmt::format("{}: the plan keeps accumulators in a file; give --scratch DIR",
-                                 resources.plan));
-  }
-  return plan;
 }
 
 }  // namespace
@@ -226,6 +202,7 @@ OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
   value.name = fmt::format("synthetic:{} value", seed);
 
   OpenProblem open;
+  open.synthetic = true;
   open.problem = problem_of(query, key, value);
   validate(open.problem);
   open.query = make_synthetic_source(query, seed, 0);
@@ -308,8 +285,8 @@ Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
   return capacity;
 }
 
-Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
-              const Capacity& capacity) {
+PlanRequest request_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+                        const Capacity& capacity) {
   check_resources(resources, open.problem);
   PlanRequest request;
   request.problem = open.problem;
@@ -335,15 +312,7 @@ Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool ls
   request.chunks = resources.chunks;
   request.grid = grid_option(resources);
   request.heads_per_group = resources.heads_per_group;
-  if (resources.plan.empty()) return plan_by_options(request, resources);
-  const Plan plan = read_plan_file(resources, request);
-  // On the workers' devices where whole head groups keep them busy and each has the plan's room.
-  const bool fits_workers =
-      capacity.workers == 0 ||
-      (capacity.device.merges && capacity.device_budget >= plan.device.bytes());
-  const bool on_host = request.host_accumulators || !fits_workers ||
-                       !shares_by_groups(request, static_cast<std::int64_t>(plan.groups.size()));
-  return on_host ? with_host_accumulators(plan) : plan;
+  return request;
 }
 
 RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& device) {

@@ -64,11 +64,15 @@ std::int64_t all_host_budgets(const ResourceOptions& resources);
 Capacity capacity_of(const ResourceOptions& resources, const Problem& problem,
                      const Backend& backend);
 
-/// The plan for a problem within the given capacity, or the one of --plan. For several
-/// ranks the accumulators are on the host: another plan of the same division where that of --plan
-/// has them on the device. Throws InputError where
-/// a resource cannot be used (--scratch is no directory), nothing fits, or the plan of --plan is of
-/// something else.
+/// What the options leave open of a plan within the given capacity, and what they do not, but for
+/// --plan. Throws InputError where a resource cannot be used (--scratch is no directory).
+PlanRequest request_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+                        const Capacity& capacity);
+
+/// The plan that is predicted to be the fastest of those, see choose_plan(), or the one of --plan.
+/// For several ranks the accumulators are on the host: another plan of the same division where that
+/// of --plan has them on the device. Throws InputError as request_for(), and where nothing fits, or
+/// the plan of --plan is of something else.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Capacity& capacity);
 

@@ -7,6 +7,7 @@
 
 #include "core/plan_search.hpp"
 #include "core/plan_sizes.hpp"
+#include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -105,17 +106,28 @@ Schedule outer_schedule(const PlanRequest& request, const Cut& cut) {
 // whole head groups go through them in the outer one; so do tiles, of which the inner one would
 // have a row open for each.
 Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
+  const bool any_order = cut.groups > 1 && !cut.grid;
+  const auto inner_schedule = [&]() -> std::optional<Schedule> {
+    const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
+    if (!host) return std::nullopt;
+    return Schedule{ScheduleOrder::groups_inner, device_arena(request, cut), *host};
+  };
+  if (any_order && request.order == ScheduleOrder::groups_inner) {
+    if (const auto inner = inner_schedule()) return *inner;
+    throw InputError(fmt::format(
+        "host memory {} is too small for all {} head groups at once; leave their order open",
+        format_bytes(request.host_budget), cut.groups));
+  }
   const Schedule outer = outer_schedule(request, cut);
   const bool by_groups = request.workers > 1 && outer.device.output_slots > 0;
-  if (cut.groups == 1 || by_groups || cut.grid) return outer;
-  const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
-  if (!host) return outer;
-  const Schedule inner{ScheduleOrder::groups_inner, device_arena(request, cut), *host};
+  if (!any_order || by_groups || request.order) return outer;
+  const auto inner = inner_schedule();
+  if (!inner) return outer;
   const auto file_bytes = [&](const Schedule& of) {
     const Traffic traffic = estimate_traffic(request, cut, of.order, of.device, of.host);
     return traffic.read + traffic.spilled;
   };
-  return file_bytes(inner) < file_bytes(outer) ? inner : outer;
+  return file_bytes(*inner) < file_bytes(outer) ? *inner : outer;
 }
 
 }  // namespace

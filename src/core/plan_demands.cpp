@@ -63,6 +63,8 @@ class Demands::Sweep {
   const QuorumLoad& at(std::int64_t quorum) const {
     return loads_[static_cast<std::size_t>(quorum * examined_ / quorums_)];
   }
+  /// Quorums with anything to compute.
+  std::int64_t live_quorums() const { return live_ > 0 ? live_ : quorums_; }
   /// Query rows of one head whose last quorum this is.
   double finished_rows(std::int64_t quorum) const {
     return finished_rows_[static_cast<std::size_t>(quorum)];
@@ -78,14 +80,16 @@ class Demands::Sweep {
       loads_.push_back(load_of(plan.problem(), plan.division.work(i * quorums_ / examined_)));
     }
     double scores = 0;
-    for (std::int64_t quorum = 0; quorum < quorums_; ++quorum) scores += at(quorum).scores;
+    for (std::int64_t quorum = 0; quorum < quorums_; ++quorum) {
+      scores += at(quorum).scores;
+      live_ += at(quorum).scores > 0 ? 1 : 0;
+    }
     const Problem& p = plan.problem();
     const auto live = static_cast<double>(p.live_scores({0, p.query_length}, {0, p.key_length}));
-    if (scores > 0) {
-      for (QuorumLoad& load : loads_) load.scores *= live / scores;
-    } else {  // others than those examined have some, if any
-      for (QuorumLoad& load : loads_) load.scores = live / static_cast<double>(quorums_);
-    }
+    // Where those examined have none, others have some, if any.
+    for (QuorumLoad& load : loads_)
+      load.scores =
+          live * (scores > 0 ? load.scores / scores : 1.0 / static_cast<double>(quorums_));
   }
 
   void examine_chunks(const Plan& plan) {
@@ -123,6 +127,7 @@ class Demands::Sweep {
   const std::int64_t quorums_;
   const std::int64_t examined_;  // quorums, and at most so many chunks
   std::vector<QuorumLoad> loads_;
+  std::int64_t live_ = 0;
   std::vector<double> finished_rows_;
   std::vector<double> first_bytes_;
 };
@@ -188,7 +193,7 @@ double Demands::bytes_of(std::int64_t tokens, std::int64_t heads) const {
 double Demands::new_chunks(double key_chunks, std::int64_t quorum) const {
   if (quorum == 0) return key_chunks;
   return std::max(0.0, loads_ - key_chunks) /
-         static_cast<double>(plan_.division.quorum_count() - 1);
+         static_cast<double>(std::max<std::int64_t>(sweep_->live_quorums() - 1, 1));
 }
 
 // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as

@@ -1,6 +1,7 @@
+#include "core/plan_json.hpp"
+
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -12,19 +13,7 @@ namespace {
 
 using OrderedJson = nlohmann::ordered_json;  // in the order that people read
 
-constexpr std::string_view subproblems_key = "subproblems";
-
 std::string_view name_of(Mask mask) { return mask == Mask::causal ? "causal" : "none"; }
-
-std::string_view name_of(ScheduleOrder order) {
-  return order == ScheduleOrder::groups_outer ? "groups_outer" : "groups_inner";
-}
-
-std::string_view name_of(AccumulatorPlacement placement) {
-  return placement == AccumulatorPlacement::memory ? "memory"
-         : placement == AccumulatorPlacement::file ? "file"
-                                                   : "device";
-}
 
 OrderedJson problem_json(const Problem& problem) {
   return {{"batch", problem.batch},           {"query_heads", problem.query_heads},
@@ -79,6 +68,7 @@ OrderedJson request_json(const PlanRequest& request) {
     json["grid"] = request.grid ? grid_json(*request.grid) : OrderedJson(nullptr);
   }
   if (request.mergers > 0) json["mergers"] = request.mergers;
+  if (request.order) json["order"] = name_of(*request.order);
   return json;
 }
 
@@ -216,7 +206,21 @@ class Differences {
 
 }  // namespace
 
+std::string_view name_of(ScheduleOrder order) {
+  return order == ScheduleOrder::groups_outer ? "groups_outer" : "groups_inner";
+}
+
+std::string_view name_of(AccumulatorPlacement placement) {
+  return placement == AccumulatorPlacement::memory ? "memory"
+         : placement == AccumulatorPlacement::file ? "file"
+                                                   : "device";
+}
+
 void write_json(const Plan& plan, bool subproblems, std::ostream& out) {
+  write_json(plan, OrderedJson::object(), subproblems, out);
+}
+
+void write_json(const Plan& plan, const OrderedJson& beside, bool subproblems, std::ostream& out) {
   OrderedJson problem = problem_json(plan.problem());
   if (plan.problem().sequence_length() > plan.problem().query_length) {
     problem.update(rows_json(plan.problem()));
@@ -229,6 +233,9 @@ void write_json(const Plan& plan, bool subproblems, std::ostream& out) {
   out << ",\n\"accumulators\": " << text_of(accumulators_json(plan));
   out << ",\n\"memory\": " << text_of(memory_json(plan));
   out << ",\n\"subproblem_count\": " << plan.subproblem_count();
+  for (const auto& [key, value] : beside.items()) {
+    out << ",\n\"" << key << "\": " << text_of(value);
+  }
   if (subproblems) {
     out << ",\n\"" << subproblems_key << "\": [";
     for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {

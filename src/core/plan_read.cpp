@@ -1,6 +1,7 @@
 // Plans read back from what write_json wrote.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <istream>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/plan_json.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/plan.hpp"
 
@@ -84,6 +86,13 @@ std::optional<Mask> parse_mask(std::string_view name) {
   return std::nullopt;
 }
 
+std::optional<ScheduleOrder> parse_order(std::string_view name) {
+  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+    if (name == name_of(order)) return order;
+  }
+  return std::nullopt;
+}
+
 // Of a member that is left out where it is 0.
 std::int64_t integer_or_0(const Json& json, const char* key) {
   return json.contains(key) ? integer(json, key) : 0;
@@ -145,6 +154,7 @@ PlanRequest read_request(const Json& plan) {
   if (request.scheme == Scheme::tiles) request.grid = optional_grid(json, "grid");
   request.chunks = optional_integer(json, "chunks");
   request.heads_per_group = optional_integer(json, "heads_per_group");
+  if (json.contains("order")) request.order = named(json, "order", parse_order);
   return request;
 }
 
@@ -162,10 +172,12 @@ std::string place_in(std::istream& in, std::size_t byte) {
   return in ? fmt::format("at line {}, column {}", line, column) : fmt::format("at byte {}", byte);
 }
 
-// The list of subproblems follows from the rest and may be far larger than memory: it is skipped.
-Json parse_without_subproblems(std::istream& in) {
+// The list of subproblems may be far larger than memory.
+Json parse_without_skipped(std::istream& in) {
   const auto keep = [](int depth, Json::parse_event_t event, const Json& parsed) {
-    return !(depth == 1 && event == Json::parse_event_t::key && parsed == "subproblems");
+    if (depth != 1 || event != Json::parse_event_t::key) return true;
+    return std::ranges::find(skipped_keys, parsed.get_ref<const std::string&>()) ==
+           skipped_keys.end();
   };
   try {
     return Json::parse(in, keep);
@@ -197,12 +209,12 @@ void require_equal(const Json& json, const Plan& plan) {
 
 DeviceTraits device_traits_from_json(const std::string& text) {
   std::istringstream in(text);
-  return read_traits(parse_without_subproblems(in));
+  return read_traits(parse_without_skipped(in));
 }
 
 Plan read_plan(std::istream& in, const std::string& name) {
   try {
-    const Json json = parse_without_subproblems(in);
+    const Json json = parse_without_skipped(in);
     if (integer(json, "version") != Plan::version) {
       throw InputError(
           fmt::format("version {} is not {}", excerpt(json.at("version")), Plan::version));

@@ -49,14 +49,6 @@ void for_each_cut(const PlanRequest& request, const Visit& visit) {
   });
 }
 
-// The run's floating-point operations.
-double flop_of(const Problem& problem) {
-  const std::int64_t scores =
-      problem.live_scores({0, problem.query_length}, {0, problem.key_length});
-  return 4.0 * static_cast<double>(scores) * static_cast<double>(problem.head_dim) *
-         static_cast<double>(problem.query_heads * problem.batch);
-}
-
 // How many subproblems a run should have at least, for the sake of overlap.
 std::int64_t overlap_subproblems(const PlanRequest& request) {
   if (request.device.overlap_flop == 0) return 1;
@@ -259,11 +251,22 @@ std::optional<Cut> find_cut_by_groups(const PlanRequest& request) {
 
 }  // namespace
 
+std::vector<std::int64_t> group_counts(const PlanRequest& request) {
+  std::vector<std::int64_t> counts;
+  for_each_group_count(request, [&](std::int64_t groups) { counts.push_back(groups); });
+  return counts;
+}
+
+double flop_of(const Problem& problem) {
+  const std::int64_t scores =
+      problem.live_scores({0, problem.query_length}, {0, problem.key_length});
+  return 4.0 * static_cast<double>(scores) * static_cast<double>(problem.head_dim) *
+         static_cast<double>(problem.query_heads * problem.batch);
+}
+
 Cut choose_cut(const PlanRequest& request) {
   if (request.scheme == Scheme::tiles) {
-    std::vector<std::int64_t> group_counts;
-    for_each_group_count(request, [&](std::int64_t groups) { group_counts.push_back(groups); });
-    const auto cut = choose_tiles(request, group_counts, shared_subproblems(request));
+    const auto cut = choose_tiles(request, group_counts(request), shared_subproblems(request));
     if (!cut) throw_too_small(request);
     return *cut;
   }
@@ -277,6 +280,12 @@ std::int64_t smallest_device_budget(const PlanRequest& request) {
   const Found device = smallest_device(request);
   if (!device.any) throw_too_small(request);
   return device.bytes;
+}
+
+std::int64_t smallest_host_budget(const PlanRequest& request) {
+  const Found host = smallest_host(request, request.device_budget);
+  if (!host.any) throw_too_small(request);
+  return host.bytes;
 }
 
 }  // namespace stream_cqsa

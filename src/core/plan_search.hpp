@@ -1,6 +1,9 @@
 // The choice of c, or of tiles, and head groups.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "core/plan_sizes.hpp"
 
 namespace stream_cqsa {
@@ -16,5 +19,12 @@ namespace stream_cqsa {
 /// Tiles: see choose_tiles(). Throws InputError, naming the smallest budget that works, when
 /// nothing fits.
 Cut choose_cut(const PlanRequest& request);
+
+/// Every number of head groups that the request leaves open, ascending. Of those with the same
+/// largest group only the smallest counts.
+std::vector<std::int64_t> group_counts(const PlanRequest& request);
+
+/// The run's floating-point operations.
+double flop_of(const Problem& problem);
 
 }  // namespace stream_cqsa

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,14 @@ PROGRAM = os.environ["STREAM_CQSA_PROGRAM"]
 SESSIONS = tempfile.TemporaryDirectory(prefix="stream-cqsa-mpi-")
 os.environ["OMPI_MCA_ess_singleton_isolated"] = "1"
 os.environ["OMPI_MCA_orte_tmpdir_base"] = SESSIONS.name
+# Plans are chosen by built-in costs, not by what was measured here.
+os.environ["XDG_CACHE_HOME"] = SESSIONS.name
+
+# Of a machine that no test depends on.
+RATES = {"copy_in_bytes_per_second": 5e9, "copy_out_bytes_per_second": 5e9, "device_merge_bytes_per_second": 8e9,
+         "merge_bytes_per_second": 8e9, "read_bytes_per_second": 2e9, "generate_bytes_per_second": 2e9,
+         "write_bytes_per_second": 1e9, "rewrite_bytes_per_second": 1e9, "receive_bytes_per_second": 2e9,
+         "start_seconds": 1e-3}
 
 
 def run_program(*arguments, **keywords):
@@ -99,6 +108,24 @@ class CliTest(unittest.TestCase):
         for name, array in zip("qkv", arrays):
             np.save(self.path(f"{name}.npy"), array)
         return arrays
+
+    def save_costs(self, flop_per_second=1e11, launch_seconds=1e-5, **changes):
+        """The CPU's costs for one thread, by which plans of this test are chosen from now on."""
+        before = os.environ["XDG_CACHE_HOME"]
+        self.addCleanup(os.environ.update, {"XDG_CACHE_HOME": before})
+        os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")
+        done = self.succeed("plan", "--input", "synthetic:1", "--shape", "1,64,1,64", "--threads", "1",
+                            "--backend", "cpu", "--json")
+        traits = json.loads(done.stdout)["request"]["device"]
+        device = traits["name"] or traits["kind"]
+        kernels = [{"head_dim": dim, "dtype": "f32", "mask": mask, "flop_per_second": flop_per_second,
+                    "burst_flop_per_second": flop_per_second, "launch_seconds": launch_seconds}
+                   for dim in (64, 128) for mask in ("none", "causal")]
+        folder = self.folder / "cache" / "stream-cqsa"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.sub("[^A-Za-z0-9]+", "-", "costs-" + device)
+        (folder / f"{name}.json").write_text(json.dumps(
+            {"version": 1, "device": device, **RATES, **changes, "kernels": kernels}))
 
     def progress(self):
         """What a run with the checkpoint `ckpt` has left there by now: it changes while one works."""

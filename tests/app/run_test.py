@@ -223,8 +223,11 @@ class Plan(CliTest):
         self.save_inputs()
         plan = self.succeed("plan", *self.inputs(), "--chunks", "7", "--json").stdout
         self.path("plan.json").write_text(plan)
-        again = self.succeed("plan", *self.inputs(), "--plan", self.path("plan.json"), "--json").stdout
-        self.assertEqual(plan, again)
+        again = json.loads(self.succeed("plan", *self.inputs(), "--plan", self.path("plan.json"), "--json").stdout)
+        first = json.loads(plan)
+        for key in ("alternatives", "smallest_budget"):  # of what the options left open
+            del first[key], again[key]
+        self.assertEqual(first, again)
         self.succeed("run", *self.inputs(), "--plan", self.path("plan.json"), "--output",
                      self.path("o.npy"), "--quiet")
         whole = self.path("o.npy").read_bytes()

@@ -78,6 +78,7 @@ class AnyRanks(ranks_test.Ranks):
 
     def test_whole_head_groups_on_the_workers_devices(self):
         self.save_inputs(shape=(1, 3000, 4, 32), dtype=np.float16)
+        self.save_costs(merge_bytes_per_second=1e6)
         expected = self.alone()
         report = self.path("r.json")
         self.mpirun(3, self.command("--overwrite", "--report", report))

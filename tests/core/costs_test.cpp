@@ -196,6 +196,24 @@ BOOST_AUTO_TEST_CASE(
   }
 }
 
+// With room for all keys each chunk is copied once, whatever the mask leaves of the tiles.
+BOOST_AUTO_TEST_CASE(dead_tiles_take_no_share_of_what_is_copied) {
+  for (const bool causal : {false, true}) {
+    sc::PlanRequest request = request_of(1 << 16, 4, causal);
+    request.scheme = sc::Scheme::tiles;
+    request.device_budget = std::int64_t{64} << 30;
+    const sc::Costs costs = sc::builtin_costs(request.device);
+    for (const std::int64_t count : {1, 2, 16, 100}) {
+      request.grid = sc::Grid{count, count};
+      const sc::Prediction prediction =
+          sc::predict(sc::make_plan(request), costs, sc::InputKind::files);
+      const double copied = prediction.busy_of(sc::Stage::copy_in) * costs.copy_in;
+      const double inputs = 3.0 * 65536 * 4 * 128;
+      BOOST_TEST(std::abs(copied / inputs - 1) < 0.05, count << " x " << count << ": " << copied);
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(problems_with_next_to_nothing_to_do_take_a_finite_time) {
   const auto finite = [](const sc::PlanRequest& request) {
     const sc::Prediction prediction = sc::predict(

@@ -1,0 +1,24 @@
+// The choice of a plan for a job: of --plan, or by prediction.
+#pragma once
+
+#include <string>
+
+#include "app/calibration.hpp"
+#include "app/problem.hpp"
+#include "stream_cqsa/plan_choice.hpp"
+
+namespace stream_cqsa {
+
+/// The plan of plan_for() with those that were predicted to be no faster, by the costs that are
+/// kept for its device. With --plan there are no others. Throws InputError as plan_for().
+PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+                      const Capacity& capacity);
+
+/// The smallest budgets for the same problem, whatever the plan.
+SmallestBudgets smallest_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
+                             const Capacity& capacity, const Plan& plan);
+
+/// What `plan` prints of the choice below the plan and its prediction.
+std::string describe(const PlanChoice& choice, const SmallestBudgets& smallest);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,29 @@
+// The plans that choose_plan() looks at, before they are made.
+#pragma once
+
+#include <vector>
+
+#include "core/plan_sizes.hpp"
+#include "stream_cqsa/costs.hpp"
+
+namespace stream_cqsa {
+
+struct Candidate {
+  Cut cut;
+  bool host_accumulators = false;
+  /// Seconds by the totals of each stage, and the first and last subproblems: about the least that
+  /// predict() may say.
+  double estimate = 0;
+  /// Among those with as many head groups and the same placement, by estimate.
+  std::int64_t rank = 0;
+};
+
+/// Those of PlanRequest::scheme that fit the budgets, by rank and estimate. Which cuts are looked
+/// at does not depend on the budgets.
+std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& costs,
+                                     InputKind inputs);
+
+/// The request of which make_plan() makes this candidate.
+PlanRequest pinned(const PlanRequest& request, const Candidate& candidate);
+
+}  // namespace stream_cqsa

@@ -1,0 +1,239 @@
+#include "stream_cqsa/plan_choice.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <utility>
+
+#include "core/counted.hpp"
+#include "core/plan_candidates.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// What predictions of one scheme's plans may cost, in chunk pairs that are examined and subproblems
+// that are followed, some 10 million a second: about a hundredth of what a short run takes, and a
+// quarter of a second for a long one. No plan but the default takes more than a part of it.
+constexpr double effort_per_second = 1 << 17;
+constexpr double least_effort = 1 << 19;
+constexpr double most_effort = 3 << 20;
+constexpr double largest_part = 1.0 / 8;
+constexpr std::size_t most_predicted = 64;
+// Candidates whose estimate is above this part of the best prediction are not followed: estimates
+// may be a little above what is then predicted.
+constexpr double certain_share = 0.9;
+
+double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
+
+Candidate candidate_of(const Plan& plan) {
+  const auto groups = static_cast<std::int64_t>(plan.groups.size());
+  return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
+}
+
+// Throws InputError where what one of several ranks needs for the plan is beyond its budgets, those
+// of the request; the master's also where it serves the inputs.
+void check_ranks(const Plan& plan) {
+  const PlanRequest& request = plan.request;
+  if (request.workers == 1) return;
+  worker_plan(plan, request.device, request.device_budget, request.host_budget);
+  const std::int64_t merging = request.mergers + 1;
+  for (std::int64_t rank = 0; rank < merging; ++rank) {
+    const Range chunks = split(plan.division.chunk_count(), 1, merging, rank);
+    merger_plan(plan, request.workers, chunks, request.host_budget, rank == 0);
+  }
+}
+
+// The plans of one scheme that were predicted.
+class Contest {
+ public:
+  /// Throws InputError where nothing fits.
+  Contest(const PlanRequest& request, const Costs& costs, InputKind inputs)
+      : request_(request), costs_(costs), inputs_(inputs), default_plan_(make_plan(request)) {
+    enter(default_plan_, pinned(request, candidate_of(default_plan_)));
+    plans_.front().is_default = true;
+    for (const Candidate& candidate : candidates_of(request, costs, inputs)) {
+      if (is_over()) break;
+      if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
+    }
+    consider_other_order(plans_.front());
+    consider_other_order(fastest());
+  }
+
+  /// The default first, then in the order in which they were predicted.
+  const std::vector<Alternative>& plans() const { return plans_; }
+
+  const Alternative& fastest() const { return *std::ranges::min_element(plans_, {}, seconds_of); }
+  /// The plan itself; the default once.
+  Plan plan_of(const Alternative& plan) {
+    return plan.is_default ? std::move(default_plan_) : make_plan(plan.request);
+  }
+
+ private:
+  using Name =
+      std::tuple<std::int64_t, std::int64_t, std::int64_t, AccumulatorPlacement, ScheduleOrder>;
+
+  // By what predict() examines.
+  static double effort_of(const Cut& cut) {
+    constexpr double most_examined = 1 << 17;
+    const auto quorums = static_cast<double>(cut.quorums);
+    return (cut.grid ? quorums : std::min(quorums * quorums, most_examined)) +
+           static_cast<double>(cut.subproblems);
+  }
+
+  static Name name_of(const Plan& plan) {
+    const Division& division = plan.division;
+    const bool tiles = division.scheme() == Scheme::tiles;
+    return {tiles ? division.grid().rows : division.chunk_count(),
+            tiles ? division.grid().columns : 0, static_cast<std::int64_t>(plan.groups.size()),
+            plan.placement, plan.order};
+  }
+
+  double worthwhile_effort() const {
+    return std::clamp(effort_per_second * best_, least_effort, most_effort);
+  }
+
+  bool is_over() const { return effort_ > worthwhile_effort() || plans_.size() >= most_predicted; }
+
+  // Worse than the best, or too much to look at.
+  bool is_hopeless(const Candidate& candidate) const {
+    const bool enough = plans_.size() > most_printed;
+    return (enough && certain_share * candidate.estimate >= best_) ||
+           effort_of(candidate.cut) > largest_part * worthwhile_effort();
+  }
+
+  void consider(const PlanRequest& request, double effort) {
+    try {
+      const Plan plan = make_plan(request);
+      if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
+      check_ranks(plan);
+      effort_ += effort;
+      enter(plan, request);
+    } catch (const InputError&) {  // some rank has no room for it
+    }
+  }
+
+  // Of head groups and quorums.
+  void consider_other_order(const Alternative& plan) {
+    PlanRequest request = plan.request;
+    const bool outer = plan.order == ScheduleOrder::groups_outer;
+    request.order = outer ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;
+    if (outer) request.host_accumulators = true;
+    consider(request, 0);
+  }
+
+  void enter(const Plan& plan, const PlanRequest& request) {
+    const Prediction prediction = predict(plan, costs_, inputs_);
+    names_.push_back(name_of(plan));
+    plans_.push_back(
+        {request, plan.placement, plan.order, plan.subproblem_count(), prediction, false});
+    best_ = std::min(best_, prediction.seconds);
+  }
+
+  const PlanRequest& request_;
+  const Costs& costs_;
+  const InputKind inputs_;
+  Plan default_plan_;
+  std::vector<Name> names_;
+  std::vector<Alternative> plans_;
+  double best_ = std::numeric_limits<double>::infinity();
+  double effort_ = 0;
+};
+
+// Of the first scheme that has a plan as fast as any the default, if it is one, else the plan with
+// the fewest subproblems: what each costs beside its launch is not predicted.
+std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
+  double best = std::numeric_limits<double>::infinity();
+  for (const Contest& contest : contests) best = std::min(best, seconds_of(contest.fastest()));
+  for (Contest& contest : contests) {
+    const Alternative* picked = nullptr;
+    for (const Alternative& plan : contest.plans()) {
+      if (!(seconds_of(plan) <= best * (1 + prediction_tolerance))) continue;
+      if (plan.is_default) return {&contest, &plan};
+      if (!picked || plan.subproblems < picked->subproblems) picked = &plan;
+    }
+    if (picked) return {&contest, picked};
+  }
+  return {&contests.front(), &contests.front().plans().front()};
+}
+
+// The requests for cyclic quorum sets and tiles, of those that are asked for, the preferred first.
+std::vector<PlanRequest> requests_of(const PlanRequest& request, Divisions divisions) {
+  if (divisions == Divisions::requested) return {request};
+  PlanRequest other = request;
+  other.scheme = request.scheme == Scheme::cqs ? Scheme::tiles : Scheme::cqs;
+  const Scheme pinned = request.grid ? Scheme::tiles : Scheme::cqs;
+  if (request.chunks || request.grid) return {request.scheme == pinned ? request : other};
+  return {request, other};
+}
+
+// Calls visit(request) for each; throws the first one's InputError where all throw one.
+template <typename Visit>
+void for_each_that_fits(const std::vector<PlanRequest>& requests, const Visit& visit) {
+  std::optional<InputError> first;
+  std::size_t failed = 0;
+  for (const PlanRequest& request : requests) {
+    try {
+      visit(request);
+    } catch (const InputError& error) {
+      if (!first) first = error;
+      ++failed;
+    }
+  }
+  if (first && failed == requests.size()) throw *first;
+}
+
+std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,
+                    ScheduleOrder order) {
+  const std::string division =
+      request.grid ? fmt::format("{}x{} tiles", request.grid->rows, request.grid->columns)
+                   : fmt::format("c = {}", request.chunks.value_or(1));
+  const char* where = placement == AccumulatorPlacement::device   ? "on the device"
+                      : placement == AccumulatorPlacement::memory ? "in memory"
+                                                                  : "in memory and a file";
+  return fmt::format("{}, {} per group{}, accumulators {}", division,
+                     counted(request.heads_per_group.value_or(1), "key/value head"),
+                     order == ScheduleOrder::groups_inner ? " in the inner loop" : "", where);
+}
+
+}  // namespace
+
+PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind inputs,
+                       Divisions divisions) {
+  const std::vector<PlanRequest> requests = requests_of(request, divisions);
+  std::vector<Contest> contests;
+  for_each_that_fits(requests,
+                     [&](const PlanRequest& each) { contests.emplace_back(each, costs, inputs); });
+  const auto [contest, winner] = pick(contests);
+  PlanChoice choice{contest->plan_of(*winner), winner->prediction, winner->is_default, {}};
+  for (const Contest& each : contests) {
+    for (const Alternative& plan : each.plans()) {
+      if (&plan != winner) choice.others.push_back(plan);
+    }
+  }
+  std::ranges::stable_sort(choice.others, {}, seconds_of);
+  return choice;
+}
+
+SmallestBudgets smallest_budgets(const PlanRequest& request, Divisions divisions) {
+  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  SmallestBudgets smallest{none, none};
+  for_each_that_fits(requests_of(request, divisions), [&](const PlanRequest& each) {
+    smallest.device = std::min(smallest.device, smallest_device_budget(each));
+    smallest.host = std::min(smallest.host, smallest_host_budget(each));
+  });
+  return smallest;
+}
+
+std::string division_text(const Alternative& plan) {
+  return text_of(plan.request, plan.placement, plan.order);
+}
+
+std::string division_text(const Plan& plan) {
+  return text_of(pinned(plan.request, candidate_of(plan)), plan.placement, plan.order);
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,354 @@
+// The plan that is chosen by prediction.
+#define BOOST_TEST_MODULE plan_choice
+#include "stream_cqsa/plan_choice.hpp"
+
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+#include <string>
+
+#include "core/plan_requests.hpp"
+#include "stream_cqsa/error.hpp"
+
+using namespace stream_cqsa;
+using namespace stream_cqsa::testing;
+
+namespace {
+
+constexpr double tolerance = 1 + prediction_tolerance;
+
+// Rates of a usual machine, each up to 64 times slower.
+Costs random_costs(Random& random, const DeviceTraits& device) {
+  Costs costs = builtin_costs(device);
+  for (double* rate :
+       {&costs.copy_in, &costs.copy_out, &costs.device_merge, &costs.merge, &costs.read,
+        &costs.generate, &costs.write, &costs.rewrite, &costs.receive}) {
+    *rate /= std::exp2(random.between(0, 6));
+  }
+  for (KernelCost& kernel : costs.kernels) kernel.launch_seconds *= random.between(0, 4);
+  return costs;
+}
+
+std::optional<PlanChoice> try_choice(const PlanRequest& request, const Costs& costs,
+                                     Divisions divisions = Divisions::requested) {
+  try {
+    return choose_plan(request, costs, InputKind::files, divisions);
+  } catch (const InputError&) {
+    return std::nullopt;
+  }
+}
+
+// Problems of up to a second or so.
+PlanRequest random_job(Random& random) {
+  PlanRequest request = random_shared_request(random);
+  request.device.tile = 64;
+  request.problem.query_length = random.magnitude(500, 50'000);
+  request.problem.key_length = request.problem.query_length * random.between(1, 4);
+  request.device_budget = random.magnitude(100 * KiB, GiB);
+  request.host_budget = random.magnitude(100 * KiB, GiB);
+  request.chunks.reset();
+  return request;
+}
+
+std::string json_of(const PlanChoice& choice, bool subproblems = false) {
+  std::stringstream out;
+  write_json(choice, smallest_budgets(choice.plan.request), subproblems, out);
+  return out.str();
+}
+
+// A job of which the default leaves everything in one piece.
+PlanRequest plain_job() {
+  PlanRequest request = large_request(16384, 8);
+  request.device_budget = request.host_budget = 4 * GiB;
+  request.device.merges = true;
+  return request;
+}
+
+Costs even_costs(const DeviceTraits& device) {
+  Costs costs = builtin_costs(device);
+  for (KernelCost& kernel : costs.kernels) kernel.launch_seconds = 1e-6;
+  return costs;
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(choices_are_repeatable_never_slower_than_the_default_and_made_again_anywhere) {
+  int defaults = 0, others = 0, sharing = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 150; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    if (seed % 4 == 0) request = as_tiles(request, random);
+    const Costs costs = random_costs(random, request.device);
+    const auto choice = try_choice(request, costs);
+    const auto plain = try_plan(request);
+    BOOST_REQUIRE_EQUAL(choice.has_value(), plain.has_value());
+    if (!choice) continue;
+    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
+      const double seconds = predict(*plain, costs, InputKind::files).seconds;
+      BOOST_REQUIRE_EQUAL(choice->prediction.seconds,
+                          predict(choice->plan, costs, InputKind::files).seconds);
+      BOOST_TEST(choice->prediction.seconds <= seconds);
+      const std::string text = json_of(*choice);
+      BOOST_TEST(text == json_of(*try_choice(request, costs)));
+      std::stringstream in(text);
+      BOOST_TEST(testing::json_of(read_plan(in, "plan.json")) == testing::json_of(choice->plan));
+      BOOST_TEST(testing::json_of(make_plan(choice->plan.request)) ==
+                 testing::json_of(choice->plan));
+      if (choice->is_default) BOOST_TEST((choice->plan.request == request));
+      for (const Alternative& other : choice->others) {
+        BOOST_TEST(choice->prediction.seconds <= other.prediction.seconds * tolerance);
+      }
+      BOOST_TEST(std::ranges::is_sorted(
+          choice->others, {}, [](const Alternative& other) { return other.prediction.seconds; }));
+      ++(choice->is_default ? defaults : others);
+      sharing += request.workers > 1;
+    }
+  }
+  BOOST_TEST(defaults > 20);
+  BOOST_TEST(others > 20);
+  BOOST_TEST(sharing > 20);
+}
+
+BOOST_AUTO_TEST_CASE(alternatives_are_what_they_say) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + 30; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    if (seed % 4 == 0) request = as_tiles(request, random);
+    const Costs costs = random_costs(random, request.device);
+    const auto choice = try_choice(request, costs);
+    if (!choice) continue;
+    for (const Alternative& other : choice->others) {
+      const Plan plan = make_plan(other.request);
+      BOOST_TEST(predict(plan, costs, InputKind::files).seconds == other.prediction.seconds);
+      BOOST_TEST(plan.subproblem_count() == other.subproblems);
+      BOOST_TEST((plan.placement == other.placement));
+      BOOST_TEST(division_text(plan) == division_text(other));
+    }
+    const auto is_default = [](const Alternative& other) { return other.is_default; };
+    BOOST_TEST(std::ranges::count_if(choice->others, is_default) == (choice->is_default ? 0 : 1));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(what_is_pinned_stays) {
+  int chosen = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 120; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    const Costs costs = random_costs(random, request.device);
+    switch (seed % 4) {
+      case 0:
+        request.chunks = random.between(1, 60);
+        break;
+      case 1:
+        request.heads_per_group = random.between(1, request.problem.kv_heads);
+        break;
+      case 2:
+        request.host_accumulators = true;
+        break;
+      default:
+        request.scheme = Scheme::tiles;
+        request.grid = Grid{random.between(1, 20), random.between(1, 20)};
+    }
+    const auto choice = try_choice(request, costs);
+    if (!choice) continue;
+    ++chosen;
+    const auto keeps = [&](const PlanRequest& of) {
+      if (request.chunks) BOOST_TEST((of.chunks == request.chunks));
+      if (request.grid) BOOST_TEST((of.grid == request.grid));
+      if (request.heads_per_group) BOOST_TEST((of.heads_per_group == request.heads_per_group));
+      if (request.host_accumulators) BOOST_TEST(of.host_accumulators);
+      BOOST_TEST((of.scheme == request.scheme));
+    };
+    keeps(choice->plan.request);
+    for (const Alternative& other : choice->others) keeps(other.request);
+  }
+  BOOST_TEST(chosen > 60);
+}
+
+// With several workers who is free first gets what is next, and where one thing takes less time all
+// may end later, though never by more than this (Graham 1969).
+BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
+  int compared = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 200; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    if (seed % 4 == 0) request = as_tiles(request, random);
+    const Costs costs = random_costs(random, request.device);
+    const bool of_device = random.chance(50);
+    std::int64_t& budget = of_device ? request.device_budget : request.host_budget;
+    const double anomaly = 2 - 1 / static_cast<double>(request.workers);
+    std::optional<double> least;
+    BOOST_TEST_CONTEXT("seed " << seed << (of_device ? ", device: " : ", host: ")
+                               << text_of(request)) {
+      for (double bytes = 64 * KiB; bytes < 512.0 * MiB; bytes *= 8) {
+        budget = static_cast<std::int64_t>(bytes);
+        const auto choice = try_choice(request, costs);
+        BOOST_REQUIRE((choice || !least));
+        if (!choice) continue;
+        const double now = choice->prediction.seconds;
+        if (least) {
+          BOOST_TEST(now <= *least * tolerance * anomaly,
+                     "at " << budget << " bytes " << now << " s after " << *least
+                           << " s: " << division_text(choice->plan));
+          ++compared;
+        }
+        least = std::min(least.value_or(now), now);
+      }
+    }
+  }
+  BOOST_TEST(compared > 300);
+}
+
+BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
+  PlanRequest request = plain_job();
+  const auto chosen = [&](const Costs& costs) {
+    const PlanChoice choice = choose_plan(request, costs, InputKind::files);
+    BOOST_TEST(!choice.is_default);
+    const auto was_default = std::ranges::find_if(
+        choice.others, [](const Alternative& other) { return other.is_default; });
+    BOOST_REQUIRE(was_default != choice.others.end());
+    BOOST_TEST(was_default->prediction.seconds > choice.prediction.seconds * tolerance);
+    return choice.plan;
+  };
+  request.chunks = 31;
+  BOOST_TEST((make_plan(request).placement == AccumulatorPlacement::device));
+  Costs slow_device_merge = even_costs(request.device);
+  slow_device_merge.device_merge /= 1000;
+  BOOST_TEST((chosen(slow_device_merge).placement == AccumulatorPlacement::memory));
+  request.chunks.reset();
+
+  // A few launches, though the device is worth overlapping.
+  request.device.overlap_flop = 1'000'000'000;
+  request.device.overlap_worth = 64;
+  BOOST_TEST(make_plan(request).subproblem_count() > 32);
+  Costs slow_launches = even_costs(request.device);
+  for (KernelCost& kernel : slow_launches.kernels) kernel.launch_seconds = 10;
+  BOOST_TEST(chosen(slow_launches).subproblem_count() < 16);
+  request.device.overlap_flop = 0;
+
+  // Reading is as slow as computing: both at once take half the time.
+  request.device_budget = 4 * GiB;
+  BOOST_TEST(make_plan(request).subproblem_count() == 1);
+  Costs slow_reads = even_costs(request.device);
+  const Prediction prediction = predict(make_plan(request), slow_reads, InputKind::files);
+  slow_reads.read *= prediction.busy_of(Stage::read) / prediction.busy_of(Stage::compute);
+  BOOST_TEST(chosen(slow_reads).subproblem_count() > 4);
+}
+
+BOOST_AUTO_TEST_CASE(any_division_takes_tiles_where_they_are_faster_and_else_quorum_sets) {
+  PlanRequest request = plain_job();
+  request.device.merges = false;
+  request.device_budget = 6 * MiB;
+  const Costs even = even_costs(request.device);
+  const PlanChoice tie = choose_plan(request, even, InputKind::files, Divisions::any);
+  BOOST_TEST((tie.plan.division.scheme() == Scheme::cqs));
+  BOOST_TEST(std::ranges::any_of(
+      tie.others, [](const Alternative& other) { return other.request.scheme == Scheme::tiles; }));
+
+  // Tiles have fewer partials.
+  Costs slow_merges = even;
+  slow_merges.merge /= 3000;
+  const PlanChoice tiles = choose_plan(request, slow_merges, InputKind::files, Divisions::any);
+  BOOST_TEST((tiles.plan.division.scheme() == Scheme::tiles));
+  const double cqs = choose_plan(request, slow_merges, InputKind::files).prediction.seconds;
+  BOOST_TEST(cqs > tiles.prediction.seconds * tolerance);
+  std::stringstream in(json_of(tiles));
+  const Plan again = read_plan(in, "plan.json");
+  BOOST_TEST((again.division.scheme() == Scheme::tiles));
+  BOOST_TEST(testing::json_of(again) == testing::json_of(tiles.plan));
+
+  // What is pinned of one division excludes the other.
+  request.chunks = 31;
+  const PlanChoice pinned = choose_plan(request, slow_merges, InputKind::files, Divisions::any);
+  BOOST_TEST(pinned.plan.division.chunk_count() == 31);
+}
+
+BOOST_AUTO_TEST_CASE(nothing_that_fits_is_said_as_without_costs) {
+  PlanRequest request = plain_job();
+  request.device_budget = 1000;
+  std::string expected;
+  try {
+    make_plan(request);
+  } catch (const InputError& error) {
+    expected = error.what();
+  }
+  for (const Divisions divisions : {Divisions::requested, Divisions::any}) {
+    BOOST_CHECK_EXCEPTION(
+        choose_plan(request, even_costs(request.device), InputKind::files, divisions), InputError,
+        [&](const InputError& error) { return error.what() == expected; });
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
+  int tight = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + 60; ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+    if (seed % 4 == 0) request = as_tiles(request, random);
+    if (!try_plan(request)) continue;
+    const SmallestBudgets smallest = smallest_budgets(request);
+    const auto works = [&](std::int64_t device, std::int64_t host) {
+      PlanRequest other = request;
+      other.device_budget = device;
+      other.host_budget = host;
+      return try_plan(other).has_value();
+    };
+    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
+      BOOST_TEST(works(smallest.device, request.host_budget));
+      BOOST_TEST(!works(smallest.device - 1, request.host_budget));
+      BOOST_TEST(works(request.device_budget, smallest.host));
+      BOOST_TEST(!works(request.device_budget, smallest.host - 1));
+      ++tight;
+    }
+  }
+  BOOST_TEST(tight > 20);
+}
+
+BOOST_AUTO_TEST_CASE(json_names_the_alternatives_and_the_smallest_budgets) {
+  const PlanRequest request = plain_job();
+  const PlanChoice choice = choose_plan(request, even_costs(request.device), InputKind::files);
+  BOOST_REQUIRE(choice.others.size() > most_printed);
+  const auto json = nlohmann::json::parse(json_of(choice, true));
+  BOOST_TEST(json["predicted"]["seconds"] == choice.prediction.seconds);
+  BOOST_TEST(json["subproblems"].size() == json["subproblem_count"]);
+  BOOST_REQUIRE(json["alternatives"].size() == most_printed);
+  const auto& first = json["alternatives"][0];
+  BOOST_TEST(first["division"] == "cqs");
+  BOOST_TEST(first["c"] == choice.others[0].request.chunks.value());
+  BOOST_TEST(first["heads_per_group"] == choice.others[0].request.heads_per_group.value());
+  BOOST_TEST(first["seconds"] == choice.others[0].prediction.seconds);
+  BOOST_TEST(json["smallest_budget"]["device"] == smallest_device_budget(choice.plan.request));
+  BOOST_TEST(json["smallest_budget"]["host"] == smallest_host_budget(choice.plan.request));
+  // Costs are not in it: what is said of other plans is not compared when it is read.
+  auto changed = json;
+  changed["alternatives"] = "something else";
+  std::stringstream in(changed.dump());
+  BOOST_TEST(testing::json_of(read_plan(in, "plan.json")) == testing::json_of(choice.plan));
+}
+
+BOOST_AUTO_TEST_CASE(a_pinned_order_is_kept_and_read_back) {
+  PlanRequest request = plain_job();
+  request.chunks = 7;
+  request.heads_per_group = 2;
+  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+    request.order = order;
+    const Plan plan = make_plan(request);
+    BOOST_TEST((plan.order == order));
+    const bool on_device = plan.placement == AccumulatorPlacement::device;
+    BOOST_TEST(on_device == (order == ScheduleOrder::groups_outer));
+    std::stringstream in(testing::json_of(plan));
+    BOOST_TEST((read_plan(in, "plan.json").request == request));
+  }
+  request.host_accumulators = true;
+  request.order.reset();
+  request.host_budget = smallest_host_budget(request);
+  make_plan(request);
+  request.order = ScheduleOrder::groups_inner;
+  BOOST_CHECK_EXCEPTION(make_plan(request), InputError, [](const InputError& error) {
+    return std::string(error.what()).find("host memory") == 0;
+  });
+}
