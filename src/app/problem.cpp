@@ -202,7 +202,6 @@ OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
   value.name = fmt::format("synthetic:{} value", seed);
 
   OpenProblem open;
-  open.synthetic = true;
   open.problem = problem_of(query, key, value);
   validate(open.problem);
   open.query = make_synthetic_source(query, seed, 0);
