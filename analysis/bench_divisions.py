@@ -28,7 +28,7 @@ def entries(chunks):
 def command_of(arguments, budget, ranks, options, folder):
     launcher = ["mpirun", "-n", str(ranks), *arguments.mpirun_options.split()] if ranks > 1 else []
     command = [*launcher, arguments.program, "run", "--input", "synthetic:1", "--shape", arguments.shape,
-               "--dtype", arguments.dtype, "--backend", arguments.backend, *options,
+               "--dtype", arguments.dtype, "--layout", arguments.layout, "--backend", arguments.backend, *options,
                "--device-memory", budget, "--host-memory", arguments.host_memory,
                "--output", str(folder / "o.npy"), "--overwrite", "--report", str(folder / "report.json"),
                "--quiet", "--no-verify"]
@@ -133,6 +133,8 @@ def options(words=None):
     parser.add_argument("--shape", default="1,65536,8,64", help="B,N,H,D")
     parser.add_argument("--kv-heads", type=int, help="default: as many as query heads")
     parser.add_argument("--dtype", default="f16")
+    parser.add_argument("--layout", default="bshd",
+                        help="with bhsd a rank generates no more heads than it computes")
     parser.add_argument("--causal", action="store_true")
     parser.add_argument("--budgets", nargs="+", default=["64MiB", "256MiB", "1GiB"], help="of device memory")
     parser.add_argument("--host-memory", default="4GiB")
