@@ -320,10 +320,11 @@ RunOptions run_options(const ResourceOptions& resources, const DeviceTraits& dev
   options.warn = [](const std::string& line) { fmt::print(stderr, "stream-cqsa: {}\n", line); };
   const int cores = std::max(1, this_machine().cores / resources.ranks_on_host);
   if (device.kind == "cuda") {
-    options.read_threads = std::clamp(cores / 2, 2, 16);
+    // What the first subproblems need is read at once, so many read; the others have time.
+    options.read_threads = std::clamp(3 * cores / 4, 2, 16);
     options.merge_threads = std::clamp(cores / 2, 2, 16);
     // Most systems write one file from one thread at a time; fingerprints are taken beside that.
-    options.write_threads = std::clamp(cores / 4, 2, 4);
+    options.write_threads = std::clamp(cores / 2, 2, 4);
   }
   return options;
 }
