@@ -43,6 +43,16 @@ struct Costs {
   friend bool operator==(const Costs&, const Costs&) = default;
 };
 
+/// How inputs come.
+enum class InputKind {
+  files,         ///< as the page cache gives them
+  direct_files,  ///< past it
+  synthetic,
+};
+
+/// Bytes per second of inputs that come so.
+double read_rate(const Costs& costs, InputKind inputs);
+
 /// Costs of a usual machine with such a device, for where none were measured.
 Costs builtin_costs(const DeviceTraits& device);
 
@@ -67,13 +77,6 @@ struct Prediction {
   double busy_of(Stage stage) const { return busy[static_cast<std::size_t>(stage)]; }
   /// The stage that is busy longest.
   Stage bottleneck() const;
-};
-
-/// How inputs come.
-enum class InputKind {
-  files,         ///< as the page cache gives them
-  direct_files,  ///< past it
-  synthetic,
 };
 
 /// Follows the plan's subproblems through reading, copying in, computing, copying out, accumulators

@@ -222,9 +222,9 @@ Plan within_device(const Plan& plan, std::int64_t device_budget);
 
 /// The plan of one rank for computing some subproblems and keeping nothing: the same division, with
 /// the device arena of a run that has its accumulators on the host, cache blocks for a quorum at
-/// most, and buffers for partials, but neither accumulators nor output buffers. Where the plan has accumulators on the
-/// device, pieces may be shorter, so as to fit the host budget. Throws InputError, naming what it
-/// takes, where even the shortest do not.
+/// most, and buffers for partials, but neither accumulators nor output buffers. Where the plan has
+/// accumulators on the device, pieces may be shorter, so as to fit the host budget. Throws
+/// InputError, naming what it takes, where even the shortest do not.
 Plan rehearsal_plan(const Plan& plan);
 
 /// The smallest device budget with which make_plan() takes a request that is otherwise this one.

@@ -143,6 +143,16 @@ void check_division(const ResourceOptions& resources, const Division& division) 
   if (!tiles) check_number("--chunks", resources.chunks.value_or(0), division.chunk_count());
 }
 
+// Other most heads per group may give the same groups.
+void check_heads(const ResourceOptions& resources, const Plan& plan) {
+  if (!resources.heads_per_group) return;
+  const std::int64_t heads = plan.problem().kv_heads;
+  const auto groups = static_cast<std::int64_t>(plan.groups.size());
+  const std::int64_t given = std::clamp<std::int64_t>(*resources.heads_per_group, 1, heads);
+  if (ceil_div(heads, given) == groups) return;
+  check_number("--heads-per-group", *resources.heads_per_group, ceil_div(heads, groups));
+}
+
 void check_options(const ResourceOptions& resources, const Plan& plan) {
   const auto bytes = [](const char* option, const std::string& text) {
     return text.empty() ? 0 : parse_bytes(text, option);
@@ -152,8 +162,7 @@ void check_options(const ResourceOptions& resources, const Plan& plan) {
                request.device_budget);
   check_number("--host-memory", bytes("--host-memory", resources.host_memory), request.host_budget);
   check_division(resources, plan.division);
-  check_number("--heads-per-group", resources.heads_per_group.value_or(0),
-               request.heads_per_group.value_or(0));
+  check_heads(resources, plan);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
+
 Scheme division_option(const ResourceOptions& resources) {
   if (resources.division.empty() || leaves_division_open(resources)) return Scheme::cqs;
   const auto scheme = parse_scheme(resources.division);

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
+#include <memory>
 
 #include "mpi/file.hpp"
 #include "stream_cqsa/error.hpp"
@@ -43,10 +45,14 @@ OpenProblem open_input_files(const InputOptions& input, std::int64_t host_budget
         files.query->desc().bytes() + files.key->desc().bytes() + files.value->desc().bytes();
     if (wanted || !outgrows_page_cache(bytes, host_budget, this_machine())) return files;
   }
-  const auto direct = direct_opener(open_mpi_file, [](const std::string& line) {
+  const auto refused = std::make_shared<std::atomic<bool>>(false);
+  const auto direct = direct_opener(open_mpi_file, [refused](const std::string& line) {
+    *refused = true;
     fmt::print(stderr, "stream-cqsa: {}\n", line);
   });
-  return open_files(input, direct, InputKind::direct_files);
+  OpenProblem files = open_files(input, direct, InputKind::direct_files);
+  if (*refused) files.inputs = InputKind::files;
+  return files;
 }
 
 }  // namespace stream_cqsa

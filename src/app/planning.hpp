@@ -9,12 +9,12 @@
 
 namespace stream_cqsa {
 
-/// The plan of plan_for() with those that were predicted to be no faster, by the costs that are
-/// kept for its device. With --plan there are no others. Throws InputError as plan_for().
+/// The plan of plan_for() with the others that were predicted, by the costs that are kept for its
+/// device. With --plan there are no others. Throws InputError as plan_for().
 PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
                       const Capacity& capacity);
 
-/// The smallest budgets for the same problem, whatever the plan.
+/// The smallest budgets for the same problem, of any plan that the options leave open.
 SmallestBudgets smallest_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
                              const Capacity& capacity, const Plan& plan);
 

@@ -70,9 +70,9 @@ PlanRequest request_for(const OpenProblem& open, const ResourceOptions& resource
                         const Capacity& capacity);
 
 /// The plan that is predicted to be the fastest of those, see choose_plan(), or the one of --plan.
-/// For several ranks the accumulators are on the host: another plan of the same division where that
-/// of --plan has them on the device. Throws InputError as request_for(), and where nothing fits, or
-/// the plan of --plan is of something else.
+/// For several ranks a plan of --plan with accumulators on the device has them on the host instead
+/// where these ranks have no room for them. Throws InputError as request_for(), and where nothing
+/// fits, or the plan of --plan is of something else.
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
               const Capacity& capacity);
 

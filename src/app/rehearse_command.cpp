@@ -30,7 +30,7 @@ using nlohmann::json;
 constexpr std::int64_t most_subproblems = 10000;
 constexpr std::int64_t most_tokens = 1024;
 
-// With a run's options, so that its command line can be tried as it is.
+// With a run's inputs, resources and outputs, so that its command line shapes the same plan.
 struct RehearseArguments : JobOptions {
   std::int64_t subproblems = 3;
   std::optional<std::string> only;
@@ -98,9 +98,13 @@ RehearsedPlan plan_of(const OpenProblem& open, const RehearseArguments& options,
   ResourceOptions resources = options.resources;
   try {
     return {plan_for(open, resources, lse, capacity), false};
-  } catch (const InputError&) {
+  } catch (const InputError& error) {
     resources.assume_scratch = true;
-    return {plan_for(open, resources, lse, capacity), true};
+    try {
+      return {plan_for(open, resources, lse, capacity), true};
+    } catch (const InputError&) {
+      throw error;  // which names what the run would take without a scratch directory, too
+    }
   }
 }
 

@@ -60,6 +60,12 @@ Costs builtin_costs(const DeviceTraits& device) {
   return costs;
 }
 
+double read_rate(const Costs& costs, InputKind inputs) {
+  if (inputs == InputKind::synthetic) return costs.generate;
+  return inputs == InputKind::direct_files && costs.read_direct > 0 ? costs.read_direct
+                                                                    : costs.read;
+}
+
 const KernelCost& kernel_cost(const Costs& costs, const Problem& problem) {
   const DType dtype = storage_type(problem.dtype);
   const auto distance = [&](const KernelCost& kernel) {

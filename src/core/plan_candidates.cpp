@@ -115,7 +115,7 @@ class Estimate {
         cut_(cut),
         costs_(costs),
         accumulating_(arenas.accumulating),
-        read_rate_(inputs == InputKind::files ? costs.read : costs.generate),
+        read_rate_(read_rate(costs, inputs)),
         workers_(static_cast<double>(request.workers)),
         copying_workers_(copying_workers(arenas.host.arena)),
         traffic_(estimate_traffic(request, cut, ScheduleOrder::groups_outer, arenas.device,

@@ -34,16 +34,21 @@ Candidate candidate_of(const Plan& plan) {
   return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
 }
 
-// Throws InputError where what one of several ranks needs for the plan is beyond its budgets, those
-// of the request; the master's also where it serves the inputs.
-void check_ranks(const Plan& plan) {
+// Whether each of several ranks has room for its part within the budgets of the request, the master
+// also where it serves the inputs.
+bool fits_ranks(const Plan& plan) {
   const PlanRequest& request = plan.request;
-  if (request.workers == 1) return;
-  worker_plan(plan, request.device, request.device_budget, request.host_budget);
-  const std::int64_t merging = request.mergers + 1;
-  for (std::int64_t rank = 0; rank < merging; ++rank) {
-    const Range chunks = split(plan.division.chunk_count(), 1, merging, rank);
-    merger_plan(plan, request.workers, chunks, request.host_budget, rank == 0);
+  if (request.workers == 1) return true;
+  try {
+    worker_plan(plan, request.device, request.device_budget, request.host_budget);
+    const std::int64_t merging = request.mergers + 1;
+    for (std::int64_t rank = 0; rank < merging; ++rank) {
+      const Range chunks = split(plan.division.chunk_count(), 1, merging, rank);
+      merger_plan(plan, request.workers, chunks, request.host_budget, rank == 0);
+    }
+    return true;
+  } catch (const InputError&) {
+    return false;
   }
 }
 
@@ -61,9 +66,11 @@ class Contest {
     }
     consider_other_order(plans_.front());
     consider_other_order(fastest());
+    if (plans_.size() > 1 && !fits_ranks(default_plan_)) plans_.erase(plans_.begin());
   }
 
-  /// The default first, then in the order in which they were predicted.
+  /// The default first, if every rank has room for it, then in the order in which they were
+  /// predicted.
   const std::vector<Alternative>& plans() const { return plans_; }
 
   const Alternative& fastest() const { return *std::ranges::min_element(plans_, {}, seconds_of); }
@@ -109,10 +116,9 @@ class Contest {
     try {
       const Plan plan = make_plan(request);
       if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
-      check_ranks(plan);
       effort_ += effort;
-      enter(plan, request);
-    } catch (const InputError&) {  // some rank has no room for it
+      if (fits_ranks(plan)) enter(plan, request);
+    } catch (const InputError&) {  // it does not fit
     }
   }
 
@@ -208,7 +214,8 @@ PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind
   for_each_that_fits(requests,
                      [&](const PlanRequest& each) { contests.emplace_back(each, costs, inputs); });
   const auto [contest, winner] = pick(contests);
-  PlanChoice choice{contest->plan_of(*winner), winner->prediction, winner->is_default, {}};
+  const bool is_default = winner->is_default && contest == &contests.front();
+  PlanChoice choice{contest->plan_of(*winner), winner->prediction, is_default, {}};
   for (const Contest& each : contests) {
     for (const Alternative& plan : each.plans()) {
       if (&plan != winner) choice.others.push_back(plan);

@@ -13,12 +13,6 @@ namespace {
 // Of more subproblems the others are taken to go on like these.
 constexpr std::int64_t most_followed = 1 << 20;
 
-double read_rate(const Costs& costs, InputKind inputs) {
-  if (inputs == InputKind::synthetic) return costs.generate;
-  return inputs == InputKind::direct_files && costs.read_direct > 0 ? costs.read_direct
-                                                                    : costs.read;
-}
-
 // Of outputs. Where rows come in several head groups these are staged, and the last rewrites all.
 double write_rate(const Plan& plan, const Costs& costs) {
   const auto groups = static_cast<double>(plan.groups.size());

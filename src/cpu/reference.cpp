@@ -308,13 +308,14 @@ std::vector<ReferenceRow> reference_rows(const Problem& problem, TensorSource& q
   const std::vector<Segment> segments = segments_of(states, rows);
   ThreadPool pool(threads_for(threads, rows.size(), problem.head_dim));
   const std::int64_t shares = pool.threads();
-  std::vector<std::vector<Row>> parts(static_cast<std::size_t>(shares), states);
+  std::vector<std::vector<Row>> parts(static_cast<std::size_t>(shares - 1), states);
+  parts.push_back(std::move(states));
   pool.run([&](int worker) {
     add_share(problem, key, value, segments, {worker, shares, buffer_bytes / shares},
               parts[static_cast<std::size_t>(worker)], seen);
   });
   std::vector<ReferenceRow> references;
-  references.reserve(states.size());
+  references.reserve(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     Row& row = parts.front()[i];
     for (std::size_t part = 1; part < parts.size(); ++part) merge_into(row, parts[part][i]);

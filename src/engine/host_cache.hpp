@@ -26,8 +26,8 @@ namespace stream_cqsa {
 /// copies that do not depend on it.
 ///
 /// Requests may run ahead of the copies as far as that costs nothing: into blocks that hold nothing
-/// or what is not used again. Others are given up for an eighth of the blocks alone, at most: those
-/// that wait for their copies are lost to what would be used again, and is then read again.
+/// or what is not used again. Others are given up for 16 blocks, or an eighth of all, at most:
+/// those that wait for their copies are lost to what would be used again, and is then read again.
 class HostCache {
  public:
   HostCache(const Plan& plan, const Inputs& inputs, std::byte* memory, Backend& backend,

@@ -203,7 +203,8 @@ BOOST_AUTO_TEST_CASE(blocks_that_nothing_uses_again_are_given_up_for_any_number_
   const auto backend = make_cpu_backend({1});
   Telemetry telemetry;
   Abort abort;
-  HostCache cache(plan, {*query, *key, *value}, memory.data(), *backend, telemetry, abort);
+  const Inputs inputs{*query, *key, *value};
+  HostCache cache(plan, inputs, memory.data(), *backend, telemetry, abort);
   Crew crew(abort);
   crew.start([&] { cache.read_blocks(); });
   const auto request = [&](std::int64_t block) {
