@@ -15,7 +15,7 @@ import numpy as np
 from cli import PROGRAM, CliTest
 
 SEED = int(os.environ.get("STREAM_CQSA_KILL_SEED", "1"))
-KILLS = int(os.environ.get("STREAM_CQSA_KILLS", "8"))
+KILLS = int(os.environ.get("STREAM_CQSA_KILLS", "4"))
 MPIRUN = shutil.which("mpirun")
 
 

@@ -1,6 +1,7 @@
 """Attention divided into tiles: right, the same bytes on any ranks, and whatever is killed."""
 
 import json
+import os
 import unittest
 
 import numpy as np
@@ -98,6 +99,11 @@ class AnyRanks(ranks_test.Ranks):
             self.assertEqual(self.bytes_of("o.npy"), expected)
 
 
+# What is done when a rank is killed does not depend on the division: CI alone tries it again.
+thorough = unittest.skipUnless("STREAM_CQSA_THOROUGH" in os.environ, "STREAM_CQSA_THOROUGH=1 tries kills, too")
+
+
+@thorough
 class KilledRanks(ranks_test.Disturbed):
     options = TILES
     shape = (1, 14000, 2, 64)
@@ -110,9 +116,11 @@ class Killed(checkpoint_test.Checkpoint):
     options = TILES
     survive = checkpoint_test.Kills.survive
 
+    @thorough
     def test_killed_at_random_moments(self):
         self.survive(4)
 
+    @thorough
     def test_killed_with_accumulators_in_the_file(self):
         self.survive(3, "--host-memory", "3MiB", "--scratch", self.folder)
 
