@@ -6,7 +6,7 @@ source jobs/setup.sh
 
 require_packages "${build_packages[@]}" libboost-test-dev python3 python3-numpy
 cmake --preset release -DSTREAM_CQSA_TESTS=ON -DSTREAM_CQSA_WERROR=ON -DSTREAM_CQSA_CUDA=AUTO \
-  -DSTREAM_CQSA_GPU_TESTS="${STREAM_CQSA_GPU_TESTS:-AUTO}" "$(cuda_option -DCMAKE_CUDA_ARCHITECTURES=90)"
+  "$(cuda_option -DCMAKE_CUDA_ARCHITECTURES=90)"
 cmake --build --preset release -j "$(nproc)"
 # One more than there are cores: tests of several ranks wait a good part of their time.
 # ctest's closing lines come last: failures are printed with their output, then the summary.
