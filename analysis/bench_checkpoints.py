@@ -8,8 +8,6 @@ takes longer. Both give the same output. Writes JSON and prints a line a round.
 
 import argparse
 import concurrent.futures
-import json
-import os
 import pathlib
 import shutil
 import statistics
@@ -17,6 +15,7 @@ import sys
 import tempfile
 
 from bench_divisions import run
+import result_file
 
 
 def command_of(arguments, folder, checkpoint):
@@ -103,9 +102,7 @@ def main(words=None):
         kept = {key: value for key, value in vars(arguments).items() if key not in ("program", "output", "work")}
         plain = pairs[0][0]
         result = {"versions": plain["versions"], "date": plain["date"], "options": kept, **result}
-        partial = pathlib.Path(arguments.output + ".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, arguments.output)
+        result_file.write(arguments.output, result)
     return 0
 
 

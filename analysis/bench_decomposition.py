@@ -8,11 +8,12 @@ and prints a table.
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import tempfile
+
+import result_file
 
 
 def run(arguments, c, report):
@@ -75,9 +76,7 @@ def main():
         result = {"versions": one["versions"], "date": one["date"], "rounds": arguments.rounds,
                   "options": {key: value for key, value in vars(arguments).items() if key not in ("program", "output")},
                   "rows": rows}
-        partial = pathlib.Path(arguments.output + ".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, arguments.output)
+        result_file.write(arguments.output, result)
 
 
 if __name__ == "__main__":

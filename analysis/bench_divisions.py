@@ -8,13 +8,14 @@ a c that does not fit a budget is listed with what the program says. Writes JSON
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
+
+import result_file
 
 KIB = 1024
 
@@ -167,9 +168,7 @@ def main(words=None):
         kept = {key: value for key, value in vars(arguments).items() if key not in ("program", "output")}
         result = {"versions": good[0]["versions"], "date": good[0]["date"], "rounds": arguments.rounds,
                   "options": kept, "rows": rows}
-        partial = pathlib.Path(arguments.output + ".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, arguments.output)
+        result_file.write(arguments.output, result)
     return 0
 
 

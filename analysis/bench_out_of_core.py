@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 
+import result_file
+
 INPUTS = "qkv.safetensors"
 
 
@@ -199,9 +201,7 @@ def main(words=None):
     print(HEADER, *map(text_of, result["rows"]), sep="\n")
     print(f"disk over memory: {result['disk_over_memory']:.3f}")
     if arguments.output:
-        partial = pathlib.Path(arguments.output + ".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, arguments.output)
+        result_file.write(arguments.output, result)
     checksums = {checksum for row in result["rows"] for checksum in row["checksums"]}
     if len(checksums) > 1 or not all(row["certified"] for row in result["rows"]):
         print("bench_out_of_core.py: the runs gave different outputs, or lacked scores", file=sys.stderr)

@@ -22,8 +22,6 @@ Exit status: 0 done, 1 our program failed somewhere, was wrong or, with an fp32 
 
 import argparse
 import datetime
-import json
-import os
 import pathlib
 import platform
 import shlex
@@ -36,6 +34,7 @@ from bench_sections import BUDGETS, SECTIONS, Bench, absent_peers
 from bench_turns import first_gpu, without_folders
 from peers import PEERS
 from problem import Shape
+import result_file
 
 
 def output_of(command):
@@ -57,12 +56,6 @@ def conditions(bench):
             "device": dict(zip(("name", "driver", "power_limit", "memory"), device)),
             "python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version()}
-
-
-def write(path, result):
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
 
 
 def sound(row):
@@ -131,8 +124,8 @@ def main(arguments):
             rows.append(row)
             seconds = time.monotonic() - begin
             absent = absent_peers(name, options.peers, rows)
-            write(options.output_dir / f"gpu_{name}.json",
-                  {"section": name, **head, "seconds": seconds, "absent": absent, "rows": rows})
+            result_file.write(options.output_dir / f"gpu_{name}.json",
+                              {"section": name, **head, "seconds": seconds, "absent": absent, "rows": rows})
             tables.append(table(row))
             print(f"[{name}, {seconds:.0f} s] {tables[-1]}", flush=True)
             ok = ok and sound(row)

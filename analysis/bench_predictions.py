@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 
+import result_file
+
 # Length, heads, dimension, type, mask, device memory, more options.
 PREDICTIONS = (
     (65536, 8, 64, "f16", "causal", "256MiB"),
@@ -134,12 +136,6 @@ def draw(rows, path):
     figure.savefig(path, dpi=150)
 
 
-def write(path, result):
-    partial = pathlib.Path(str(path) + ".partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--program", default="build/release/src/app/stream-cqsa")
@@ -168,7 +164,8 @@ def main():
             print(line(rows[-1]), flush=True)
             if arguments.output:
                 last = json.loads((folder / "report.json").read_text())
-                write(arguments.output, {**result, "versions": last["versions"], "date": last["date"], "rows": rows})
+                result_file.write(arguments.output,
+                                  {**result, "versions": last["versions"], "date": last["date"], "rows": rows})
     except subprocess.CalledProcessError as error:
         print(f"bench_predictions.py: {pathlib.Path(error.cmd[0]).name} {error.cmd[1]} had status {error.returncode}",
               file=sys.stderr)

@@ -132,24 +132,11 @@ class Demands::Sweep {
   std::vector<double> first_bytes_;
 };
 
-namespace {
-
-HostLayout layout_of(const Plan& plan) {
-  return {plan.host,
-          plan.placement,
-          plan.scratch_bytes,
-          plan.query_block_tokens,
-          plan.key_block_tokens,
-          plan.piece_tokens};
-}
-
-}  // namespace
-
 Demands::Demands(const Plan& plan)
     : plan_(plan),
       problem_(plan.problem()),
       cut_(cut_of(plan.request, plan.division, groups())),
-      traffic_(estimate_traffic(plan.request, cut_, plan.order, plan.device, layout_of(plan))),
+      traffic_(estimate_traffic(plan)),
       sweep_(std::make_unique<const Sweep>(plan)),
       batch_(static_cast<double>(problem_.batch)),
       input_bytes_(batch_ * (bytes_of(problem_.query_length, problem_.query_heads) +

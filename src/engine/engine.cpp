@@ -69,12 +69,6 @@ class Remaining {
   std::int64_t next_ = 0;
 };
 
-/// Nothing may be freed while a lane still copies to or from it.
-struct Quiesce {
-  Backend& backend;
-  ~Quiesce() { backend.quiesce(); }
-};
-
 }  // namespace
 
 void check_outputs(const Plan& plan, const Outputs& outputs) {

@@ -22,6 +22,12 @@
 
 namespace stream_cqsa {
 
+/// Nothing may be freed while a lane still copies to or from it.
+struct Quiesce {
+  Backend& backend;
+  ~Quiesce() { backend.quiesce(); }
+};
+
 /// Runs subproblems through a backend with three threads of its own, one subproblem after another
 /// in each of them, several subproblems at once in all:
 ///

@@ -15,12 +15,6 @@ double busy_computing(const Telemetry& telemetry) {
   return telemetry.totals()[static_cast<std::size_t>(Stage::compute)].busy_seconds;
 }
 
-/// Nothing may be freed while a lane still copies to or from it.
-struct Quiesce {
-  Backend& backend;
-  ~Quiesce() { backend.quiesce(); }
-};
-
 void require_complete(const SampledPartials& partials, std::int64_t id, std::uint64_t scores) {
   if (partials.scores() != scores) {
     throw Error(fmt::format("subproblem {}: its partials have {} scores and its pairs {}", id,

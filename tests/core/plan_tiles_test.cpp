@@ -20,17 +20,7 @@ PlanRequest tiles_request(std::int64_t length, std::int64_t heads) {
   return request;
 }
 
-double bytes_into_the_device(const Plan& plan) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
-  const HostLayout host{plan.host,
-                        plan.placement,
-                        plan.scratch_bytes,
-                        plan.query_block_tokens,
-                        plan.key_block_tokens,
-                        plan.piece_tokens};
-  return estimate_traffic(plan.request, cut, plan.order, plan.device, host).copied_in;
-}
+double bytes_into_the_device(const Plan& plan) { return estimate_traffic(plan).copied_in; }
 
 // By the division itself, of keys that are loaded for every row anew.
 double key_bytes_by_count(const Plan& plan) {
