@@ -5,9 +5,9 @@
 #include <cmath>
 #include <random>
 
-#include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "support/delayed_backend.hpp"
+#include "support/needs_device.hpp"
 #include "support/run_plan.hpp"
 #include "support/trials.hpp"
 

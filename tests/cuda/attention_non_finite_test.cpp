@@ -11,7 +11,7 @@
 
 #include "attention_case.hpp"
 #include "attention_launch.hpp"
-#include "needs_device.hpp"
+#include "support/needs_device.hpp"
 #include "support/trials.hpp"
 
 using namespace stream_cqsa;

@@ -26,7 +26,7 @@ void add_hopper(DType type, std::vector<CaseKernel>& kernels) {
   if (cuda::attention_kernel(type, D) != "Hopper") return;
   const auto launch = [type](const cuda::AttentionWork& work, cudaStream_t stream) {
     cuda::launch_find_non_finite(type, work, stream);
-    launch_window_hopper(type, work, stream);
+    launch_window_hopper(work, stream);
     cuda::AttentionWork portable = work;
     portable.queries = work.portable_queries;
     portable.tiles = work.portable_tiles;
@@ -39,28 +39,25 @@ template <class T, int D>
 void add_hopper(DType, std::vector<CaseKernel>&) {}
 #endif
 
-template <int D>
+template <class T, int D>
 std::vector<CaseKernel> kernels_of(DType type) {
   std::vector<CaseKernel> kernels;
-  if (type == DType::f16) {
-    add_portable<__half, D>(kernels);
-    add_hopper<__half, D>(type, kernels);
-  }
-  if (type == DType::bf16) {
-    add_portable<__nv_bfloat16, D>(kernels);
-    add_hopper<__nv_bfloat16, D>(type, kernels);
-  }
-  if (type == DType::f32) {
-    kernels.push_back({"fma", cuda::FmaTile<D>::queries, cuda::launch_fma_kernel<D, WindowPolicy>});
-  }
+  add_portable<T, D>(kernels);
+  add_hopper<T, D>(type, kernels);
   return kernels;
+}
+
+template <int D>
+std::vector<CaseKernel> kernels_of_f32() {
+  return {{"fma", cuda::FmaTile<D>::queries, cuda::launch_fma_kernel<D, WindowPolicy>}};
 }
 
 }  // namespace
 
 std::vector<CaseKernel> window_kernels(DType type, std::int64_t dim) {
-  if (dim == 64) return kernels_of<64>(type);
-  return dim == 128 ? kernels_of<128>(type) : kernels_of<256>(type);
+  if (type == DType::f32) return dim == 64 ? kernels_of_f32<64>() : kernels_of_f32<128>();
+  if (dim == 128) return kernels_of<__nv_bfloat16, 128>(type);
+  return dim == 64 ? kernels_of<__half, 64>(type) : kernels_of<__half, 256>(type);
 }
 
 }  // namespace stream_cqsa::testing

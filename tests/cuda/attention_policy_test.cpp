@@ -5,13 +5,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
 #include <limits>
 #include <random>
 
-#include "needs_device.hpp"
+#include "support/needs_device.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -20,7 +19,6 @@ BOOST_TEST_GLOBAL_FIXTURE(NeedsDevice);
 
 namespace {
 
-constexpr std::array types = {DType::f16, DType::bf16, DType::f32};
 constexpr std::int64_t tokens = 700;
 constexpr std::int64_t heads = 4;
 constexpr std::int64_t kv_heads = 2;
@@ -124,19 +122,17 @@ void check(const AttentionCase& attention, const std::string& what) {
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(windows_and_softcap_agree_with_the_definition) {
-  for (const DType type : types) {
-    for (const std::int64_t dim : {64, 128, 256}) {
-      for (const std::int64_t shift : {-200, 0, 90}) {
-        check(window_case(type, dim, shift), fmt::format("shift {}", shift));
-      }
+  for (const auto& [type, dim] : policy_cases) {
+    for (const std::int64_t shift : {-200, 0, 90}) {
+      check(window_case(type, dim, shift), fmt::format("shift {}", shift));
     }
   }
 }
 
 BOOST_AUTO_TEST_CASE(scales_of_any_sign) {
-  for (const DType type : types) {
+  for (const auto& [type, dim] : policy_cases) {
     for (const float scale : {0.0f, -0.3f}) {
-      AttentionCase attention = window_case(type, 64, 0);
+      AttentionCase attention = window_case(type, dim, 0);
       attention.scale_log2 = scale;
       check(attention, fmt::format("scale {}", scale));
     }
@@ -144,9 +140,9 @@ BOOST_AUTO_TEST_CASE(scales_of_any_sign) {
 }
 
 BOOST_AUTO_TEST_CASE(a_value_outside_of_the_window_touches_no_row) {
-  for (const DType type : types) {
+  for (const auto& [type, dim] : policy_cases) {
     for (const std::int64_t token : {0, 149, 295, 400}) {
-      AttentionCase attention = window_case(type, 128, 0);
+      AttentionCase attention = window_case(type, dim, 0);
       attention.v.vector(token, 1)[5] = std::numeric_limits<float>::quiet_NaN();
       check(attention, fmt::format("NaN at token {}", token));
     }

@@ -12,8 +12,8 @@
 #include "attention_case.hpp"
 #include "attention_launch.hpp"
 #include "naive_attention.hpp"
-#include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
+#include "support/needs_device.hpp"
 #include "support/trials.hpp"
 
 using namespace stream_cqsa;

@@ -16,10 +16,10 @@
 
 #include "cuda/check.hpp"
 #include "cuda/lanes.hpp"
-#include "needs_device.hpp"
 #include "spoiling_backend.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/error.hpp"
+#include "support/needs_device.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;

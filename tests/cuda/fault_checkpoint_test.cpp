@@ -1,15 +1,17 @@
 // A fault of the device ends a run with a checkpoint; another process goes on from there and comes
 // to the same bytes. The process with the fault is this program again: CUDA is spoilt for it.
 #define BOOST_TEST_MODULE cuda_fault_checkpoint
+#include <cuda_runtime_api.h>
+
 #include <boost/test/unit_test.hpp>
 #include <cstdlib>
 #include <random>
 #include <string>
 
-#include "needs_device.hpp"
 #include "spoiling_backend.hpp"
 #include "stream_cqsa/error.hpp"
 #include "support/durable_run.hpp"
+#include "support/needs_device.hpp"
 #include "support/run_plan.hpp"
 
 using namespace stream_cqsa;

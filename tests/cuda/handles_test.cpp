@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/check.hpp"
-#include "needs_device.hpp"
+#include "support/needs_device.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;

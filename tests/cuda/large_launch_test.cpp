@@ -8,8 +8,8 @@
 #include "attention_launch.hpp"
 #include "cuda/check.hpp"
 #include "cuda/handles.hpp"
-#include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
+#include "support/needs_device.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;

@@ -5,11 +5,11 @@
 #include <cstdio>
 #include <vector>
 
-#include "needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/reference.hpp"
 #include "stream_cqsa/synthetic.hpp"
+#include "support/needs_device.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;

@@ -16,7 +16,7 @@
 
 #include "cuda/check.hpp"
 #include "cuda/handles.hpp"
-#include "needs_device.hpp"
+#include "support/needs_device.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;

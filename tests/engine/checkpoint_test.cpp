@@ -20,7 +20,7 @@ struct Case {
 };
 
 Case random_case(std::mt19937_64& random) {
-  const Problem problem = random_problem(random, 90, 16, test_dim_step);
+  const Problem problem = random_problem(random, 90, 16, test_dim_step());
   TestInput input = random_input(problem, random() % 2 ? Layout::bshd : Layout::bhsd, 2, random);
   PlanRequest request = roomy_request(problem, input.query.desc.layout, *make_test_backend(1));
   request.device.tile = 1;

@@ -20,7 +20,7 @@ namespace {
 
 Problem random_problem(std::mt19937_64& random) {
   constexpr DType types[] = {DType::f16, DType::bf16, DType::f32, DType::f64};
-  Problem problem = testing::random_problem(random, 200, 40, test_dim_step);
+  Problem problem = testing::random_problem(random, 200, 40, test_dim_step());
   problem.output_dtype = types[random() % 4];
   return problem;
 }

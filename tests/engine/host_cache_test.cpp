@@ -16,6 +16,7 @@
 #include "support/attention.hpp"
 #include "support/run_plan.hpp"
 #include "support/small_plan.hpp"
+#include "support/test_backend.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -127,7 +128,8 @@ class Cache {
   HostBuffer memory_;
 };
 
-constexpr std::int64_t block_bytes = 16;  // dim 4, fp32, one head
+constexpr std::int64_t dim = 8;
+constexpr std::int64_t block_bytes = 4 * dim;  // fp32, one head
 
 TestInput input_of(const Plan& plan) {
   std::mt19937_64 random(6);
@@ -190,13 +192,14 @@ std::int64_t farthest_load_reads(const std::vector<Use>& uses, std::size_t block
   return reads;
 }
 
-// A plan of one-token chunks with so many device slots, and what its schedule asks of the cache.
+// A plan of one-token chunks with so many device slots.
 Plan plan_with_slots(std::int64_t chunks, bool causal, std::int64_t slots) {
-  Plan plan = small_plan({.length = chunks, .causal = causal, .chunks = chunks});
+  Plan plan = small_plan({.length = chunks, .dim = dim, .causal = causal, .chunks = chunks});
   plan.device.query_slots = plan.device.kv_slots = slots;
   return plan;
 }
 
+// What its schedule asks of the cache.
 std::vector<Use> uses_of(const Plan& plan) {
   UseTable table(plan);
   SlotCache query_slots(plan.device.query_slots), kv_slots(plan.device.kv_slots);
@@ -234,7 +237,7 @@ std::vector<Use> uses_of(const Plan& plan) {
 
 BOOST_AUTO_TEST_CASE(without_device_slots_no_evictions_would_read_less) {
   std::mt19937_64 random(21);
-  const Plan plan = small_plan({.length = 8, .chunks = 1});
+  const Plan plan = small_plan({.length = 8, .dim = dim, .chunks = 1});
   const TestInput input = input_of(plan);
   for (int trial = 0; trial < 60; ++trial) {
     std::vector<Use> uses(30);
@@ -252,7 +255,7 @@ BOOST_AUTO_TEST_CASE(without_device_slots_no_evictions_would_read_less) {
 }
 
 BOOST_AUTO_TEST_CASE(a_block_whose_use_a_slot_saved_goes_by_the_use_after) {
-  const Plan plan = small_plan({.length = 8, .chunks = 1});
+  const Plan plan = small_plan({.length = 8, .dim = dim, .chunks = 1});
   const TestInput input = input_of(plan);
   constexpr auto query = SlotTensor::query;
   // Token 0 is wanted at 2, which its slot saves, and then not before 9: it has to go at 3.
@@ -263,7 +266,7 @@ BOOST_AUTO_TEST_CASE(a_block_whose_use_a_slot_saved_goes_by_the_use_after) {
 }
 
 BOOST_AUTO_TEST_CASE(a_use_of_a_block_that_is_gone_changes_nothing) {
-  const Plan plan = small_plan({.length = 8, .chunks = 1});
+  const Plan plan = small_plan({.length = 8, .dim = dim, .chunks = 1});
   const TestInput input = input_of(plan);
   constexpr auto query = SlotTensor::query;
   const std::vector<Use> uses = {
@@ -291,10 +294,13 @@ BOOST_AUTO_TEST_CASE(a_schedule_reads_little_more_than_the_ideal_cache) {
 BOOST_AUTO_TEST_CASE(a_run_reads_little_more_than_the_ideal_cache) {
   // A block that waits for its copy is not evicted. When another is given up for it, at most an
   // eighth of the blocks do. So the run is held to an ideal cache without them.
-  const auto backend = make_cpu_backend({2});
-  Plan plan = plan_with_slots(256, false, 23);
-  plan.device.workspace_bytes = backend->traits(plan.problem()).workspace_bytes;
-  plan.request.scratch = false;
+  const auto backend = make_test_backend(2);
+  PlanRequest request =
+      roomy_request(plan_with_slots(256, false, 23).problem(), Layout::bshd, *backend);
+  request.device.tile = 1;
+  request.chunks = 256;
+  Plan plan = make_plan(request);
+  plan.device.query_slots = plan.device.kv_slots = 23;
   plan.host.cache_blocks = 200;
   plan.host.cache_block_bytes = 64;
   plan.query_block_tokens = plan.key_block_tokens = 1;

@@ -24,7 +24,7 @@ struct Case {
 };
 
 Case random_case(std::mt19937_64& random, AccumulatorPlacement placement) {
-  const Problem problem = random_problem(random, 150, 24, test_dim_step);
+  const Problem problem = random_problem(random, 150, 24, test_dim_step());
   const Layout layout = random() % 2 ? Layout::bshd : Layout::bhsd;
   const bool device = placement == AccumulatorPlacement::device;
   PlanRequest request = roomy_request(problem, layout, CrowdedBackend(make_test_backend(2), 0),

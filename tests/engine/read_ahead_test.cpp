@@ -16,7 +16,7 @@
 #include "support/attention.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/run_plan.hpp"
-#include "support/small_plan.hpp"
+#include "support/test_backend.hpp"
 #include "support/trials.hpp"
 
 using namespace stream_cqsa;
@@ -68,7 +68,7 @@ class WatchedSource : public TensorSource {
 class WatchedBackend final : public DelayedBackend {
  public:
   WatchedBackend(std::function<void(int)> before)
-      : DelayedBackend(make_cpu_backend({1}), 1), before_(std::move(before)) {}
+      : DelayedBackend(make_test_backend(1), 1), before_(std::move(before)) {}
   Ticket launch(WorkList work, std::span<const Ticket> after) override {
     before_(launches_++);
     return DelayedBackend::launch(std::move(work), after);
@@ -81,9 +81,16 @@ class WatchedBackend final : public DelayedBackend {
 
 // A plan whose chunks are read in `blocks` blocks of two tokens each, `cached` of which are kept.
 Plan plan_of(std::int64_t chunks, std::int64_t blocks, std::int64_t cached, std::int64_t heads) {
-  Plan plan = small_plan({.kv_heads = heads, .length = 2 * blocks * chunks, .chunks = chunks});
-  const auto backend = make_cpu_backend({1});
-  plan.device.workspace_bytes = backend->traits(plan.problem()).workspace_bytes;
+  Problem problem;
+  problem.query_heads = problem.kv_heads = heads;
+  problem.query_length = problem.key_length = 2 * blocks * chunks;
+  problem.head_dim = 8;
+  problem.scale = default_scale(8);
+  PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(1));
+  request.device.tile = 1;
+  request.chunks = chunks;
+  request.heads_per_group = 1;
+  Plan plan = make_plan(request);
   plan.host.cache_blocks = cached;
   plan.host.cache_block_bytes = 64 * heads;
   plan.query_block_tokens = plan.key_block_tokens = 2;
@@ -218,8 +225,8 @@ BOOST_AUTO_TEST_CASE(blocks_that_nothing_uses_again_are_given_up_for_any_number_
   std::vector<std::int32_t> numbers;
   for (std::int64_t block = 100; block < 200; ++block) numbers.push_back(request(block));
   for (std::size_t i = 0; i < numbers.size(); ++i) {
-    const std::byte* expected = input.query.data.data() + (100 + i) * 32;
-    BOOST_TEST(std::memcmp(cache.wait_read(numbers[i]).data, expected, 32) == 0);
+    const std::byte* expected = input.query.data.data() + (100 + i) * 64;
+    BOOST_TEST(std::memcmp(cache.wait_read(numbers[i]).data, expected, 64) == 0);
   }
   cache.close();
   crew.join();

@@ -20,7 +20,7 @@ using namespace stream_cqsa::testing;
 namespace {
 
 Problem random_problem(std::mt19937_64& random) {
-  return testing::random_problem(random, 150, 40, test_dim_step);
+  return testing::random_problem(random, 150, 40, test_dim_step());
 }
 
 constexpr AccumulatorPlacement placements[] = {AccumulatorPlacement::memory,

@@ -1,42 +1,37 @@
-// The backend that the engine's tests run on: the CPU's, or, built with STREAM_CQSA_TEST_CUDA, that
-// of the first CUDA device.
+// The backend that the engine's tests run on: the CPU's or, where STREAM_CQSA_TEST_BACKEND is
+// "cuda", that of the first CUDA device.
 #pragma once
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
+#include <string_view>
 
 #include "stream_cqsa/backend.hpp"
-#include "stream_cqsa/dtype.hpp"
-
-#if defined(STREAM_CQSA_TEST_CUDA)
-#include "cuda/needs_device.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
-#endif
+#include "stream_cqsa/dtype.hpp"
+#include "support/needs_device.hpp"
 
 namespace stream_cqsa::testing {
 
-#if defined(STREAM_CQSA_TEST_CUDA)
-
-inline const NeedsDevice needs_device;
-
-inline std::unique_ptr<Backend> make_test_backend(int) { return make_cuda_backend({}); }
-
-/// Head dimensions that the backend takes are multiples of this.
-inline constexpr std::int64_t test_dim_step = 8;
-
-/// What errors may add up to where |v| <= 2: the weights are rounded to the input's type.
-inline double test_tolerance(DType dtype) {
-  return dtype == DType::f16 ? 2e-3 : dtype == DType::bf16 ? 1.6e-2 : 2e-5;
+inline bool on_cuda() {
+  const char* backend = std::getenv("STREAM_CQSA_TEST_BACKEND");
+  return backend != nullptr && std::string_view(backend) == "cuda";
 }
 
-#else
+inline const NeedsDevice needs_device(on_cuda());
 
 inline std::unique_ptr<Backend> make_test_backend(int threads) {
-  return make_cpu_backend({threads});
+  return on_cuda() ? make_cuda_backend({}) : make_cpu_backend({threads});
 }
-inline constexpr std::int64_t test_dim_step = 1;
-inline double test_tolerance(DType) { return 2e-5; }
 
-#endif
+/// Head dimensions that the backend takes are multiples of this.
+inline std::int64_t test_dim_step() { return on_cuda() ? 8 : 1; }
+
+/// What errors may add up to where |v| <= 2: a GPU rounds the weights to the input's type.
+inline double test_tolerance(DType dtype) {
+  if (!on_cuda()) return 2e-5;
+  return dtype == DType::f16 ? 2e-3 : dtype == DType::bf16 ? 1.6e-2 : 2e-5;
+}
 
 }  // namespace stream_cqsa::testing
