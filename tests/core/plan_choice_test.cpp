@@ -12,6 +12,7 @@
 
 #include "core/plan_requests.hpp"
 #include "stream_cqsa/error.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -77,7 +78,7 @@ Costs even_costs(const DeviceTraits& device) {
 
 BOOST_AUTO_TEST_CASE(choices_are_repeatable_never_slower_than_the_default_and_made_again_anywhere) {
   int defaults = 0, others = 0, sharing = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 150; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(150); ++seed) {
     Random random(seed);
     PlanRequest request = random_job(random);
     if (seed % 4 == 0) request = as_tiles(request, random);
@@ -107,13 +108,13 @@ BOOST_AUTO_TEST_CASE(choices_are_repeatable_never_slower_than_the_default_and_ma
       sharing += request.workers > 1;
     }
   }
-  BOOST_TEST(defaults > 20);
-  BOOST_TEST(others > 20);
-  BOOST_TEST(sharing > 20);
+  BOOST_TEST(defaults > trials(20));
+  BOOST_TEST(others > trials(20));
+  BOOST_TEST(sharing > trials(20));
 }
 
 BOOST_AUTO_TEST_CASE(alternatives_are_what_they_say) {
-  for (std::uint64_t seed = first_seed; seed < first_seed + 30; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(30); ++seed) {
     Random random(seed);
     PlanRequest request = random_job(random);
     if (seed % 4 == 0) request = as_tiles(request, random);
@@ -134,7 +135,7 @@ BOOST_AUTO_TEST_CASE(alternatives_are_what_they_say) {
 
 BOOST_AUTO_TEST_CASE(what_is_pinned_stays) {
   int chosen = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 120; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(120); ++seed) {
     Random random(seed);
     PlanRequest request = random_job(random);
     const Costs costs = random_costs(random, request.device);
@@ -165,14 +166,14 @@ BOOST_AUTO_TEST_CASE(what_is_pinned_stays) {
     keeps(choice->plan.request);
     for (const Alternative& other : choice->others) keeps(other.request);
   }
-  BOOST_TEST(chosen > 60);
+  BOOST_TEST(chosen > trials(60));
 }
 
 // With several workers who is free first gets what is next, and where one thing takes less time all
 // may end later, though never by more than this (Graham 1969).
 BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
   int compared = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 200; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(200); ++seed) {
     Random random(seed);
     PlanRequest request = random_job(random);
     if (seed % 4 == 0) request = as_tiles(request, random);
@@ -199,7 +200,7 @@ BOOST_AUTO_TEST_CASE(a_larger_budget_is_not_predicted_to_take_longer) {
       }
     }
   }
-  BOOST_TEST(compared > 300);
+  BOOST_TEST(compared > trials(300));
 }
 
 BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
@@ -284,7 +285,7 @@ BOOST_AUTO_TEST_CASE(nothing_that_fits_is_said_as_without_costs) {
 
 BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
   int tight = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 60; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
     Random random(seed);
     PlanRequest request = random_job(random);
     request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
@@ -305,7 +306,7 @@ BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
       ++tight;
     }
   }
-  BOOST_TEST(tight > 20);
+  BOOST_TEST(tight > trials(20));
 }
 
 BOOST_AUTO_TEST_CASE(json_names_the_alternatives_and_the_smallest_budgets) {

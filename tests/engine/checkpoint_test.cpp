@@ -8,6 +8,7 @@
 #include "support/durable_run.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -91,7 +92,7 @@ bool run_or_stop(DurableRuns& runs, const std::filesystem::path& directory,
 BOOST_AUTO_TEST_CASE(stopped_anywhere_and_continued_gives_the_same_bytes) {
   std::mt19937_64 random(11);
   int stops = 0;
-  for (int trial = 0; trial < 60; ++trial) {
+  for (int trial = 0; trial < trials(60); ++trial) {
     const Case tried = random_case(random);
     DurableRuns undisturbed(tried.plan, tried.input);
     RunOptions plain;
@@ -113,7 +114,7 @@ BOOST_AUTO_TEST_CASE(stopped_anywhere_and_continued_gives_the_same_bytes) {
     BOOST_TEST((result.output == expected.output));
     BOOST_TEST(!result.checkpoint.resumed.is_damaged());
   }
-  BOOST_TEST(stops > 20);
+  BOOST_TEST(stops > trials(20));
 }
 
 BOOST_AUTO_TEST_CASE(a_finished_run_is_not_computed_again) {
@@ -133,7 +134,7 @@ BOOST_AUTO_TEST_CASE(a_finished_run_is_not_computed_again) {
 BOOST_AUTO_TEST_CASE(what_is_durable_is_not_computed_again) {
   std::mt19937_64 random(13);
   std::uint64_t first = 0, second = 0, undisturbed = 0;
-  for (int trial = 0; trial < 10; ++trial) {
+  for (int trial = 0; trial < trials(10); ++trial) {
     const Case tried = random_case(random);
     const TestDirectory directory;
     DurableRuns runs(tried.plan, tried.input);
@@ -163,7 +164,7 @@ BOOST_AUTO_TEST_CASE(a_checkpoint_of_another_run_is_refused) {
 
 BOOST_AUTO_TEST_CASE(a_failing_device_leaves_what_was_durable) {
   std::mt19937_64 random(15);
-  for (int trial = 0; trial < 10; ++trial) {
+  for (int trial = 0; trial < trials(10); ++trial) {
     const Case tried = random_case(random);
     DurableRuns undisturbed(tried.plan, tried.input);
     RunOptions plain;

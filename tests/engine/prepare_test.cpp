@@ -12,6 +12,7 @@
 #include "support/crowded_backend.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -55,7 +56,7 @@ std::int64_t taken(std::int64_t free_bytes) { return free_bytes / 10 * 9; }
 BOOST_AUTO_TEST_CASE(a_run_goes_on_within_what_is_left_with_the_same_bytes) {
   std::mt19937_64 random(31);
   int smaller = 0, refused = 0, moved = 0;
-  for (int trial = 0; trial < 90; ++trial) {
+  for (int trial = 0; trial < trials(90); ++trial) {
     const auto placement = static_cast<AccumulatorPlacement>(trial % 3);
     const auto [input, plan] = random_case(random, placement);
     const Outcome expected = run_plan(plan, input, *make_test_backend(2), trial % 2 == 0);
@@ -77,15 +78,15 @@ BOOST_AUTO_TEST_CASE(a_run_goes_on_within_what_is_left_with_the_same_bytes) {
       moved += within_device(plan, taken(left)).placement != placement;
     }
   }
-  BOOST_TEST(smaller >= 20);
-  BOOST_TEST(refused >= 10);
-  BOOST_TEST(moved >= 5);
+  BOOST_TEST(smaller >= trials(20));
+  BOOST_TEST(refused >= trials(10));
+  BOOST_TEST(moved >= trials(5));
 }
 
 BOOST_AUTO_TEST_CASE(it_is_told_in_one_line_with_what_is_allocated) {
   std::mt19937_64 random(32);
   bool on_host = false;
-  for (int trial = 0; trial < 30; ++trial) {
+  for (int trial = 0; trial < trials(30); ++trial) {
     const Case own = random_case(random, AccumulatorPlacement::device);
     const std::int64_t planned = own.plan.device.bytes();
     Telemetry telemetry;

@@ -170,7 +170,7 @@ BOOST_AUTO_TEST_CASE(timing_and_threads_do_not_change_the_bits) {
     BOOST_TEST((plan.placement == placement));
     const auto first = make_test_backend(1);
     if (!expected) expected = run_plan(plan, input, *first, false);
-    for (int trial = 0; trial < 8; ++trial) {
+    for (int trial = 0; trial < trials(8); ++trial) {
       DelayedBackend delayed(make_test_backend(1 + trial % 4), static_cast<std::uint64_t>(trial));
       const Outcome outcome = run_plan(plan, input, delayed, false);
       BOOST_TEST(outcome.output == expected->output);
@@ -214,7 +214,7 @@ BOOST_AUTO_TEST_CASE(timing_does_not_change_the_bits_when_memory_is_short) {
 
 BOOST_AUTO_TEST_CASE(subproblems_computed_in_parts_give_the_same_bits) {
   std::mt19937_64 random(9);
-  for (int trial = 0; trial < 40; ++trial) {
+  for (int trial = 0; trial < trials(40); ++trial) {
     const Problem problem = random_problem(random);
     const TestInput input = random_input(problem, Layout::bshd, 2.0, random);
     PlanRequest request = roomy_request(problem, Layout::bshd, *make_test_backend(2));
@@ -267,7 +267,7 @@ BOOST_AUTO_TEST_CASE(plans_for_devices_too_small_for_a_quorum_agree_with_the_def
 
 BOOST_AUTO_TEST_CASE(nan_and_infinity_reach_exactly_the_rows_they_touch) {
   std::mt19937_64 random(9);
-  for (int trial = 0; trial < 48; ++trial) {
+  for (int trial = 0; trial < trials(48); ++trial) {
     Problem problem = random_problem(random);
     problem.dtype = DType::f32;
     problem.query_length = problem.key_length = 60 + trial;

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "io_testing.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -97,7 +98,7 @@ int wrong_reads(TensorSink& sink, const Case& one, std::mt19937_64& random) {
 BOOST_AUTO_TEST_CASE(threads_write_head_groups_at_once) {
   const TemporaryDirectory folder;
   const auto path = folder / "t.safetensors";
-  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+  for (std::uint64_t seed = 0; seed < trials<std::uint64_t>(60); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       std::mt19937_64 random(seed);
       const Case one = random_case(random, seed % 4 == 0);
@@ -121,7 +122,7 @@ BOOST_AUTO_TEST_CASE(threads_write_head_groups_at_once) {
 BOOST_AUTO_TEST_CASE(staged_blocks_read_back_and_may_be_written_again) {
   const TemporaryDirectory folder;
   const auto path = folder / "t.safetensors";
-  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+  for (std::uint64_t seed = 0; seed < trials<std::uint64_t>(60); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       std::mt19937_64 random(seed);
       Case one = random_case(random, seed % 8 == 0);

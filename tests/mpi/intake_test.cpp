@@ -17,6 +17,7 @@
 #include "support/attention.hpp"
 #include "support/mpi_world.hpp"
 #include "support/run_plan.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -260,7 +261,7 @@ void check_master(const Plan& plan, const TestInput& input) {
 
 BOOST_AUTO_TEST_CASE(what_a_lost_rank_offered_is_computed_again_and_its_buffers_are_free) {
   std::mt19937_64 random(21);
-  for (std::uint64_t trial = 0; trial < 40; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(40); ++trial) {
     // Rank 0 has ended the run before this one, and would take a message of this one for its own.
     world().broadcast("");
     const Problem problem = random_problem(random, 150, 24, 1);

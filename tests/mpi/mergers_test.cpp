@@ -14,6 +14,7 @@
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
 #include "support/durable_run.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -85,7 +86,7 @@ double share_of_scores(const Plan& plan, const Range& chunks) {
 BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_mergers) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(15);
-    for (std::uint64_t trial = 0; trial < 24; ++trial) {
+    for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(24); ++trial) {
       // Planned for so many mergers, or for none.
       check_with_mergers(random_case(random, placement_of(trial), trial % 2 ? mergers : 0), mergers,
                          trial);
@@ -96,7 +97,7 @@ BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_mergers) {
 BOOST_AUTO_TEST_CASE(little_memory_at_mergers_is_enough) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(16);
-    for (std::uint64_t trial = 0; trial < 16; ++trial) {
+    for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(16); ++trial) {
       Case own = random_case(random, AccumulatorPlacement::memory, mergers);
       own.plan.host.state_buffers = 2;
       own.plan.host.output_buffers = 1;
@@ -111,7 +112,7 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_where_several_ranks_merge) 
     const int workers = world().size() - 1 - mergers;
     if (workers < 2) return;
     std::mt19937_64 random(17);
-    for (std::uint64_t trial = 0; trial < 16; ++trial) {
+    for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(16); ++trial) {
       Case own = random_case(random, placement_of(trial), mergers);
       if (trial % 2 && own.plan.placement == AccumulatorPlacement::memory) {
         own.plan.host.state_buffers = 2;

@@ -6,6 +6,7 @@
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
 #include "support/crowded_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -36,7 +37,7 @@ class StuckBackend : public DelayedBackend {
 
 BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_ranks_and_timing) {
   std::mt19937_64 random(11);
-  for (std::uint64_t trial = 0; trial < 40; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(40); ++trial) {
     const Case own = random_case(random, placement_of(trial));
     MasterResult master;
     WorkerResult worker;
@@ -51,7 +52,7 @@ BOOST_AUTO_TEST_CASE(bytes_do_not_depend_on_ranks_and_timing) {
 
 BOOST_AUTO_TEST_CASE(little_memory_at_the_master_is_enough) {
   std::mt19937_64 random(12);
-  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(20); ++trial) {
     Case own = random_case(random, AccumulatorPlacement::memory);
     // Not even the partials of one subproblem may come early.
     own.plan.host.state_buffers = 2;
@@ -69,7 +70,7 @@ BOOST_AUTO_TEST_CASE(little_memory_at_the_master_is_enough) {
 BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_by_the_others) {
   if (world().size() < 3) return;
   std::mt19937_64 random(13);
-  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(20); ++trial) {
     const Case own = random_case(random, placement_of(trial));
     const int failing = 1 + static_cast<int>(trial) % (world().size() - 1);
     MasterResult master;
@@ -85,7 +86,7 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_is_replaced_by_the_others) {
 BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_parts) {
   std::mt19937_64 random(16);
   int crowded = 0;
-  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(20); ++trial) {
     const Case own =
         random_case(random, trial % 2 ? AccumulatorPlacement::memory : AccumulatorPlacement::file);
     const PlanRequest& request = own.plan.request;
@@ -113,7 +114,7 @@ BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_part
       BOOST_TEST(worker.device_bytes <= left);
     }
   }
-  BOOST_TEST(crowded >= 5);
+  BOOST_TEST(crowded >= trials(5));
 }
 
 BOOST_AUTO_TEST_CASE(what_others_have_computed_is_withdrawn_from_a_worker_that_is_stuck) {

@@ -10,6 +10,7 @@
 
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -58,7 +59,7 @@ bool contains(const std::string& text, const char* part) {
 
 BOOST_AUTO_TEST_CASE(inputs_through_the_master_give_the_same_bytes) {
   std::mt19937_64 random(15);
-  for (std::uint64_t trial = 0; trial < 30; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(30); ++trial) {
     Case own = random_case(random, placement_of(trial));
     if (trial % 3 == 0) {
       // No room for more than the fewest blocks and partials on their way.
@@ -88,7 +89,7 @@ BOOST_AUTO_TEST_CASE(inputs_through_the_master_give_the_same_bytes) {
 BOOST_AUTO_TEST_CASE(a_read_that_fails_at_the_master_ends_the_worker_that_asked) {
   if (world().size() < 3) return;
   std::mt19937_64 random(16);
-  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(20); ++trial) {
     const Case own = random_case(random, AccumulatorPlacement::memory);
     TroubledSource::Trouble trouble;
     trouble.fails_from = static_cast<int>(trial) % 5;
@@ -114,7 +115,7 @@ BOOST_AUTO_TEST_CASE(a_read_that_fails_at_the_master_ends_the_worker_that_asked)
 BOOST_AUTO_TEST_CASE(workers_that_fail_do_not_keep_the_buffers_of_the_master) {
   if (world().size() < 3) return;
   std::mt19937_64 random(17);
-  for (std::uint64_t trial = 0; trial < 20; ++trial) {
+  for (std::uint64_t trial = 0; trial < trials<std::uint64_t>(20); ++trial) {
     const Case own = random_case(random, AccumulatorPlacement::memory);
     const int failing = 1 + static_cast<int>(trial) % (world().size() - 1);
     TroubledSource::Trouble trouble;
