@@ -169,7 +169,7 @@ BOOST_AUTO_TEST_CASE(any_timing_and_the_fewest_buffers_give_the_same_bits) {
 
 BOOST_AUTO_TEST_CASE(only_finished_rows_leave_the_device) {
   std::mt19937_64 random(43);
-  for (int trial = 0; trial < trials(24); ++trial) {
+  for (int trial = 0; trial < 24; ++trial) {
     const Problem problem = random_problem(random);
     PlanRequest request =
         roomy_request(problem, Layout::bshd, *make_test_backend(2), AccumulatorPlacement::device);
@@ -195,7 +195,7 @@ BOOST_AUTO_TEST_CASE(only_finished_rows_leave_the_device) {
 BOOST_AUTO_TEST_CASE(nan_and_infinity_are_counted_as_on_the_host) {
   std::mt19937_64 random(44);
   std::int64_t nan = 0, infinite = 0;
-  for (int trial = 0; trial < trials(24); ++trial) {
+  for (int trial = 0; trial < 24; ++trial) {
     Problem problem = random_problem(random);
     problem.dtype = DType::f32;
     TestInput input = random_input(problem, Layout::bshd, 1.0, random);
