@@ -53,7 +53,9 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   Capacity capacity = capacity_of(options.resources, open.problem, *backend);
   capacity.workers = options.workers;
   const bool lse = !options.output.lse.empty();
-  const PlanChoice choice = choose_for(open, options.resources, lse, capacity);
+  PlanChoice choice = choose_for(open, options.resources, lse, capacity);
+  if (options.workers > 0)
+    choice.for_workers = choose_for_workers(open, options.resources, lse, capacity);
   const Plan& plan = choice.plan;
   TextFile drawing(options.svg);
   if (drawing.stream()) write_svg(plan, *drawing.stream());
@@ -64,11 +66,10 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
     const bool direct = open.inputs == InputKind::direct_files;
-    print_out(describe(plan) +
-              (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
-              fmt::format("{:<18}{}\n", "predicted",
-                          describe(expect(plan, capacity.workers, open.inputs))) +
-              describe(choice, smallest));
+    print_out(
+        describe(plan) + (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
+        fmt::format("{:<18}{}\n", "predicted", describe(expect(plan, capacity, open.inputs))) +
+        describe(choice, smallest));
   }
   return 0;
 }
