@@ -125,16 +125,16 @@ PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources,
 
 std::vector<ForWorkers> choose_for_workers(const OpenProblem& open,
                                            const ResourceOptions& resources, bool lse,
-                                           const Capacity& capacity) {
+                                           const Capacity& capacity, const Prediction& of_all) {
   std::vector<ForWorkers> all;
-  Capacity some = capacity;
-  for (some.workers = 1; some.workers < 2 * capacity.workers; some.workers *= 2) {
-    some.workers = std::min(some.workers, capacity.workers);
+  Capacity fewer = capacity;
+  for (fewer.workers = 1; fewer.workers < capacity.workers; fewer.workers *= 2) {
     try {
-      all.push_back({some.workers, choose_for(open, resources, lse, some).prediction});
-    } catch (const InputError&) {  // so many have no room for any plan
+      all.push_back({fewer.workers, choose_for(open, resources, lse, fewer).prediction});
+    } catch (const InputError&) {  // so few have no room for any plan
     }
   }
+  all.push_back({capacity.workers, of_all});
   return all;
 }
 

@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <limits>
-#include <optional>
+#include <queue>
 #include <utility>
+#include <vector>
 
 #include "core/plan_demands.hpp"
 #include "core/plan_search.hpp"
@@ -66,7 +68,7 @@ struct Worker {
   Ends computed, copied_out;
   double flop = 0;
   double launches = 0;
-  std::optional<Demand> undelivered;  // of what it has computed last
+  Demand last;  // that it has computed
 };
 
 const Costs& costs_of_worker(const SharedCosts& costs, std::size_t worker) {
@@ -103,7 +105,8 @@ class Timeline {
       const double loaded = load(worker, demand);
       deliver_until(worker.compute.free);
       compute(worker, demand, loaded);
-      worker.undelivered = demand;
+      worker.last = demand;
+      undelivered_.emplace(worker.compute.free, &worker);
     }
     deliver_until(std::numeric_limits<double>::infinity());
     return prediction(followed > 0 ? static_cast<double>(count) / static_cast<double>(followed)
@@ -138,14 +141,9 @@ class Timeline {
 
   // What has been computed by then, in this order.
   void deliver_until(double time) {
-    const auto end = [](const Worker& worker) {
-      return worker.undelivered ? worker.compute.free : std::numeric_limits<double>::infinity();
-    };
-    for (;;) {
-      Worker& first = *std::ranges::min_element(workers_, {}, end);
-      if (!first.undelivered || end(first) > time) return;
-      deliver(first, *first.undelivered, first.compute.free);
-      first.undelivered.reset();
+    for (; !undelivered_.empty() && undelivered_.top().first <= time; undelivered_.pop()) {
+      const auto& [computed, worker] = undelivered_.top();
+      deliver(*worker, worker->last, computed);
     }
   }
 
@@ -159,6 +157,9 @@ class Timeline {
   const Demands& demands_;
   Lane read_, receive_, spill_, merge_, write_;
   std::vector<Worker> workers_;
+  // When they end what they have computed last, and who; the first on top.
+  using Ending = std::pair<double, Worker*>;
+  std::priority_queue<Ending, std::vector<Ending>, std::greater<>> undelivered_;
   const InputKind inputs_;
   const bool on_device_;
   const bool sends_;  // to another rank, which merges
