@@ -283,6 +283,28 @@ BOOST_AUTO_TEST_CASE(unequal_workers_compute_at_the_sum_of_their_rates) {
   BOOST_TEST(on_device == 2);
 }
 
+// Partials that are computed later by a slower worker do not keep those of the others waiting.
+BOOST_AUTO_TEST_CASE(many_unequal_workers_with_little_memory_compute_at_the_sum_of_their_rates) {
+  const sc::Costs fast = slow_kernels(3e11), slow = slow_kernels(1e11);
+  for (const bool causal : {false, true}) {
+    sc::PlanRequest request = request_of(500'000, 1, causal);
+    request.workers = 16;
+    request.device_budget = std::int64_t{8} << 20;
+    request.host_budget = std::int64_t{1} << 30;
+    const sc::Plan plan = sc::make_plan(request);
+    BOOST_TEST((plan.placement == sc::AccumulatorPlacement::memory));
+    std::vector<sc::Costs> workers(8, slow);
+    workers.insert(workers.end(), 8, fast);
+    const sc::Prediction prediction =
+        sc::predict(plan, sc::SharedCosts{fast, workers}, sc::InputKind::files);
+    const double scores = causal ? 5e5 * (5e5 + 1) / 2 : 25e10;
+    const double ideal = 4 * 64 * scores / 32e11;
+    BOOST_TEST(prediction.seconds >= ideal);
+    BOOST_TEST(prediction.seconds <= 1.05 * ideal,
+               prediction.seconds << " s, at best " << ideal << " s" << (causal ? ", causal" : ""));
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_worker_that_is_next_to_no_help_is_none) {
   const sc::Costs usual = slow_kernels(3e12);
   sc::Costs hardly_computes = slow_kernels(3e6), hardly_copies = usual;
