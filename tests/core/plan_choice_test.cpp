@@ -437,7 +437,8 @@ BOOST_AUTO_TEST_CASE(workers_without_room_are_done_without) {
   BOOST_TEST(choose_plan(request, ranks, InputKind::files).is_default);
 }
 
-// Where the slower worker has the room that the default needs, and the faster one has not.
+// The worker that has no room for the default is a thousand times as slow as the other, then as
+// fast.
 BOOST_AUTO_TEST_CASE(a_plan_is_made_to_fit_a_worker_where_that_is_worth_it) {
   PlanRequest request = plain_job();
   request.workers = 2;
