@@ -101,8 +101,12 @@ class Contest {
     }
     consider_other_order(plans_.front());
     consider_other_order(fastest());
+    fits_ = costs || plans_.size() > 1;
     if (plans_.size() > 1 && !costs) plans_.erase(plans_.begin());
   }
+
+  /// Whether there is a plan for which the ranks have room. Else there is the default alone.
+  bool fits() const { return fits_; }
 
   /// The default first, if every rank has room for it, then in the order in which they were
   /// predicted.
@@ -182,15 +186,19 @@ class Contest {
   std::vector<Alternative> plans_;
   double best_ = std::numeric_limits<double>::infinity();
   double effort_ = 0;
+  bool fits_ = false;
 };
 
 // Of the first scheme that has a plan as fast as any the default, if it is one, else the plan with
 // the fewest subproblems: what each costs beside its launch is not predicted.
 std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
   double best = std::numeric_limits<double>::infinity();
-  for (const Contest& contest : contests) best = std::min(best, seconds_of(contest.fastest()));
+  for (const Contest& contest : contests) {
+    if (contest.fits()) best = std::min(best, seconds_of(contest.fastest()));
+  }
   for (Contest& contest : contests) {
     const Alternative* picked = nullptr;
+    if (!contest.fits()) continue;
     for (const Alternative& plan : contest.plans()) {
       if (!(seconds_of(plan) <= best * (1 + prediction_tolerance))) continue;
       if (plan.is_default) return {&contest, &plan};

@@ -398,10 +398,17 @@ BOOST_AUTO_TEST_CASE(a_plan_is_chosen_whose_shares_of_the_merging_fit_the_merger
   request.mergers = 1;
   const Plan plain = make_plan(request);
   PlannedRanks ranks = ranks_like(request, even_costs(request.device));
-  int others = 0, none = 0;
-  for (std::int64_t budget = request.host_budget; budget > MiB; budget = budget * 9 / 10) {
+  int others = 0, none = 0, tiles = 0;
+  for (std::int64_t budget = request.host_budget; budget > MiB; budget = budget * 3 / 4) {
     ranks.merger_budgets = {budget};
+    const PlanChoice any = choose_plan(request, ranks, InputKind::files, Divisions::any);
     const PlanChoice choice = choose_plan(request, ranks, InputKind::files);
+    tiles += merger_has_room(any.plan, budget) > merger_has_room(choice.plan, budget);
+    BOOST_TEST((merger_has_room(any.plan, budget) || any.is_default));
+    for (const Alternative& other : any.others) {
+      const bool fits = merger_has_room(make_plan(other.request), budget);
+      BOOST_TEST((!fits || merger_has_room(any.plan, budget)));
+    }
     if (!merger_has_room(choice.plan, budget)) {
       BOOST_TEST(choice.is_default);
       ++none;
@@ -418,6 +425,7 @@ BOOST_AUTO_TEST_CASE(a_plan_is_chosen_whose_shares_of_the_merging_fit_the_merger
   }
   BOOST_TEST(others > 0);
   BOOST_TEST(none > 0);
+  BOOST_TEST(tiles > 0);
 }
 
 BOOST_AUTO_TEST_CASE(workers_without_room_are_done_without) {
