@@ -43,6 +43,12 @@ struct Costs {
   friend bool operator==(const Costs&, const Costs&) = default;
 };
 
+/// Of a run on several ranks.
+struct SharedCosts {
+  Costs merging;               ///< of the rank that merges and writes
+  std::vector<Costs> workers;  ///< of each one that computes; none: as many as planned, alike
+};
+
 /// How inputs come.
 enum class InputKind {
   files,         ///< as the page cache gives them
@@ -82,7 +88,10 @@ struct Prediction {
 /// Follows the plan's subproblems through reading, copying in, computing, copying out, accumulators
 /// to and from their file, merging and writing, each of which does one thing after another, as far
 /// ahead of the next as slots and buffers allow. Loads of chunks are averages of a sweep over the
-/// quorums (estimate_traffic()), and of many quorums some stand for all.
+/// quorums (estimate_traffic()), and of many quorums some stand for all. What a worker takes is
+/// what it is done with before any other would be.
+Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs);
+/// The same where all ranks are alike.
 Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs);
 
 /// That files hold a run up: it takes over 5% longer than it would with files of any speed.
@@ -97,6 +106,7 @@ struct DiskBound {
 
 /// Whether files bind the run that predict() follows, and how much faster they would have to be.
 /// Synthetic inputs are no files.
+std::optional<DiskBound> disk_bound(const Plan& plan, const SharedCosts& costs, InputKind inputs);
 std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputKind inputs);
 
 }  // namespace stream_cqsa

@@ -22,6 +22,27 @@ enum class Divisions {
   any,        ///< cyclic quorum sets and tiles
 };
 
+/// A rank that computes: what it may use, and what work costs there.
+struct WorkerMeans {
+  DeviceTraits device;
+  std::int64_t device_budget = 0;  ///< bytes
+  std::int64_t host_budget = 0;    ///< bytes
+  Costs costs;
+};
+
+/// The ranks that a run is planned for.
+struct PlannedRanks {
+  Costs costs;                               ///< of the rank that merges and writes
+  std::vector<WorkerMeans> workers;          ///< none: those of the request, all alike
+  std::vector<std::int64_t> merger_budgets;  ///< host bytes of each merger; none: the request's
+  bool serves = true;                        ///< rank 0 may have to send the inputs
+};
+
+/// Costs of the ranks of a plan. Workers that have no room for their part are left out, as a run
+/// does without them; none where no worker is left, or a rank has no room for its part of the
+/// merging.
+std::optional<SharedCosts> costs_of(const Plan& plan, const PlannedRanks& ranks);
+
 /// A plan that was looked at, with its division, head groups and accumulators named.
 struct Alternative {
   PlanRequest request;  ///< of which make_plan() makes it: nothing is left open
@@ -32,11 +53,18 @@ struct Alternative {
   bool is_default = false;  ///< what make_plan() makes of the request as it came
 };
 
+/// What so many workers are predicted to take with the plan that is chosen for them.
+struct ForWorkers {
+  std::int64_t workers = 1;
+  Prediction prediction;
+};
+
 struct PlanChoice {
   Plan plan;
   Prediction prediction;
-  bool is_default = true;           ///< the plan is what make_plan() makes of the request
-  std::vector<Alternative> others;  ///< that were predicted too, the fastest first
+  bool is_default = true;                    ///< the plan is what make_plan() makes of the request
+  std::vector<Alternative> others;           ///< that were predicted too, the fastest first
+  std::vector<ForWorkers> for_workers = {};  ///< for who asks, the fewest first
 };
 
 /// Of the plans that `request` leaves open one that predict() says is as fast on its workers as
@@ -51,7 +79,13 @@ struct PlanChoice {
 /// the other order. So a larger budget is hardly predicted to take longer than a smaller one by
 /// more than the tolerance, on one worker. Equal arguments give equal choices.
 ///
+/// A plan for which the ranks have no room, see costs_of(), is taken only where there is no other,
+/// and then it is the default.
+///
 /// Throws InputError as make_plan() when nothing fits.
+PlanChoice choose_plan(const PlanRequest& request, const PlannedRanks& ranks, InputKind inputs,
+                       Divisions divisions = Divisions::requested);
+/// The same where all ranks are alike.
 PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind inputs,
                        Divisions divisions = Divisions::requested);
 
@@ -69,8 +103,9 @@ std::string division_text(const Alternative& plan);
 /// The same of a plan that was made.
 std::string division_text(const Plan& plan);
 
-/// `plan --json`: what write_json() writes of a plan, its prediction, at most `most_printed` of the
-/// others, and the smallest budgets. read_plan() reads it as the plan alone.
+/// `plan --json`: what write_json() writes of a plan, its prediction, that for other numbers of
+/// workers where it was asked for, at most `most_printed` of the others, and the smallest budgets.
+/// read_plan() reads it as the plan alone.
 void write_json(const PlanChoice& choice, const SmallestBudgets& smallest, bool subproblems,
                 std::ostream& out);
 

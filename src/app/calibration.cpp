@@ -145,18 +145,29 @@ Costs find_costs(const DeviceTraits& device) {
   }
 }
 
-Expected expect(Plan plan, std::int64_t workers, InputKind inputs,
+PlannedRanks ranks_of(const DeviceTraits& device, const Capacity& capacity) {
+  return capacity.ranks ? *capacity.ranks : PlannedRanks{find_costs(device), {}, {}};
+}
+
+SharedCosts costs_here(const Plan& plan, const Capacity& capacity) {
+  const PlannedRanks ranks = ranks_of(plan.request.device, capacity);
+  return costs_of(plan, ranks).value_or(SharedCosts{ranks.costs, {}});
+}
+
+Expected expect(Plan plan, const Capacity& capacity, InputKind inputs,
                 std::optional<double> flop_per_second) {
-  plan.request.workers =
-      std::max<std::int64_t>(workers, 1);  // those of a plan that is read are others
-  Costs costs = find_costs(plan.request.device);
+  // Those of a plan that is read are others.
+  plan.request.workers = std::max<std::int64_t>(capacity.workers, 1);
+  SharedCosts costs = costs_here(plan, capacity);
   if (flop_per_second) {
-    KernelCost kernel = kernel_cost(costs, plan.problem());
+    KernelCost kernel = kernel_cost(costs.merging, plan.problem());
     kernel.flop_per_second = kernel.burst_flop_per_second = *flop_per_second;
     kernel.launch_seconds = 0;
-    costs.kernels = {kernel};
+    costs.merging.kernels = {kernel};
   }
-  return {predict(plan, costs, inputs), disk_bound(plan, costs, inputs), costs.measured};
+  const bool measured =
+      costs.merging.measured && std::ranges::all_of(costs.workers, &Costs::measured);
+  return {predict(plan, costs, inputs), disk_bound(plan, costs, inputs), measured};
 }
 
 namespace {

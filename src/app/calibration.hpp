@@ -8,6 +8,7 @@
 #include <string>
 
 #include "app/arguments.hpp"
+#include "app/problem.hpp"
 #include "stream_cqsa/costs.hpp"
 
 namespace stream_cqsa {
@@ -27,14 +28,21 @@ std::filesystem::path save_costs(const Costs& costs);
 /// read, which is said once on standard error.
 Costs find_costs(const DeviceTraits& device);
 
-/// What a plan is expected to take here on so many workers, and by whose rates; with
-/// `flop_per_second`, where kernels run at that rate.
+/// What is known of the ranks that a plan for this device would run on: of others what they have
+/// said, else that all are like this one.
+PlannedRanks ranks_of(const DeviceTraits& device, const Capacity& capacity);
+
+/// Its costs on those of them that have room for their parts, see costs_of().
+SharedCosts costs_here(const Plan& plan, const Capacity& capacity);
+
+/// What a plan is expected to take on the ranks of `capacity`, and by whose rates; with
+/// `flop_per_second`, where the kernels of one alone run at that rate.
 struct Expected {
   Prediction prediction;
   std::optional<DiskBound> disk;  ///< where files hold the run up
   bool measured = false;          ///< by rates of this machine; else built-in ones
 };
-Expected expect(Plan plan, std::int64_t workers, InputKind inputs,
+Expected expect(Plan plan, const Capacity& capacity, InputKind inputs,
                 std::optional<double> flop_per_second = std::nullopt);
 
 /// "2.05 s, bound by compute (...)", and how fast a disk that binds would have to be, for people.

@@ -30,7 +30,8 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
       "svg", po::value(&plan.svg)->value_name("FILE"),
       "draw the chunk-pair matrix and the planned memory")(
       "workers", po::value(&plan.workers)->default_value(0)->value_name("W"),
-      "plan for W ranks like this one that compute, beside those that merge; 0: one rank alone");
+      "plan for W ranks like this one that compute, beside those that merge, and predict the time "
+      "of 1, 2, 4, ... and W of them; 0: one rank alone");
   OptionGroup all = job_group(plan);
   all.add(printing);
   return parse(arguments,
@@ -53,7 +54,10 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
   Capacity capacity = capacity_of(options.resources, open.problem, *backend);
   capacity.workers = options.workers;
   const bool lse = !options.output.lse.empty();
-  const PlanChoice choice = choose_for(open, options.resources, lse, capacity);
+  PlanChoice choice = choose_for(open, options.resources, lse, capacity);
+  if (options.workers > 0)
+    choice.for_workers =
+        choose_for_workers(open, options.resources, lse, capacity, choice.prediction);
   const Plan& plan = choice.plan;
   TextFile drawing(options.svg);
   if (drawing.stream()) write_svg(plan, *drawing.stream());
@@ -64,11 +68,10 @@ int plan_command(const Arguments& arguments, const MpiEnvironment&) {
     if (!std::cout.flush()) throw Error("standard output cannot be written");
   } else {
     const bool direct = open.inputs == InputKind::direct_files;
-    print_out(describe(plan) +
-              (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
-              fmt::format("{:<18}{}\n", "predicted",
-                          describe(expect(plan, capacity.workers, open.inputs))) +
-              describe(choice, smallest));
+    print_out(
+        describe(plan) + (direct ? fmt::format("{:<18}read past the page cache\n", "inputs") : "") +
+        fmt::format("{:<18}{}\n", "predicted", describe(expect(plan, capacity, open.inputs))) +
+        describe(choice, smallest));
   }
   return 0;
 }

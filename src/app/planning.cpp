@@ -81,6 +81,21 @@ Choices choices_for(const OpenProblem& open, const ResourceOptions& resources, b
   return choices;
 }
 
+// "1: 33.4 s, 2: 16.9 s, bound by compute; 4: 12.0 s, bound by merge"
+std::string describe(const std::vector<ForWorkers>& all) {
+  std::string text;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const auto& [workers, prediction] = all[i];
+    text += fmt::format("{}: {}", workers, format_duration(prediction.seconds));
+    const bool last = i + 1 == all.size();
+    const Stage bottleneck = prediction.bottleneck();
+    const bool ends = last || all[i + 1].prediction.bottleneck() != bottleneck;
+    if (ends) text += fmt::format(", bound by {}", name_of(bottleneck));
+    if (!last) text += ends ? "; " : ", ";
+  }
+  return text;
+}
+
 std::string why_lost(const Alternative& other, double chosen) {
   const Prediction& prediction = other.prediction;
   const Stage bottleneck = prediction.bottleneck();
@@ -98,14 +113,29 @@ PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources,
                       const Capacity& capacity) {
   if (resources.plan.empty()) {
     const Choices choices = choices_for(open, resources, lse, capacity);
-    return choose_plan(choices.request, find_costs(choices.request.device), open.inputs,
+    return choose_plan(choices.request, ranks_of(choices.request.device, capacity), open.inputs,
                        choices.divisions);
   }
   const PlanRequest request = request_for(open, resources, lse, capacity);
   const Plan plan = given_plan(resources, request, capacity);
   Plan here = plan;
   here.request.workers = request.workers;  // those of a plan that is read are others
-  return {plan, predict(here, find_costs(plan.request.device), open.inputs), false, {}};
+  return {plan, predict(here, costs_here(here, capacity), open.inputs), false, {}};
+}
+
+std::vector<ForWorkers> choose_for_workers(const OpenProblem& open,
+                                           const ResourceOptions& resources, bool lse,
+                                           const Capacity& capacity, const Prediction& of_all) {
+  std::vector<ForWorkers> all;
+  Capacity fewer = capacity;
+  for (fewer.workers = 1; fewer.workers < capacity.workers; fewer.workers *= 2) {
+    try {
+      all.push_back({fewer.workers, choose_for(open, resources, lse, fewer).prediction});
+    } catch (const InputError&) {  // so few have no room for any plan
+    }
+  }
+  all.push_back({capacity.workers, of_all});
+  return all;
 }
 
 Plan plan_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
@@ -133,6 +163,7 @@ std::string describe(const PlanChoice& choice, const SmallestBudgets& smallest) 
   } else if (std::ranges::any_of(choice.others, is_default)) {
     line("chosen", division_text(choice.plan) + ": predicted to be faster than the default");
   }
+  if (!choice.for_workers.empty()) line("workers", describe(choice.for_workers));
   const std::size_t printed = std::min(choice.others.size(), most_printed);
   for (std::size_t i = 0; i < printed; ++i) {
     const Alternative& other = choice.others[i];

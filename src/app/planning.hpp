@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "app/calibration.hpp"
 #include "app/problem.hpp"
@@ -13,6 +14,12 @@ namespace stream_cqsa {
 /// device. With --plan there are no others. Throws InputError as plan_for().
 PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,
                       const Capacity& capacity);
+
+/// What 1, 2, 4, ... and all workers of `capacity`, which are alike, are predicted to take, the
+/// last of which is known. Of numbers for which nothing fits there is none.
+std::vector<ForWorkers> choose_for_workers(const OpenProblem& open,
+                                           const ResourceOptions& resources, bool lse,
+                                           const Capacity& capacity, const Prediction& of_all);
 
 /// The smallest budgets for the same problem, of any plan that the options leave open.
 SmallestBudgets smallest_for(const OpenProblem& open, const ResourceOptions& resources, bool lse,

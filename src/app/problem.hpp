@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "app/arguments.hpp"
@@ -10,6 +11,7 @@
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/files.hpp"
 #include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/plan_choice.hpp"
 #include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
@@ -48,10 +50,11 @@ std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Pr
 /// What a plan may use. With workers, inputs are read by them or for them: none is resident.
 struct Capacity {
   DeviceTraits device;
-  std::string numerics;            ///< of all that compute, see Backend::numerics()
-  std::int64_t device_budget = 0;  ///< bytes
-  std::int64_t host_budget = 0;    ///< bytes
-  std::int64_t workers = 0;        ///< ranks that compute while this one merges; 0: it does both
+  std::string numerics;               ///< of all that compute, see Backend::numerics()
+  std::int64_t device_budget = 0;     ///< bytes
+  std::int64_t host_budget = 0;       ///< bytes
+  std::int64_t workers = 0;           ///< ranks that compute while this one merges; 0: it does both
+  std::optional<PlannedRanks> ranks;  ///< where they have said what each of them has
 };
 
 /// The host budget of --host-memory, or this rank's share of half of the available memory.

@@ -8,12 +8,13 @@
 #include <sstream>
 
 #include "app/audit.hpp"
+#include "app/calibration.hpp"
 #include "app/described_inputs.hpp"
 #include "app/machine.hpp"
 #include "app/merger.hpp"
 #include "app/report.hpp"
 #include "app/seats.hpp"
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "mpi/error.hpp"
 #include "mpi/merger.hpp"
 #include "mpi/protocol.hpp"
@@ -66,8 +67,11 @@ json offer_of(const JobOptions& options, Means& means) {
   } catch (const std::exception& error) {
     return {{"error", error.what()}};
   }
+  const Costs costs = find_costs(means.capacity.device);
   return {{"host", host_name()},
           {"traits", to_json_text(means.capacity.device)},
+          {"costs", to_json_text(costs)},
+          {"costs_measured", costs.measured},
           {"numerics", means.capacity.numerics},
           {"queries", rows_of(means.open.problem)},
           {"device_budget", means.capacity.device_budget},
@@ -79,6 +83,27 @@ json merger_offer(const ResourceOptions& resources) {
     return {{"host_budget", host_budget_of(resources)}};
   } catch (const std::exception& error) {
     return {{"error", error.what()}};
+  }
+}
+
+WorkerMeans means_of(const json& offer) {
+  WorkerMeans means;
+  means.device = device_traits_from_json(offer["traits"].get<std::string>());
+  means.device_budget = offer["device_budget"].get<std::int64_t>();
+  means.host_budget = offer["host_budget"].get<std::int64_t>();
+  means.costs = costs_from_json(offer["costs"].get<std::string>(), "costs of a worker");
+  means.costs.measured = offer["costs_measured"].get<bool>();
+  return means;
+}
+
+/// The costs of this rank, which sends the workers their inputs where it `serves`.
+void add_master(PlannedRanks& ranks, bool serves) {
+  ranks.costs = find_costs(ranks.workers.front().device);
+  ranks.serves = serves;
+  if (!serves) return;
+  for (WorkerMeans& worker : ranks.workers) {
+    for (const auto rate : {&Costs::read, &Costs::read_direct, &Costs::generate})
+      worker.costs.*rate = ranks.costs.*rate;
   }
 }
 
@@ -192,24 +217,29 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
   offers_ = gather_offers({});
   const auto first_worker = static_cast<std::size_t>(mergers_) + 1;
   Capacity all;
+  PlannedRanks& ranks = all.ranks.emplace();
   std::set<std::string> numerics;
   for (std::size_t rank = 1; rank < offers_.size(); ++rank) {
     const json& offer = offers_[rank];
     if (offer.contains("error"))
       throw InputError(fmt::format("rank {}: {}", rank, offer["error"].get<std::string>()));
-    if (rank < first_worker) continue;
+    if (rank < first_worker) {
+      ranks.merger_budgets.push_back(offer["host_budget"].get<std::int64_t>());
+      continue;
+    }
     if (offer["queries"] != rows_of(open.problem))
       throw InputError(fmt::format("rank {}: --queries must be given to all ranks alike", rank));
-    const DeviceTraits traits = device_traits_from_json(offer["traits"].get<std::string>());
-    const auto budget = offer["device_budget"].get<std::int64_t>();
     const bool first = rank == first_worker;
-    all.device = first ? traits : common(all.device, traits);
+    const WorkerMeans& worker = ranks.workers.emplace_back(means_of(offer));
+    all.device = first ? worker.device : common(all.device, worker.device);
     numerics.insert(offer["numerics"].get<std::string>());
-    all.device_budget = first ? budget : std::min(all.device_budget, budget);
+    all.device_budget =
+        first ? worker.device_budget : std::min(all.device_budget, worker.device_budget);
   }
+  add_master(ranks, input_through_master_);
   all.numerics = fmt::format("{}", fmt::join(numerics, "; "));
   all.host_budget = host_budget_of(own);
-  all.workers = static_cast<std::int64_t>(offers_.size() - first_worker);
+  all.workers = std::ssize(ranks.workers);
   return all;
 }
 

@@ -29,8 +29,8 @@ class Ranks {
 
   bool is_master() const { return communicator_.rank() == 0; }
 
-  /// What one plan for all workers may use: of each device budget the smallest. Throws what a
-  /// worker could not do, naming the rank.
+  /// What one plan for all workers may use: the smallest device budget, and what each rank has.
+  /// Throws what a worker could not do, naming the rank.
   Capacity capacity(const ResourceOptions& own, const OpenProblem& open);
 
   /// Mergers keep copies of `rows`. Throws as run_master(), and InputError when a rank has too

@@ -262,10 +262,10 @@ Findings findings_of(const RehearsedPlan& planned, std::vector<Tried> tried,
                      const OpenProblem& open) {
   const double rate = rate_of(planned.plan, tried);
   Findings found{planned, std::move(tried),
-                 rate,    expect(planned.plan, 1, open.inputs),
+                 rate,    expect(planned.plan, {}, open.inputs),
                  {},      needs_of(planned.plan, open),
                  {}};
-  if (rate > 0) found.at_rate = expect(planned.plan, 1, open.inputs, rate);
+  if (rate > 0) found.at_rate = expect(planned.plan, {}, open.inputs, rate);
   found.rows = all_rows(found.tried);
   return found;
 }

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/tensor.hpp"

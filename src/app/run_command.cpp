@@ -193,7 +193,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
       create_sinks(open, arguments.output, directory.has_value(), arguments.resources.mergers == 0);
   TextFile report(arguments.report), trace(arguments.trace);
   auto telemetry = std::make_unique<Telemetry>(trace.stream());
-  const Expected expected = expect(durable.plan, computing.capacity.workers, open.inputs);
+  const Expected expected = expect(durable.plan, computing.capacity, open.inputs);
   const double begin = now_seconds();
   const auto [result, certificate] =
       compute(open, sinks, arguments, durable, computing, directory, *telemetry);

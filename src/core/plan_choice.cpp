@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/counted.hpp"
+#include "core/merge_shares.hpp"
 #include "core/plan_candidates.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -34,40 +35,78 @@ Candidate candidate_of(const Plan& plan) {
   return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
 }
 
-// Whether each of several ranks has room for its part within the budgets of the request, the master
-// also where it serves the inputs.
-bool fits_ranks(const Plan& plan) {
-  const PlanRequest& request = plan.request;
-  if (request.workers == 1) return true;
+template <typename Make>
+bool fits(const Make& make) {
   try {
-    worker_plan(plan, request.device, request.device_budget, request.host_budget);
-    const std::int64_t merging = request.mergers + 1;
-    for (std::int64_t rank = 0; rank < merging; ++rank) {
-      const Range chunks = split(plan.division.chunk_count(), 1, merging, rank);
-      merger_plan(plan, request.workers, chunks, request.host_budget, rank == 0);
-    }
+    make();
     return true;
   } catch (const InputError&) {
     return false;
   }
 }
 
+bool has_room(const Plan& plan, const WorkerMeans& worker) {
+  return fits([&] { worker_plan(plan, worker.device, worker.device_budget, worker.host_budget); });
+}
+
+bool mergers_have_room(const Plan& plan, const PlannedRanks& ranks) {
+  const PlanRequest& request = plan.request;
+  const MergeShares shares(plan, static_cast<int>(request.mergers));
+  return fits([&] {
+    for (int rank = 0; rank < shares.ranks(); ++rank) {
+      const bool own = rank > 0 && !ranks.merger_budgets.empty();
+      merger_plan(
+          plan, request.workers, shares.chunks(rank),
+          own ? ranks.merger_budgets.at(static_cast<std::size_t>(rank) - 1) : request.host_budget,
+          rank == 0 && ranks.serves);
+    }
+  });
+}
+
+// Costs of as many workers that are alike and together as fast as these, for estimates.
+Costs mean_costs(const PlannedRanks& ranks, const Problem& problem) {
+  if (ranks.workers.empty()) return ranks.costs;
+  Costs mean = ranks.costs;
+  KernelCost kernel = kernel_cost(mean, problem);
+  const auto average = [&](const auto& of) {
+    double sum = 0;
+    for (const WorkerMeans& worker : ranks.workers) sum += of(worker.costs);
+    return sum / static_cast<double>(ranks.workers.size());
+  };
+  for (const auto rate : {&Costs::copy_in, &Costs::copy_out, &Costs::device_merge, &Costs::read,
+                          &Costs::read_direct, &Costs::generate})
+    mean.*rate = average([&](const Costs& costs) { return costs.*rate; });
+  for (const auto rate : {&KernelCost::flop_per_second, &KernelCost::burst_flop_per_second,
+                          &KernelCost::launch_seconds})
+    kernel.*rate = average([&](const Costs& costs) { return kernel_cost(costs, problem).*rate; });
+  mean.kernels = {kernel};
+  return mean;
+}
+
 // The plans of one scheme that were predicted.
 class Contest {
  public:
   /// Throws InputError where nothing fits.
-  Contest(const PlanRequest& request, const Costs& costs, InputKind inputs)
-      : request_(request), costs_(costs), inputs_(inputs), default_plan_(make_plan(request)) {
-    enter(default_plan_, pinned(request, candidate_of(default_plan_)));
+  Contest(const PlanRequest& request, const PlannedRanks& ranks, InputKind inputs)
+      : request_(request), ranks_(ranks), inputs_(inputs), default_plan_(make_plan(request)) {
+    const auto costs = costs_of(default_plan_, ranks);
+    enter(default_plan_, pinned(request, candidate_of(default_plan_)),
+          costs.value_or(SharedCosts{ranks.costs, {}}));
     plans_.front().is_default = true;
-    for (const Candidate& candidate : candidates_of(request, costs, inputs)) {
+    if (!costs) best_ = std::numeric_limits<double>::infinity();
+    const Costs mean = mean_costs(ranks, request.problem);
+    for (const Candidate& candidate : candidates_of(request, mean, inputs)) {
       if (is_over()) break;
       if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
     }
     consider_other_order(plans_.front());
     consider_other_order(fastest());
-    if (plans_.size() > 1 && !fits_ranks(default_plan_)) plans_.erase(plans_.begin());
+    fits_ = costs || plans_.size() > 1;
+    if (plans_.size() > 1 && !costs) plans_.erase(plans_.begin());
   }
+
+  /// Whether there is a plan for which the ranks have room. Else there is the default alone.
+  bool fits() const { return fits_; }
 
   /// The default first, if every rank has room for it, then in the order in which they were
   /// predicted.
@@ -117,7 +156,7 @@ class Contest {
       const Plan plan = make_plan(request);
       if (std::ranges::find(names_, name_of(plan)) != names_.end()) return;
       effort_ += effort;
-      if (fits_ranks(plan)) enter(plan, request);
+      if (const auto costs = costs_of(plan, ranks_)) enter(plan, request, *costs);
     } catch (const InputError&) {  // it does not fit
     }
   }
@@ -131,8 +170,8 @@ class Contest {
     consider(request, 0);
   }
 
-  void enter(const Plan& plan, const PlanRequest& request) {
-    const Prediction prediction = predict(plan, costs_, inputs_);
+  void enter(const Plan& plan, const PlanRequest& request, const SharedCosts& costs) {
+    const Prediction prediction = predict(plan, costs, inputs_);
     names_.push_back(name_of(plan));
     plans_.push_back(
         {request, plan.placement, plan.order, plan.subproblem_count(), prediction, false});
@@ -140,22 +179,26 @@ class Contest {
   }
 
   const PlanRequest& request_;
-  const Costs& costs_;
+  const PlannedRanks& ranks_;
   const InputKind inputs_;
   Plan default_plan_;
   std::vector<Name> names_;
   std::vector<Alternative> plans_;
   double best_ = std::numeric_limits<double>::infinity();
   double effort_ = 0;
+  bool fits_ = false;
 };
 
 // Of the first scheme that has a plan as fast as any the default, if it is one, else the plan with
 // the fewest subproblems: what each costs beside its launch is not predicted.
 std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
   double best = std::numeric_limits<double>::infinity();
-  for (const Contest& contest : contests) best = std::min(best, seconds_of(contest.fastest()));
+  for (const Contest& contest : contests) {
+    if (contest.fits()) best = std::min(best, seconds_of(contest.fastest()));
+  }
   for (Contest& contest : contests) {
     const Alternative* picked = nullptr;
+    if (!contest.fits()) continue;
     for (const Alternative& plan : contest.plans()) {
       if (!(seconds_of(plan) <= best * (1 + prediction_tolerance))) continue;
       if (plan.is_default) return {&contest, &plan};
@@ -207,12 +250,32 @@ std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,
 
 }  // namespace
 
+std::optional<SharedCosts> costs_of(const Plan& plan, const PlannedRanks& ranks) {
+  const PlanRequest& request = plan.request;
+  SharedCosts costs{ranks.costs, {}};
+  if (ranks.workers.empty()) {
+    if (request.workers == 1) return costs;
+    if (!has_room(plan, {request.device, request.device_budget, request.host_budget, {}}))
+      return std::nullopt;
+  }
+  for (const WorkerMeans& worker : ranks.workers)
+    if (has_room(plan, worker)) costs.workers.push_back(worker.costs);
+  if (costs.workers.empty() && !ranks.workers.empty()) return std::nullopt;
+  if (!mergers_have_room(plan, ranks)) return std::nullopt;
+  return costs;
+}
+
 PlanChoice choose_plan(const PlanRequest& request, const Costs& costs, InputKind inputs,
+                       Divisions divisions) {
+  return choose_plan(request, PlannedRanks{costs, {}, {}}, inputs, divisions);
+}
+
+PlanChoice choose_plan(const PlanRequest& request, const PlannedRanks& ranks, InputKind inputs,
                        Divisions divisions) {
   const std::vector<PlanRequest> requests = requests_of(request, divisions);
   std::vector<Contest> contests;
   for_each_that_fits(requests,
-                     [&](const PlanRequest& each) { contests.emplace_back(each, costs, inputs); });
+                     [&](const PlanRequest& each) { contests.emplace_back(each, ranks, inputs); });
   const auto [contest, winner] = pick(contests);
   const bool is_default = winner->is_default && contest == &contests.front();
   PlanChoice choice{contest->plan_of(*winner), winner->prediction, is_default, {}};

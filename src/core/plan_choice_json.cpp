@@ -42,10 +42,14 @@ void write_json(const PlanChoice& choice, const SmallestBudgets& smallest, bool 
   for (const Alternative& other : choice.others) {
     if (others.size() < most_printed) others.push_back(alternative_json(other));
   }
-  const OrderedJson beside = {
-      {std::string(predicted_key), prediction_json(choice.prediction)},
-      {std::string(alternatives_key), others},
-      {std::string(smallest_budget_key), {{"device", smallest.device}, {"host", smallest.host}}}};
+  OrderedJson beside = {{std::string(predicted_key), prediction_json(choice.prediction)}};
+  for (const auto& [workers, prediction] : choice.for_workers) {
+    OrderedJson json = {{"workers", workers}};
+    json.update(prediction_json(prediction));
+    beside[std::string(for_workers_key)].push_back(json);
+  }
+  beside[std::string(alternatives_key)] = others;
+  beside[std::string(smallest_budget_key)] = {{"device", smallest.device}, {"host", smallest.host}};
   write_json(choice.plan, beside, subproblems, out);
 }
 

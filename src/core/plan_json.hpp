@@ -14,10 +14,11 @@ namespace stream_cqsa {
 /// the costs of the machine that made it.
 inline constexpr std::string_view subproblems_key = "subproblems";
 inline constexpr std::string_view predicted_key = "predicted";
+inline constexpr std::string_view for_workers_key = "predicted_for_workers";
 inline constexpr std::string_view alternatives_key = "alternatives";
 inline constexpr std::string_view smallest_budget_key = "smallest_budget";
-inline constexpr std::array skipped_keys = {subproblems_key, predicted_key, alternatives_key,
-                                            smallest_budget_key};
+inline constexpr std::array skipped_keys = {subproblems_key, predicted_key, for_workers_key,
+                                            alternatives_key, smallest_budget_key};
 
 /// "groups_outer" or "groups_inner".
 std::string_view name_of(ScheduleOrder order);

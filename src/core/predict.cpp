@@ -2,9 +2,14 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
+#include <limits>
+#include <queue>
 #include <utility>
+#include <vector>
 
 #include "core/plan_demands.hpp"
+#include "core/plan_search.hpp"
 #include "stream_cqsa/costs.hpp"
 
 namespace stream_cqsa {
@@ -54,22 +59,40 @@ class Ends {
 };
 
 struct Worker {
+  Worker(const Costs& own, const Problem& problem)
+      : costs(own), kernel(kernel_cost(own, problem)) {}
+
+  const Costs& costs;
+  const KernelCost& kernel;
   Lane copy_in, compute, copy_out;
   Ends computed, copied_out;
   double flop = 0;
   double launches = 0;
+  Demand last;  // that it has computed
 };
+
+const Costs& costs_of_worker(const SharedCosts& costs, std::size_t worker) {
+  return costs.workers.empty() ? costs.merging : costs.workers[worker];
+}
+
+std::size_t count_workers(const Plan& plan, const SharedCosts& costs) {
+  return costs.workers.empty() ? static_cast<std::size_t>(plan.request.workers)
+                               : costs.workers.size();
+}
 
 class Timeline {
  public:
-  Timeline(const Plan& plan, const Demands& demands, const Costs& costs, double read_rate)
+  Timeline(const Plan& plan, const Demands& demands, const SharedCosts& costs, InputKind inputs)
       : plan_(plan),
-        costs_(costs),
-        kernel_(kernel_cost(costs, plan.problem())),
+        costs_(costs.merging),
         demands_(demands),
-        workers_(static_cast<std::size_t>(plan.request.workers)),
-        read_rate_(read_rate),
-        on_device_(plan.placement == AccumulatorPlacement::device) {}
+        inputs_(inputs),
+        on_device_(plan.placement == AccumulatorPlacement::device),
+        sends_(!costs.workers.empty() || plan.request.workers > 1) {
+    const std::size_t count = count_workers(plan, costs);
+    for (std::size_t i = 0; i < count; ++i)
+      workers_.emplace_back(costs_of_worker(costs, i), plan.problem());
+  }
 
   Prediction run() {
     const std::int64_t count = plan_.subproblem_count();
@@ -78,44 +101,78 @@ class Timeline {
       const SubproblemKey key = plan_.key(id);
       const Demand demand = demands_.of(key);
       if (!(demand.flop > 0)) continue;  // nothing of it is ever loaded
-      Worker& worker = worker_of(key);
-      deliver(worker, demand, compute(worker, demand, load(worker, demand)));
+      Worker& worker = worker_of(key, demand);
+      const double loaded = load(worker, demand);
+      deliver_until(worker.compute.free);
+      compute(worker, demand, loaded);
+      worker.last = demand;
+      undelivered_.emplace(worker.compute.free, &worker);
     }
+    deliver_until(std::numeric_limits<double>::infinity());
     return prediction(followed > 0 ? static_cast<double>(count) / static_cast<double>(followed)
                                    : 1);
   }
 
  private:
-  // Whole head groups in turn where these are merged on the workers' devices, else who is done
-  // first.
-  Worker& worker_of(const SubproblemKey& key) {
-    if (on_device_) {
-      const auto group = key.batch * static_cast<std::int64_t>(plan_.groups.size()) + key.group;
-      return workers_[static_cast<std::size_t>(group) % workers_.size()];
+  // Of whole head groups where these are merged on the workers' devices.
+  Worker& worker_of(const SubproblemKey& key, const Demand& demand) {
+    if (!on_device_) return first_done(demand);
+    const auto group = key.batch * static_cast<std::int64_t>(plan_.groups.size()) + key.group;
+    if (group != group_) {
+      const Problem& problem = plan_.problem();
+      const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(key.group)];
+      Demand whole = demand;
+      whole.flop = flop_of(problem) * static_cast<double>(heads.count) /
+                   static_cast<double>(problem.batch * problem.kv_heads);
+      taker_ = &first_done(whole);
+      group_ = group;
     }
-    return *std::ranges::min_element(workers_, {},
-                                     [](const Worker& worker) { return worker.compute.free; });
+    return *taker_;
+  }
+
+  // By computing or copying in alone. Nobody takes what a faster one would be done with before:
+  // near the end that repeats it, see Dispatcher::next().
+  Worker& first_done(const Demand& demand) {
+    return *std::ranges::min_element(workers_, {}, [&](const Worker& worker) {
+      return worker.compute.free + std::max(demand.flop / worker.kernel.flop_per_second,
+                                            demand.copied_bytes / worker.costs.copy_in);
+    });
+  }
+
+  // What has been computed by then, in this order.
+  void deliver_until(double time) {
+    for (; !undelivered_.empty() && undelivered_.top().first <= time; undelivered_.pop()) {
+      const auto& [computed, worker] = undelivered_.top();
+      deliver(*worker, worker->last, computed);
+    }
   }
 
   double load(Worker& worker, const Demand& demand);
-  double compute(Worker& worker, const Demand& demand, double loaded);
+  void compute(Worker& worker, const Demand& demand, double loaded);
   void deliver(Worker& worker, const Demand& demand, double computed);
   Prediction prediction(double of_followed) const;
 
   const Plan& plan_;
-  const Costs& costs_;
-  const KernelCost& kernel_;
+  const Costs& costs_;  // of the rank that merges
   const Demands& demands_;
   Lane read_, receive_, spill_, merge_, write_;
   std::vector<Worker> workers_;
-  const double read_rate_;
+  // When they end what they have computed last, and who; the first on top.
+  using Ending = std::pair<double, Worker*>;
+  std::priority_queue<Ending, std::vector<Ending>, std::greater<>> undelivered_;
+  const InputKind inputs_;
   const bool on_device_;
+  const bool sends_;  // to another rank, which merges
+  // Who has the head group that was taken last.
+  Worker* taker_ = nullptr;
+  std::int64_t group_ = -1;
 };
 
-// Reads and copies in; when the subproblem's chunks are there.
+// Reads and copies in; when the subproblem's chunks are there. Each worker reads about everything,
+// all at the same time: one lane stands for all of theirs.
 double Timeline::load(Worker& worker, const Demand& demand) {
-  const double read = read_.run(0, demand.read_bytes / read_rate_);
-  const double seconds = demand.copied_bytes / costs_.copy_in;
+  const double read = read_.run(0, demand.read_bytes / read_rate(worker.costs, inputs_));
+  const double seconds = demand.copied_bytes / worker.costs.copy_in;
   // New chunks take the place of those of the subproblem before, which must have been computed, as
   // far as there are no slots beside.
   const double beside = static_cast<double>(plan_.device.kv_slots) - demand.key_chunks;
@@ -126,23 +183,22 @@ double Timeline::load(Worker& worker, const Demand& demand) {
   return worker.copy_in.free = copied;
 }
 
-double Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
+void Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
   // Of all that the worker has computed so far: clocks depend on what came before.
-  const double before = kernel_seconds(kernel_, worker.flop, worker.launches);
+  const double before = kernel_seconds(worker.kernel, worker.flop, worker.launches);
   worker.flop += demand.flop;
   ++worker.launches;
-  double seconds = kernel_seconds(kernel_, worker.flop, worker.launches) - before;
+  double seconds = kernel_seconds(worker.kernel, worker.flop, worker.launches) - before;
   double emptied = 0;
   if (on_device_) {
-    if (plan_.division.most_partials() > 1) seconds += demand.partial_bytes / costs_.device_merge;
+    if (plan_.division.most_partials() > 1)
+      seconds += demand.partial_bytes / worker.costs.device_merge;
   } else {
     const double sets =
         static_cast<double>(plan_.device.state_slots) / std::max(demand.query_chunks, 1.0);
     emptied = worker.copied_out.before(std::max<std::int64_t>(1, static_cast<std::int64_t>(sets)));
   }
-  const double computed = worker.compute.run(std::max(loaded, emptied), seconds);
-  worker.computed.add(computed);
-  return computed;
+  worker.computed.add(worker.compute.run(std::max(loaded, emptied), seconds));
 }
 
 void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
@@ -151,9 +207,9 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   const auto buffers =
       static_cast<double>(plan_.host.state_buffers * plan_.host.state_buffer_bytes);
   const double room = on_device_ ? 0.0 : merge_.free - buffers / costs_.merge;
-  double out = worker.copy_out.run(std::max(computed, room), bytes / costs_.copy_out);
+  double out = worker.copy_out.run(std::max(computed, room), bytes / worker.costs.copy_out);
   worker.copied_out.add(out);
-  if (workers_.size() > 1) out = receive_.run(out, bytes / costs_.receive);
+  if (sends_) out = receive_.run(out, bytes / costs_.receive);
   if (!on_device_) {
     out = spill_.run(out, demand.spilled_bytes / spill_rate(costs_));
     out = merge_.run(out, bytes / costs_.merge);
@@ -186,8 +242,12 @@ Prediction Timeline::prediction(double of_followed) const {
 
 }  // namespace
 
+Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs) {
+  return Timeline(plan, Demands(plan), costs, inputs).run();
+}
+
 Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs) {
-  return Timeline(plan, Demands(plan), costs, read_rate(costs, inputs)).run();
+  return predict(plan, SharedCosts{costs, {}}, inputs);
 }
 
 namespace {
@@ -199,16 +259,14 @@ constexpr double no_limit = 1e30;
 // The plan's time with all files so many times as fast.
 class FasterFiles {
  public:
-  FasterFiles(const Plan& plan, const Costs& costs, InputKind inputs)
+  FasterFiles(const Plan& plan, const SharedCosts& costs, InputKind inputs)
       : plan_(plan), demands_(plan), costs_(costs), inputs_(inputs) {}
 
   Prediction predict(double factor) const {
-    Costs costs = costs_;
-    costs.write *= factor;
-    costs.rewrite *= factor;
-    costs.read *= factor;
-    costs.read_direct *= factor;
-    return Timeline(plan_, demands_, costs, read_rate(costs, inputs_)).run();
+    SharedCosts costs = costs_;
+    speed_up(costs.merging, factor);
+    for (Costs& worker : costs.workers) speed_up(worker, factor);
+    return Timeline(plan_, demands_, costs, inputs_).run();
   }
 
   // The least factor, to 2%, with which the run takes no longer than `seconds`.
@@ -223,15 +281,31 @@ class FasterFiles {
   }
 
  private:
+  static void speed_up(Costs& costs, double factor) {
+    costs.write *= factor;
+    costs.rewrite *= factor;
+    costs.read *= factor;
+    costs.read_direct *= factor;
+  }
+
   const Plan& plan_;
   const Demands demands_;
-  const Costs& costs_;
+  const SharedCosts& costs_;
   const InputKind inputs_;
 };
 
+// Of the slowest worker's files; 0 where there are none.
+double file_read_rate(const Plan& plan, const SharedCosts& costs, InputKind inputs) {
+  if (inputs == InputKind::synthetic) return 0;
+  double slowest = no_limit;
+  for (std::size_t i = 0; i < count_workers(plan, costs); ++i)
+    slowest = std::min(slowest, read_rate(costs_of_worker(costs, i), inputs));
+  return slowest;
+}
+
 }  // namespace
 
-std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputKind inputs) {
+std::optional<DiskBound> disk_bound(const Plan& plan, const SharedCosts& costs, InputKind inputs) {
   const FasterFiles files(plan, costs, inputs);
   const Prediction now = files.predict(1);
   DiskBound disk;
@@ -239,9 +313,9 @@ std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputK
   disk.seconds_unbound = files.predict(no_limit).seconds;
   if (now.seconds <= bound_from * disk.seconds_unbound) return std::nullopt;
   const std::array<std::pair<Stage, double>, 3> stages = {
-      {{Stage::read, inputs == InputKind::synthetic ? 0.0 : read_rate(costs, inputs)},
-       {Stage::spill, spill_rate(costs)},
-       {Stage::write, write_rate(plan, costs)}}};
+      {{Stage::read, file_read_rate(plan, costs, inputs)},
+       {Stage::spill, spill_rate(costs.merging)},
+       {Stage::write, write_rate(plan, costs.merging)}}};
   for (const auto& [stage, rate] : stages) {
     if (rate == 0 || now.busy_of(stage) <= disk.busy_seconds) continue;
     disk.stage = stage;
@@ -250,6 +324,10 @@ std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputK
   }
   disk.enough = disk.rate * files.reach(bound_from * disk.seconds_unbound);
   return disk;
+}
+
+std::optional<DiskBound> disk_bound(const Plan& plan, const Costs& costs, InputKind inputs) {
+  return disk_bound(plan, SharedCosts{costs, {}}, inputs);
 }
 
 }  // namespace stream_cqsa

@@ -9,11 +9,11 @@
 #include <optional>
 #include <utility>
 
+#include "core/merge_shares.hpp"
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
 #include "engine/checkpoint.hpp"
 #include "engine/dispatcher.hpp"
-#include "engine/merge_shares.hpp"
 #include "engine/monitor.hpp"
 #include "mpi/intake.hpp"
 #include "mpi/merged_list.hpp"

@@ -8,9 +8,9 @@
 #include <optional>
 #include <set>
 
+#include "core/merge_shares.hpp"
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
-#include "engine/merge_shares.hpp"
 #include "engine/monitor.hpp"
 #include "mpi/error.hpp"
 #include "mpi/intake.hpp"

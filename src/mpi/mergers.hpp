@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "engine/piece_table.hpp"
 #include "engine/use_table.hpp"
 #include "mpi/communicator.hpp"

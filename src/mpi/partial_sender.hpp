@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "engine/monitor.hpp"
 #include "engine/partial.hpp"
 #include "mpi/communicator.hpp"

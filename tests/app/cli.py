@@ -109,12 +109,12 @@ class CliTest(unittest.TestCase):
             np.save(self.path(f"{name}.npy"), array)
         return arrays
 
-    def save_costs(self, flop_per_second=1e11, launch_seconds=1e-5, **changes):
-        """The CPU's costs for one thread, by which plans of this test are chosen from now on."""
+    def save_costs(self, flop_per_second=1e11, launch_seconds=1e-5, threads=1, **changes):
+        """The CPU's costs for so many threads, by which plans of this test are chosen from now on."""
         before = os.environ["XDG_CACHE_HOME"]
         self.addCleanup(os.environ.update, {"XDG_CACHE_HOME": before})
         os.environ["XDG_CACHE_HOME"] = str(self.folder / "cache")
-        done = self.succeed("plan", "--input", "synthetic:1", "--shape", "1,64,1,64", "--threads", "1",
+        done = self.succeed("plan", "--input", "synthetic:1", "--shape", "1,64,1,64", "--threads", threads,
                             "--backend", "cpu", "--json")
         traits = json.loads(done.stdout)["request"]["device"]
         device = traits["name"] or traits["kind"]

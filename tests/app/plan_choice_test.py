@@ -85,6 +85,14 @@ class Plan(CliTest):
         alone, four = self.plan(), self.plan("--workers", "4")
         self.assertEqual(four["request"]["workers"], 4)
         self.assertLess(four["predicted"]["seconds"], 0.5 * alone["predicted"]["seconds"])
+        self.assertNotIn("predicted_for_workers", alone)
+        numbers = self.plan("--workers", "6")["predicted_for_workers"]
+        self.assertEqual([number["workers"] for number in numbers], [1, 2, 4, 6])
+        for number, plan in zip(numbers, (self.plan("--workers", "1"), None, four)):
+            if plan:
+                self.assertEqual({**plan["predicted"], "workers": plan["request"]["workers"]}, number)
+        line = next(line for line in self.lines("--workers", "2") if line.startswith("workers "))
+        self.assertRegex(line, r"1: [\d.]+ s, .*2: [\d.]+ s, bound by .*")
         self.refuse("plan", *self.shape, "--workers", "-1", names=["--workers"])
 
     def test_auto_division(self):

@@ -127,6 +127,23 @@ class SameBytes(Ranks):
         self.assertEqual(self.bytes_of("o.npy"), expected)
 
 
+class Predicted(Ranks):
+
+    def test_workers_of_different_speed(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        self.save_costs(flop_per_second=3e9)
+        self.save_costs(flop_per_second=1e9, threads=2)
+        self.options = ["--chunks", "13", "--causal"]
+        report = self.path("r.json")
+        common = self.command("--report", report)
+        self.mpirun((2, 1), [*common, "--threads", "1"], [*common, "--threads", "2"])
+        predicted = json.loads(report.read_text())["predicted"]
+        ideal = 4 * 64 * 2 * 6000 * 6001 / 2 / 4e9  # by both together
+        self.assertEqual((predicted["bottleneck"], predicted["rates"]), ("compute", "measured"))
+        self.assertGreater(predicted["seconds"], ideal)
+        self.assertLess(predicted["seconds"], 1.15 * ideal)
+
+
 class Mergers(Ranks):
 
     def compare(self, expected, ranks, mergers, *extra):

@@ -244,6 +244,104 @@ BOOST_AUTO_TEST_CASE(problems_with_next_to_nothing_to_do_take_a_finite_time) {
   finite(batches);
 }
 
+// Of a machine on which computing takes nearly all of the time.
+sc::Costs slow_kernels(double flop_per_second) {
+  sc::Costs costs = sc::builtin_costs(cuda_traits());
+  for (sc::KernelCost& kernel : costs.kernels) {
+    kernel.flop_per_second = kernel.burst_flop_per_second = flop_per_second;
+    kernel.launch_seconds = 0;
+  }
+  return costs;
+}
+
+BOOST_AUTO_TEST_CASE(unequal_workers_compute_at_the_sum_of_their_rates) {
+  const sc::Costs fast = slow_kernels(3e12), slow = slow_kernels(1e12);
+  int on_device = 0;
+  for (const bool causal : {false, true}) {
+    for (const bool on_host : {false, true}) {
+      sc::PlanRequest request = request_of(1 << 18, 32, causal);
+      request.workers = 2;
+      request.host_accumulators = on_host;
+      request.heads_per_group = 1;
+      const sc::Plan plan = sc::make_plan(request);
+      on_device += plan.placement == sc::AccumulatorPlacement::device;
+      const double tokens = 1 << 18;
+      const double scores = causal ? tokens * (tokens + 1) / 2 : tokens * tokens;
+      const double ideal = 4 * 64 * 32 * scores / 4e12;
+      for (const auto& workers : {std::vector{fast, slow}, std::vector{slow, fast}}) {
+        const sc::Prediction prediction =
+            sc::predict(plan, sc::SharedCosts{fast, workers}, sc::InputKind::files);
+        BOOST_TEST(prediction.seconds >= ideal);
+        BOOST_TEST(prediction.seconds <= 1.03 * ideal, prediction.seconds
+                                                           << " s, at best " << ideal << " s"
+                                                           << (causal ? ", causal" : "")
+                                                           << (on_host ? ", on host" : ""));
+        BOOST_TEST((prediction.bottleneck() == sc::Stage::compute));
+      }
+    }
+  }
+  BOOST_TEST(on_device == 2);
+}
+
+// Partials that are computed later by a slower worker do not keep those of the others waiting.
+BOOST_AUTO_TEST_CASE(many_unequal_workers_with_little_memory_compute_at_the_sum_of_their_rates) {
+  const sc::Costs fast = slow_kernels(3e11), slow = slow_kernels(1e11);
+  for (const bool causal : {false, true}) {
+    sc::PlanRequest request = request_of(500'000, 1, causal);
+    request.workers = 16;
+    request.device_budget = std::int64_t{8} << 20;
+    request.host_budget = std::int64_t{1} << 30;
+    const sc::Plan plan = sc::make_plan(request);
+    BOOST_TEST((plan.placement == sc::AccumulatorPlacement::memory));
+    std::vector<sc::Costs> workers(8, slow);
+    workers.insert(workers.end(), 8, fast);
+    const sc::Prediction prediction =
+        sc::predict(plan, sc::SharedCosts{fast, workers}, sc::InputKind::files);
+    const double scores = causal ? 5e5 * (5e5 + 1) / 2 : 25e10;
+    const double ideal = 4 * 64 * scores / 32e11;
+    BOOST_TEST(prediction.seconds >= ideal);
+    BOOST_TEST(prediction.seconds <= 1.05 * ideal,
+               prediction.seconds << " s, at best " << ideal << " s" << (causal ? ", causal" : ""));
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_worker_that_is_next_to_no_help_is_none) {
+  const sc::Costs usual = slow_kernels(3e12);
+  sc::Costs hardly_computes = slow_kernels(3e6), hardly_copies = usual;
+  hardly_copies.copy_in = 1e3;
+  for (const bool on_host : {false, true}) {
+    sc::PlanRequest request = request_of(1 << 17, 8, false);
+    request.workers = 2;
+    request.host_accumulators = on_host;
+    const sc::Plan plan = sc::make_plan(request);
+    const double alone =
+        sc::predict(plan, sc::SharedCosts{usual, {usual}}, sc::InputKind::files).seconds;
+    for (const sc::Costs& other : {hardly_computes, hardly_copies}) {
+      const sc::SharedCosts costs{usual, {other, usual}};
+      const sc::Prediction prediction = sc::predict(plan, costs, sc::InputKind::files);
+      BOOST_TEST(prediction.seconds <= 1.01 * alone);
+      BOOST_TEST(prediction.seconds >= 0.99 * alone);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(workers_that_are_alike_need_not_be_listed) {
+  for (const bool causal : {false, true}) {
+    for (const bool on_host : {false, true}) {
+      sc::PlanRequest request = request_of(1 << 20, 8, causal);
+      request.workers = 4;
+      request.host_accumulators = on_host;
+      const sc::Costs costs = sc::builtin_costs(request.device);
+      const sc::Plan plan = sc::make_plan(request);
+      const sc::SharedCosts listed{costs, std::vector<sc::Costs>(4, costs)};
+      const sc::Prediction one = sc::predict(plan, costs, sc::InputKind::files);
+      const sc::Prediction other = sc::predict(plan, listed, sc::InputKind::files);
+      BOOST_TEST(one.seconds == other.seconds);
+      BOOST_TEST((one.busy == other.busy));
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(workers_share_the_computing_and_not_the_master) {
   sc::PlanRequest request = request_of(1 << 20, 8, false);
   const sc::Costs costs = sc::builtin_costs(request.device);

@@ -7,8 +7,8 @@
 #include <filesystem>
 #include <random>
 
+#include "core/merge_shares.hpp"
 #include "engine/buffer.hpp"
-#include "engine/merge_shares.hpp"
 #include "stream_cqsa/files.hpp"
 #include "support/small_plan.hpp"
 

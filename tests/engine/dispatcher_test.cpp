@@ -9,7 +9,7 @@
 #include <random>
 #include <set>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "engine/partial.hpp"
 #include "engine/use_table.hpp"
 #include "support/run_plan.hpp"

@@ -1,5 +1,5 @@
 #define BOOST_TEST_MODULE engine_merge_shares
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 
 #include <algorithm>
 #include <array>

@@ -9,7 +9,7 @@
 #include <random>
 #include <thread>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "engine/piece_table.hpp"
 #include "on_ranks.hpp"
 #include "stream_cqsa/error.hpp"

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 #include "support/delayed_backend.hpp"
 #include "support/durable_run.hpp"
 

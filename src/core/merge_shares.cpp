@@ -1,8 +1,6 @@
-#include "engine/merge_shares.hpp"
+#include "core/merge_shares.hpp"
 
 #include <algorithm>
-
-#include "engine/use_table.hpp"
 
 namespace stream_cqsa {
 
@@ -10,10 +8,9 @@ MergeShares::MergeShares(const Plan& plan, int mergers) : begins_{0} {
   const std::int64_t chunks = plan.division.chunk_count();
   const std::int64_t ranks = mergers + 1;
   if (ranks > 1) {
-    UseTable uses(plan);
     std::vector<double> before = {0};  // rows to merge, and one more each to write, before a chunk
     for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const auto partials = static_cast<double>(uses.quorums(Side::query, chunk).size());
+      const auto partials = static_cast<double>(plan.division.quorums_of_query(chunk).size());
       const auto rows = static_cast<double>(plan.division.chunk(chunk).queries.size());
       before.push_back(before.back() + (partials + 1) * rows);
     }
