@@ -71,18 +71,23 @@ class Timeline {
         read_rate_(read_rate),
         on_device_(plan.placement == AccumulatorPlacement::device) {}
 
-  Prediction run() {
-    const std::int64_t count = plan_.subproblem_count();
-    const std::int64_t followed = std::min(count, most_followed);
-    for (std::int64_t id = 0; id < followed; ++id) {
+  // Of the head groups from this one on.
+  Prediction run(std::int64_t from) {
+    from = std::max(from, plan_.groups_done);
+    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
+    const std::int64_t left = (group_total(plan_) - from) * plan_.division.quorum_count();
+    const std::int64_t most = std::min(left, most_followed);
+    std::int64_t followed = 0;
+    for (std::int64_t id = plan_.id({from / groups, 0, 0}); followed < most; ++id) {
       const SubproblemKey key = plan_.key(id);
+      if (group_number(plan_, key.batch, key.group) < from) continue;
+      ++followed;
       const Demand demand = demands_.of(key);
       if (!(demand.flop > 0)) continue;  // nothing of it is ever loaded
       Worker& worker = worker_of(key);
       deliver(worker, demand, compute(worker, demand, load(worker, demand)));
     }
-    return prediction(followed > 0 ? static_cast<double>(count) / static_cast<double>(followed)
-                                   : 1);
+    return prediction(followed > 0 ? static_cast<double>(left) / static_cast<double>(followed) : 1);
   }
 
  private:
@@ -186,8 +191,8 @@ Prediction Timeline::prediction(double of_followed) const {
 
 }  // namespace
 
-Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs) {
-  return Timeline(plan, Demands(plan), costs, read_rate(costs, inputs)).run();
+Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs, std::int64_t from) {
+  return Timeline(plan, Demands(plan), costs, read_rate(costs, inputs)).run(from);
 }
 
 namespace {
@@ -208,7 +213,7 @@ class FasterFiles {
     costs.rewrite *= factor;
     costs.read *= factor;
     costs.read_direct *= factor;
-    return Timeline(plan_, demands_, costs, read_rate(costs, inputs_)).run();
+    return Timeline(plan_, demands_, costs, read_rate(costs, inputs_)).run(0);
   }
 
   // The least factor, to 2%, with which the run takes no longer than `seconds`.
