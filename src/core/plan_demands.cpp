@@ -143,7 +143,8 @@ Demands::Demands(const Plan& plan)
                              2 * bytes_of(problem_.key_length, problem_.kv_heads))),
       loads_(static_cast<double>(cut_.key_chunks) * traffic_.copied_in / input_bytes_),
       entry_reads_(traffic_.read / batch_),
-      rest_reads_(estimate_reads(plan, groups() - plan.groups_done % groups())) {}
+      rest_reads_(estimate_reads(plan, groups() - plan.groups_done % groups())),
+      first_reads_(estimate_reads(plan, 1)) {}
 
 Demands::~Demands() = default;
 
@@ -191,16 +192,21 @@ std::int64_t Demands::first_group(std::int64_t batch) const {
 }
 
 // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as
-// token rows hold all heads. What is not kept is read again, as chunks are loaded again.
+// token rows hold all heads. What is not kept is read again, as chunks are loaded again, and there
+// by every other head group.
 double Demands::read_bytes(const SubproblemKey& key, double share) const {
   const bool by_rows = plan_.request.query.layout == Layout::bshd;
   const std::int64_t begin = first_group(key.batch);
   const auto computed = static_cast<double>(groups() - begin);
   const double reads = begin == 0 ? entry_reads_ : rest_reads_;
   const double all = by_rows ? 1.0 : computed / static_cast<double>(groups());
-  const double once = std::min(all * input_bytes_ / batch_, reads);
+  double once = std::min(all * input_bytes_ / batch_, reads);
+  double again = (reads - once) / computed;
+  if (by_rows && plan_.order == ScheduleOrder::groups_outer && computed > 1) {
+    once = std::min(once, first_reads_);
+    again = key.group == begin ? first_reads_ - once : (reads - first_reads_) / (computed - 1);
+  }
   const double first = !by_rows ? once / computed : key.group == begin ? once : 0.0;
-  const double again = (reads - once) / computed;
   return first * sweep_->first_share(key.quorum) + again * share;
 }
 

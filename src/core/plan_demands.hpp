@@ -55,8 +55,9 @@ class Demands {
   const double batch_;
   const double input_bytes_;
   const double loads_;  ///< of key chunks in a sweep
-  /// Bytes read for a batch entry, and for the rest of the one of which some groups are done.
-  const double entry_reads_, rest_reads_;
+  /// Bytes read for a batch entry, for the rest of the one of which some groups are done, and for
+  /// the first group of either.
+  const double entry_reads_, rest_reads_, first_reads_;
 };
 
 }  // namespace stream_cqsa

@@ -277,7 +277,7 @@ BOOST_AUTO_TEST_CASE(accumulators_go_where_merges_are_faster) {
 
 BOOST_AUTO_TEST_CASE(plans_for_the_rest_have_the_same_division_and_are_predicted_to_be_faster) {
   int again = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + 400; ++seed) {
+  for (std::uint64_t seed = first_seed; seed < first_seed + 500; ++seed) {
     Random random(seed);
     PlanRequest request = random_request(random);
     request.chunks.reset();
