@@ -76,7 +76,7 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
                                        InputKind inputs, std::int64_t from, double switch_seconds,
                                        const std::vector<ScheduleForm>& left = {});
 
-/// "read at 0.40 GB/s, not 8.00: the remaining 6 of 8 head groups are computed all together, quorum
+/// "read at 0.4 GB/s, not 8: the remaining 6 of 8 head groups are computed all together, quorum
 /// by quorum, with accumulators in memory, predicted 12.1 s instead of 40.3 s"
 std::string describe(const PlannedAgain& again);
 

@@ -139,9 +139,15 @@ std::optional<Plan> in_form(const Plan& plan, const ScheduleForm& form, std::int
   return other;
 }
 
+// Three digits, or more before the point.
+std::string number_text(double number) {
+  return number < 100 ? fmt::format("{:.3g}", number) : fmt::format("{:.0f}", number);
+}
+
 std::string rate_text(const ChangedRate& rate) {
-  return fmt::format("{} at {:.3g} {}, not {:.3g}", name_of(rate.stage), rate.measured * 1e-9,
-                     rate.stage == Stage::compute ? "GFLOP/s" : "GB/s", rate.planned * 1e-9);
+  return fmt::format("{} at {} {}, not {}", name_of(rate.stage), number_text(rate.measured * 1e-9),
+                     rate.stage == Stage::compute ? "GFLOP/s" : "GB/s",
+                     number_text(rate.planned * 1e-9));
 }
 
 std::string form_text(const Plan& plan) {
@@ -199,10 +205,10 @@ std::string describe(const PlannedAgain& again) {
   }
   const std::int64_t total = group_total(again.plan);
   return fmt::format(
-      "{}: the remaining {} of {} are computed {}, predicted {:.3g} s instead of {:.3g} s",
+      "{}: the remaining {} of {} are computed {}, predicted {} s instead of {} s",
       rates.empty() ? "rates are as planned again" : rates,
       total - again.plan.groups_done, counted(total, "head group"), form_text(again.plan),
-      again.seconds, again.seconds_before);
+      number_text(again.seconds), number_text(again.seconds_before));
 }
 
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
