@@ -123,8 +123,8 @@ class Backend {
   /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once, and
   /// again with another plan where it has thrown OutOfDeviceMemory, as it does when the device has
   /// less memory left than that, or, all work having ended, for the rest of a run: what it
-  /// allocated before is freed first. Every piece of work is recorded in `telemetry` (copy in, compute,
-  /// copy out; bytes copied). Both must outlive the backend's work.
+  /// allocated before is freed first. Every piece of work is recorded in `telemetry` (copy in,
+  /// compute, copy out; bytes copied). Both must outlive the backend's work.
   virtual void prepare(const Plan& plan, Telemetry& telemetry) = 0;
 
   /// Bytes of device memory that prepare() allocated.

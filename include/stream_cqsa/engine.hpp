@@ -55,13 +55,13 @@ struct RunResult {
   NonFinite output;  ///< NaN and infinite values in the rows of O that this rank finished
   std::uint64_t scores_computed = 0;  ///< Backend::scores_computed()
   // Of several plans, one after another, the largest of each.
-  std::int64_t device_bytes = 0;      ///< Backend::allocated_bytes()
-  std::int64_t device_in_use = 0;     ///< Backend::memory_in_use() at the end
-  std::int64_t host_bytes = 0;        ///< of the host arena, allocated
-  std::int64_t scratch_bytes = 0;     ///< largest size of the accumulator file
+  std::int64_t device_bytes = 0;   ///< Backend::allocated_bytes()
+  std::int64_t device_in_use = 0;  ///< Backend::memory_in_use() at the end
+  std::int64_t host_bytes = 0;     ///< of the host arena, allocated
+  std::int64_t scratch_bytes = 0;  ///< largest size of the accumulator file
   CheckpointTotals checkpoint;
   std::vector<PlannedAgain> planned_again;  ///< plans after the one given
-  double seconds = 0;  ///< wall clock from the first read to the last write
+  double seconds = 0;                       ///< wall clock from the first read to the last write
 };
 
 /// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in
@@ -69,9 +69,10 @@ struct RunResult {
 /// device alone. Where the device has less memory left than the plan takes, less is allocated, see
 /// within_device().
 ///
-/// With RunOptions::tuning, whenever a head group (with groups_inner: a batch entry) has been handed
-/// out, the rest may be planned again: then what is under way is finished and written, the arenas
-/// are freed, and the rest is run by the new plan, with the same output bits. `warn` is told.
+/// With RunOptions::tuning, whenever a head group (with groups_inner: a batch entry) has been
+/// handed out, the rest may be planned again: then what is under way is finished and written, the
+/// arenas are freed, and the rest is run by the new plan, with the same output bits. `warn` is
+/// told.
 ///
 /// With a checkpoint the plan must keep its accumulators on the host, and the sinks must be those
 /// of the earlier runs, if there were any: what these merged and finished is not computed again.

@@ -154,8 +154,8 @@ struct Plan {
   std::int64_t key_block_tokens = 0;    ///< tokens of K or V per host cache block
   std::int64_t piece_tokens = 0;        ///< query tokens per piece of a partial
   Range merged_chunks;                  ///< query chunks that this rank merges, see merger_plan()
-  /// Head groups of batch entries, numbered by group_number(), before this one are finished when the
-  /// run begins, see plan_again().
+  /// Head groups of batch entries, numbered by group_number(), before this one are finished when
+  /// the run begins, see plan_again().
   std::int64_t groups_done = 0;
 
   const Problem& problem() const { return request.problem; }
@@ -224,8 +224,8 @@ Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
                  std::int64_t host_budget, bool serves = false);
 
-/// The request of which make_plan() makes the plan's division and head groups, whatever the budgets:
-/// nothing of these is left open.
+/// The request of which make_plan() makes the plan's division and head groups, whatever the
+/// budgets: nothing of these is left open.
 PlanRequest pinned_request(const Plan& plan);
 
 /// The same chunks and head groups with accumulators on the host, where the plan has them on the

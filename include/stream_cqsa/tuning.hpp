@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "stream_cqsa/costs.hpp"
@@ -65,13 +66,13 @@ struct PlannedAgain {
   double seconds_before = 0;         ///< the same, had the run gone on as before
 };
 
-/// Of the plans with the same division and head groups, and so the same output bits, the one that
-/// is predicted to compute the head groups from `from` on in the least time, if it is faster than
-/// going on with `plan` by more than prediction_tolerance and the `switch_seconds` that changing
-/// over takes. They differ in the order of head groups and quorums and in whether accumulators are
-/// on the device, are never of a form in `left`, and have no larger file of accumulators than
-/// `plan`: there may be no room for it. How far ahead files are read is no choice:
-/// always as far as the host cache and the order known by then allow.
+/// Of the plans with the same division and head groups, and so the same output bits, one that is
+/// predicted to compute the head groups from `from` on as fast as any, by prediction_tolerance, if
+/// it is faster by more than that than going on with `plan` and the `switch_seconds` that changing
+/// over takes; groups_outer before groups_inner where both are. They differ in the order of head
+/// groups and quorums and in whether accumulators are on the device, are never of a form in `left`,
+/// and have no larger file of accumulators than `plan`: there may be no room for it. How far ahead
+/// files are read is no choice: always as far as the host cache and the order known by then allow.
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
                                        const std::vector<ScheduleForm>& left = {});

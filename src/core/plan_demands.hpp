@@ -25,9 +25,9 @@ struct Demand {
 };
 
 /// The demands of a plan's subproblems, which must outlive this, but for those of the head groups
-/// that are done before: the first of the others finds none of its rows in the host cache. Loads of chunks are averages of a
-/// sweep over the quorums of a head group, see estimate_traffic(), and of many quorums some stand
-/// for all.
+/// that are done before: the first of the others finds none of its rows in the host cache. Loads of
+/// chunks are averages of a sweep over the quorums of a head group, see estimate_traffic(), and of
+/// many quorums some stand for all.
 class Demands {
  public:
   explicit Demands(const Plan& plan);

@@ -13,9 +13,7 @@
 namespace stream_cqsa {
 namespace {
 
-bool differ(double a, double b) {
-  return std::max(a, b) > (1 + rate_tolerance) * std::min(a, b);
-}
+bool differ(double a, double b) { return std::max(a, b) > (1 + rate_tolerance) * std::min(a, b); }
 
 // A subproblem that the slots cannot take whole is launched several times.
 bool may_be_in_parts(const Plan& plan) {
@@ -40,8 +38,7 @@ class Measuring {
   Measuring(const Plan& plan, const Costs& planned, const RunSoFar& run, double least_seconds)
       : plan_(plan), run_(run), least_seconds_(least_seconds), measured_{planned, {}} {
     const auto read_once = static_cast<double>(of(Stage::checksum).bytes - of(Stage::write).bytes);
-    if (read_once > 0)
-      read_share_ = read_once / static_cast<double>(of(Stage::checksum).bytes);
+    if (read_once > 0) read_share_ = read_once / static_cast<double>(of(Stage::checksum).bytes);
   }
 
   // Rates of files have their fingerprints in them.
@@ -190,8 +187,8 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
     auto other = in_form(plan, form, from);
     if (!other) continue;
     const double seconds = predict(*other, measured.costs, inputs).seconds;
-    if (best ? seconds < best->seconds
-             : seconds * (1 + prediction_tolerance) + switch_seconds < going_on) {
+    const double allowed = best ? best->seconds : going_on - switch_seconds;
+    if (seconds * (1 + prediction_tolerance) < allowed) {
       best = PlannedAgain{std::move(*other), measured.changed, seconds, going_on};
     }
   }
@@ -204,11 +201,11 @@ std::string describe(const PlannedAgain& again) {
     rates += (rates.empty() ? "" : "; ") + rate_text(rate);
   }
   const std::int64_t total = group_total(again.plan);
-  return fmt::format(
-      "{}: the remaining {} of {} are computed {}, predicted {} s instead of {} s",
-      rates.empty() ? "rates are as planned again" : rates,
-      total - again.plan.groups_done, counted(total, "head group"), form_text(again.plan),
-      number_text(again.seconds), number_text(again.seconds_before));
+  return fmt::format("{}: the remaining {} of {} are computed {}, predicted {} s instead of {} s",
+                     rates.empty() ? "rates are as planned again" : rates,
+                     total - again.plan.groups_done, counted(total, "head group"),
+                     form_text(again.plan), number_text(again.seconds),
+                     number_text(again.seconds_before));
 }
 
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,

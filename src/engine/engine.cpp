@@ -171,12 +171,9 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
 }
 
 RunSoFar Passes::so_far(const Assembler& assembler) const {
-  return {telemetry_.totals(),
-          telemetry_.scores_done(),
-          telemetry_.subproblems_done(),
-          std::max(options_.read_threads, 1),
-          assembler.merge_threads(),
-          assembler.write_threads()};
+  return {telemetry_.totals(),           telemetry_.scores_done(),
+          telemetry_.subproblems_done(), std::max(options_.read_threads, 1),
+          assembler.merge_threads(),     assembler.write_threads()};
 }
 
 void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {

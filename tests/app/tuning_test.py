@@ -22,7 +22,7 @@ class Tuning(CliTest):
     def test_accumulators_move_in_mid_run_with_the_same_bytes(self):
         self.save_inputs(shape=(1, 6000, 8, 64))
         self.save_costs(**WRONG)
-        options = ["--threads", "1", "--chunks", "3", "--heads-per-group", "1", "--device-memory", "16MiB",
+        options = ["--threads", "1", "--chunks", "7", "--heads-per-group", "1", "--device-memory", "16MiB",
                    "--host-memory", "64MiB"]
         plan = self.succeed("plan", *self.inputs(), "--backend", "cpu", *options, "--json").stdout
         self.assertEqual(json.loads(plan)["accumulators"]["placement"], "device")

@@ -29,8 +29,8 @@ Costs plain_costs(const DeviceTraits& device) {
   return costs;
 }
 
-// Sixteen head groups of token rows, of which the host keeps most, but not all; every chunk has a slot on
-// the device.
+// Sixteen head groups of token rows, of which the host keeps most, but not all; every chunk has a
+// slot on the device.
 PlanRequest mostly_cached(bool merges = true) {
   PlanRequest request = large_request(length, heads);
   request.problem.dtype = DType::f32;
@@ -51,7 +51,9 @@ Plan outer_plan(bool merges = true) {
 
 double near(double value) { return 1e-9 * std::abs(value); }
 
-void require_near(double a, double b) { BOOST_TEST(std::abs(a - b) <= near(b), a << " is not " << b); }
+void require_near(double a, double b) {
+  BOOST_TEST(std::abs(a - b) <= near(b), a << " is not " << b);
+}
 
 double busy(const Plan& plan, Stage stage, std::int64_t from = 0) {
   return predict(plan, plain_costs(plan.request.device), InputKind::files, from).busy_of(stage);
@@ -61,13 +63,10 @@ double reads(const Plan& plan, std::int64_t from = 0) {
   return busy(plan, Stage::read, from) * plain_costs(plan.request.device).read;
 }
 
-StageTotals& of(RunSoFar& run, Stage stage) {
-  return run.totals[static_cast<std::size_t>(stage)];
-}
+StageTotals& of(RunSoFar& run, Stage stage) { return run.totals[static_cast<std::size_t>(stage)]; }
 
 bool same_division(const Plan& a, const Plan& b) {
-  if (a.groups.size() != b.groups.size() ||
-      a.division.chunk_count() != b.division.chunk_count() ||
+  if (a.groups.size() != b.groups.size() || a.division.chunk_count() != b.division.chunk_count() ||
       a.division.quorum_count() != b.division.quorum_count())
     return false;
   for (std::int64_t chunk = 0; chunk < a.division.chunk_count(); ++chunk) {
@@ -105,8 +104,8 @@ BOOST_AUTO_TEST_CASE(the_rest_of_a_run_is_what_its_head_groups_take) {
 BOOST_AUTO_TEST_CASE(reads_of_the_rest_depend_on_what_is_in_the_cache) {
   const double whole = 3 * length * row_bytes;
   const Plan outer = outer_plan();
-  const double cache =
-      static_cast<double>(outer.host.cache_blocks) * static_cast<double>(outer.host.cache_block_bytes);
+  const double cache = static_cast<double>(outer.host.cache_blocks) *
+                       static_cast<double>(outer.host.cache_block_bytes);
   const double kept = cache / whole;
   BOOST_REQUIRE((0.4 < kept && kept < 0.99));
   for (const std::int64_t done : {0, 1, 7, 15}) {
@@ -254,8 +253,8 @@ BOOST_AUTO_TEST_CASE(slow_reads_of_token_rows_go_through_all_head_groups_at_once
   const MeasuredCosts as_planned{plain_costs(plan.request.device), {}};
   BOOST_TEST(!plan_again(plan, as_planned, InputKind::files, 3, 0));
   BOOST_TEST(!plan_again(plan, slow, InputKind::files, 3, again->seconds_before));
-  BOOST_TEST(!plan_again(plan, slow, InputKind::files, 3, 0,
-                         {{ScheduleOrder::groups_inner, false}}));
+  BOOST_TEST(
+      !plan_again(plan, slow, InputKind::files, 3, 0, {{ScheduleOrder::groups_inner, false}}));
   BOOST_TEST(!plan_again(plan, slow, InputKind::files, heads, 0));
 }
 

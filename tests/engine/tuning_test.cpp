@@ -174,8 +174,8 @@ Case half_cached_case(std::mt19937_64& random, AccumulatorPlacement placement) {
   problem.head_dim = 8;
   problem.scale = default_scale(problem.head_dim);
   Case own = make_case(problem, placement, ScheduleOrder::groups_outer, random);
-  const double bytes = 7 * 4.0 * static_cast<double>(problem.query_length * problem.query_heads *
-                                                     problem.head_dim);
+  const double bytes =
+      7 * 4.0 * static_cast<double>(problem.query_length * problem.query_heads * problem.head_dim);
   PlanRequest request = own.plan.request;
   request.scratch = false;
   request.host_budget = static_cast<std::int64_t>(0.6 * bytes);
@@ -219,8 +219,7 @@ Outcome check(const Case& own, const Disturbed& disturbed) {
 BOOST_AUTO_TEST_CASE(slow_reads_are_made_once_for_all_head_groups_with_the_same_bytes) {
   std::mt19937_64 random(41);
   for (int trial = 0; trial < 8; ++trial) {
-    const auto placement =
-        trial % 2 ? AccumulatorPlacement::device : AccumulatorPlacement::memory;
+    const auto placement = trial % 2 ? AccumulatorPlacement::device : AccumulatorPlacement::memory;
     const Case own = half_cached_case(random, placement);
     BOOST_TEST_CONTEXT("trial " << trial << ", causal "
                                 << (own.plan.problem().mask == Mask::causal)) {
@@ -253,8 +252,7 @@ BOOST_AUTO_TEST_CASE(accumulators_are_moved_with_the_same_bytes) {
 BOOST_AUTO_TEST_CASE(batch_entries_that_go_through_all_groups_at_once_end_before_another_plan) {
   std::mt19937_64 random(43);
   for (int trial = 0; trial < 4; ++trial) {
-    const Case own =
-        random_case(random, AccumulatorPlacement::memory, ScheduleOrder::groups_inner);
+    const Case own = random_case(random, AccumulatorPlacement::memory, ScheduleOrder::groups_inner);
     Disturbed disturbed;
     disturbed.host_merge = true;
     BOOST_TEST_CONTEXT("trial " << trial) {
@@ -270,8 +268,7 @@ BOOST_AUTO_TEST_CASE(batch_entries_that_go_through_all_groups_at_once_end_before
 BOOST_AUTO_TEST_CASE(no_run_goes_to_and_fro) {
   std::mt19937_64 random(44);
   for (int trial = 0; trial < 3; ++trial) {
-    const Case own =
-        random_case(random, AccumulatorPlacement::device, ScheduleOrder::groups_outer);
+    const Case own = random_case(random, AccumulatorPlacement::device, ScheduleOrder::groups_outer);
     Disturbed disturbed;
     disturbed.device_merge = disturbed.host_merge = true;
     std::vector<ScheduleForm> forms = {form_of(own.plan)};
@@ -295,9 +292,8 @@ BOOST_AUTO_TEST_CASE(a_failure_behind_the_second_plan_ends_the_run_with_its_own_
     disturbed.submissions = static_cast<int>(13 * done) + more;
     std::vector<std::string> told;
     BOOST_CHECK_EXCEPTION(
-        run_tuned(own.plan, own.input, disturbed, told), Error, [](const Error& error) {
-          return std::string(error.what()) == "device: injected failure";
-        });
+        run_tuned(own.plan, own.input, disturbed, told), Error,
+        [](const Error& error) { return std::string(error.what()) == "device: injected failure"; });
     BOOST_TEST(told.size() == 1u);
   }
 }
