@@ -74,6 +74,10 @@ class CudaBackend final : public Backend {
       most_keys_ = std::max(most_keys_, chunk.keys.size());
     }
     if (std::max(most_queries_, most_keys_) > most_pool_tokens) tile_ = portable_tile_;
+    // Those of another plan, before there are others.
+    lanes_.reset();
+    lists_.reset();
+    memory_ = {};
     allocate(plan);
     slots_ = {plan.device, memory_.data(), problem_.head_dim};
     lists_.emplace(plan.device.workspace_bytes - counts_bytes, slots_.workspace() + counts_bytes);

@@ -122,8 +122,9 @@ class Backend {
 
   /// Allocates exactly plan.device.bytes() and readies the lanes for this plan. Called once, and
   /// again with another plan where it has thrown OutOfDeviceMemory, as it does when the device has
-  /// less memory left than that. Every piece of work is recorded in `telemetry` (copy in, compute,
-  /// copy out; bytes copied). Both must outlive the backend's work.
+  /// less memory left than that, or, all work having ended, for the rest of a run: what it
+  /// allocated before is freed first. Every piece of work is recorded in `telemetry` (copy in,
+  /// compute, copy out; bytes copied). Both must outlive the backend's work.
   virtual void prepare(const Plan& plan, Telemetry& telemetry) = 0;
 
   /// Bytes of device memory that prepare() allocated.
@@ -162,11 +163,12 @@ class Backend {
   /// Blocks until everything submitted has ended, well or not: then no lane touches host memory.
   virtual void quiesce() noexcept = 0;
 
-  /// Scores computed so far in whole kernel tiles, masked ones in partial tiles included: the
-  /// arithmetic really done. One score costs 4 * head_dim floating-point operations.
+  /// Scores computed so far, for all plans, in whole kernel tiles, masked ones in partial tiles
+  /// included: the arithmetic really done. One score costs 4 * head_dim floating-point operations.
   virtual std::uint64_t scores_computed() const = 0;
 
-  /// NaN and infinite values in O that finalise() has written. Called when no work is under way.
+  /// NaN and infinite values in O that finalise() has written since prepare(). Called when no work
+  /// is under way.
   virtual NonFinite output_non_finite() = 0;
 };
 

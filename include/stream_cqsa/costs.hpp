@@ -58,6 +58,8 @@ enum class InputKind {
 
 /// Bytes per second of inputs that come so.
 double read_rate(const Costs& costs, InputKind inputs);
+/// Which rate that is.
+double Costs::*read_rate_member(const Costs& costs, InputKind inputs);
 
 /// Costs of a usual machine with such a device, for where none were measured.
 Costs builtin_costs(const DeviceTraits& device);
@@ -90,9 +92,13 @@ struct Prediction {
 /// ahead of the next as slots and buffers allow. Loads of chunks are averages of a sweep over the
 /// quorums (estimate_traffic()), and of many quorums some stand for all. What a worker takes is
 /// what it is done with before any other would be.
-Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs);
+///
+/// With `from`, the number of a head group (see group_number()), that and those after it alone:
+/// what is left of the plan's run when all before are computed. Never those of Plan::groups_done.
+Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs,
+                   std::int64_t from = 0);
 /// The same where all ranks are alike.
-Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs);
+Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs, std::int64_t from = 0);
 
 /// That files hold a run up: it takes over 5% longer than it would with files of any speed.
 struct DiskBound {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "stream_cqsa/softmax_state.hpp"
 #include "stream_cqsa/telemetry.hpp"
 #include "stream_cqsa/tensor.hpp"
+#include "stream_cqsa/tuning.hpp"
 
 namespace stream_cqsa {
 
@@ -41,6 +43,9 @@ struct RunOptions {
   /// Called with a line for people where the run does not go as planned; or none.
   std::function<void(const std::string&)> warn = nullptr;
   CheckpointOptions checkpoint;
+  /// Where the rest of the run may be planned again, by a run of one rank without a checkpoint,
+  /// which belongs to one plan; or none.
+  std::optional<Tuning> tuning;
 };
 
 /// What a run leaves beside its outputs.
@@ -49,18 +54,25 @@ struct RunResult {
   std::vector<std::uint64_t> merged_scores;
   NonFinite output;  ///< NaN and infinite values in the rows of O that this rank finished
   std::uint64_t scores_computed = 0;  ///< Backend::scores_computed()
-  std::int64_t device_bytes = 0;      ///< Backend::allocated_bytes()
-  std::int64_t device_in_use = 0;     ///< Backend::memory_in_use() at the end
-  std::int64_t host_bytes = 0;        ///< of the host arena, allocated
-  std::int64_t scratch_bytes = 0;     ///< largest size of the accumulator file
+  // Of several plans, one after another, the largest of each.
+  std::int64_t device_bytes = 0;   ///< Backend::allocated_bytes()
+  std::int64_t device_in_use = 0;  ///< Backend::memory_in_use() at the end
+  std::int64_t host_bytes = 0;     ///< of the host arena, allocated
+  std::int64_t scratch_bytes = 0;  ///< largest size of the accumulator file
   CheckpointTotals checkpoint;
-  double seconds = 0;  ///< wall clock from the first read to the last write
+  std::vector<PlannedAgain> planned_again;  ///< plans after the one given
+  double seconds = 0;                       ///< wall clock from the first read to the last write
 };
 
 /// Computes the attention that `plan` describes. The backend is prepared here. Sinks are written in
 /// full and not committed: that is the caller's. Output bits depend on the plan and the kind of
 /// device alone. Where the device has less memory left than the plan takes, less is allocated, see
 /// within_device().
+///
+/// With RunOptions::tuning, whenever a head group (with groups_inner: a batch entry) has been
+/// handed out, the rest may be planned again: then what is under way is finished and written, the
+/// arenas are freed, and the rest is run by the new plan, with the same output bits. `warn` is
+/// told.
 ///
 /// With a checkpoint the plan must keep its accumulators on the host, and the sinks must be those
 /// of the earlier runs, if there were any: what these merged and finished is not computed again.

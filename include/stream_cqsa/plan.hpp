@@ -154,6 +154,9 @@ struct Plan {
   std::int64_t key_block_tokens = 0;    ///< tokens of K or V per host cache block
   std::int64_t piece_tokens = 0;        ///< query tokens per piece of a partial
   Range merged_chunks;                  ///< query chunks that this rank merges, see merger_plan()
+  /// Head groups of batch entries, numbered by group_number(), before this one are finished when
+  /// the run begins, see plan_again().
+  std::int64_t groups_done = 0;
 
   const Problem& problem() const { return request.problem; }
 
@@ -169,6 +172,17 @@ struct Plan {
   /// Bytes of device slots that this work occupies, or a part of it where it is computed in parts.
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
+
+/// The number of a head group of a batch entry. With groups_outer its subproblems, as many as there
+/// are quorums, are those from quorums * number on.
+inline std::int64_t group_number(const Plan& plan, std::int64_t batch, std::int64_t group) {
+  return batch * static_cast<std::int64_t>(plan.groups.size()) + group;
+}
+
+/// The head groups of all batch entries.
+inline std::int64_t group_total(const Plan& plan) {
+  return group_number(plan, plan.problem().batch, 0);
+}
 
 /// The plan with the fewest subproblems that fits the budgets. Where up to
 /// DeviceTraits::overlap_worth times as many, on kernel tiles no smaller, leave room on the device
@@ -210,8 +224,12 @@ Plan master_plan(const Plan& plan, std::int64_t workers, bool serves = false);
 Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
                  std::int64_t host_budget, bool serves = false);
 
-/// The same chunks with accumulators on the host, where the plan has them on the device, perhaps in
-/// smaller head groups; else the plan. Throws InputError when the host budget is too small.
+/// The request of which make_plan() makes the plan's division and head groups, whatever the
+/// budgets: nothing of these is left open.
+PlanRequest pinned_request(const Plan& plan);
+
+/// The same chunks and head groups with accumulators on the host, where the plan has them on the
+/// device; else the plan. Throws InputError when the host budget is too small.
 Plan with_host_accumulators(const Plan& plan);
 
 /// The plan of one rank for a device that has only `device_budget` bytes by now: the same chunks,

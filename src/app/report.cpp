@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <ctime>
 #include <numeric>
 #include <sstream>
@@ -12,6 +13,7 @@
 #include "app/machine.hpp"
 #include "app/text.hpp"
 #include "core/counted.hpp"
+#include "core/plan_json.hpp"
 #include "mpi/environment.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "version.hpp"
@@ -233,6 +235,37 @@ std::string stage_table(const RunRecord& record) {
   return text;
 }
 
+json planned_again_json(const PlannedAgain& again) {
+  json rates = json::object();
+  for (const ChangedRate& rate : again.changed) {
+    rates[std::string(name_of(rate.stage))] = {{"planned", rate.planned},
+                                               {"measured", rate.measured}};
+  }
+  return {{"head_groups_done", again.plan.groups_done},
+          {"head_groups", group_total(again.plan)},
+          {"order", name_of(again.plan.order)},
+          {"accumulators", name_of(again.plan.placement)},
+          {"rates", rates},
+          {"predicted_seconds", again.seconds},
+          {"predicted_seconds_as_before", again.seconds_before}};
+}
+
+json all_planned_again_json(const RunRecord& record) {
+  json all = json::array();
+  for (const PlannedAgain& again : record.result.planned_again)
+    all.push_back(planned_again_json(again));
+  return all;
+}
+
+// The most of all plans that the run went by.
+template <typename Bytes>
+std::int64_t most_planned(const RunRecord& record, const Bytes& bytes) {
+  std::int64_t most = bytes(record.plan);
+  for (const PlannedAgain& again : record.result.planned_again)
+    most = std::max(most, bytes(again.plan));
+  return most;
+}
+
 json fingerprint_json(const Fingerprint& fingerprint, std::int64_t vectors) {
   return {{"checksum", hexadecimal(fingerprint.checksum)},
           {"vectors", fingerprint.vectors},
@@ -290,6 +323,8 @@ std::string describe(const RunRecord& record) {
                       format_duration(record.total_seconds), record.result.seconds,
                       format_flops(flops_of(plan, own_scores(record)) / record.result.seconds));
   if (is_whole(record)) text += fmt::format("predicted  {}\n", describe(record.expected));
+  for (const PlannedAgain& again : record.result.planned_again)
+    text += fmt::format("again      {}\n", describe(again));
   text += fmt::format("memory     {}, host {} of {}, peak resident {}\n",
                       device_memory_text(record), format_bytes(record.result.host_bytes),
                       format_bytes(plan.request.host_budget), format_bytes(peak_resident_bytes()));
@@ -335,6 +370,7 @@ json to_json(const RunRecord& record) {
       {"seconds", result.seconds},
       {"total_seconds", record.total_seconds},
       {"predicted", is_whole(record) ? to_json(record.expected) : json()},
+      {"planned_again", all_planned_again_json(record)},
       {"flop", flops},
       {"flop_per_second", flops_of(plan, own_scores(record)) / result.seconds},
       {"compute_share_of_wall",
@@ -350,14 +386,16 @@ json to_json(const RunRecord& record) {
       {"memory",
        {{"device",
          {{"budget", plan.request.device_budget},
-          {"planned", plan.device.bytes()},
+          {"planned", most_planned(record, [](const Plan& of) { return of.device.bytes(); })},
           {"allocated", result.device_bytes},
           {"in_use", result.device_in_use}}},
         {"host",
          {{"budget", plan.request.host_budget},
-          {"planned", plan.host.bytes()},
+          {"planned", most_planned(record, [](const Plan& of) { return of.host.bytes(); })},
           {"allocated", result.host_bytes}}},
-        {"scratch", {{"planned", plan.scratch_bytes}, {"used", result.scratch_bytes}}},
+        {"scratch",
+         {{"planned", most_planned(record, [](const Plan& of) { return of.scratch_bytes; })},
+          {"used", result.scratch_bytes}}},
         {"peak_resident", peak_resident_bytes()}}},
       {"checkpoint", checkpoint_json(record)},
       {"certificate", certificate_json(record)},

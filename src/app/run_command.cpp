@@ -87,11 +87,15 @@ struct Computing {
 };
 
 // The run itself, with its progress.
-RanksResult run_audited(const RunArguments& arguments, const Plan& plan, Computing& computing,
-                        const std::vector<RowIndex>& rows, Audit& audit, Telemetry& telemetry,
-                        const CheckpointOptions& checkpoint) {
+RanksResult run_audited(const RunArguments& arguments, const Durable& durable, InputKind inputs_as,
+                        Computing& computing, const std::vector<RowIndex>& rows, Audit& audit,
+                        Telemetry& telemetry) {
+  const Plan& plan = durable.plan;
   RunOptions options = run_options(arguments.resources, plan.request.device);
-  options.checkpoint = checkpoint;
+  options.checkpoint = durable.options;
+  // A plan that was given is what is wanted.
+  if (arguments.resources.plan.empty())
+    options.tuning = Tuning{find_costs(plan.request.device), inputs_as};
   std::unique_ptr<Progress> progress;
   if (!arguments.quiet) {
     const auto expected = expected_scores(plan);
@@ -154,7 +158,7 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
   Computed computed;
   try {
     computed.result =
-        run_audited(arguments, durable.plan, computing, rows, audit, telemetry, durable.options);
+        run_audited(arguments, durable, open.inputs, computing, rows, audit, telemetry);
     if (directory && stop_request().stop) throw Stopped(1.0);
     computed.certificate = certify(open, audit, rows, computed.result, durable.plan, telemetry);
     if (!computed.certificate.ok()) return computed;

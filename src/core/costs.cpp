@@ -61,9 +61,13 @@ Costs builtin_costs(const DeviceTraits& device) {
 }
 
 double read_rate(const Costs& costs, InputKind inputs) {
-  if (inputs == InputKind::synthetic) return costs.generate;
-  return inputs == InputKind::direct_files && costs.read_direct > 0 ? costs.read_direct
-                                                                    : costs.read;
+  return costs.*read_rate_member(costs, inputs);
+}
+
+double Costs::*read_rate_member(const Costs& costs, InputKind inputs) {
+  if (inputs == InputKind::synthetic) return &Costs::generate;
+  const bool direct = inputs == InputKind::direct_files && costs.read_direct > 0;
+  return direct ? &Costs::read_direct : &Costs::read;
 }
 
 const KernelCost& kernel_cost(const Costs& costs, const Problem& problem) {

@@ -141,7 +141,10 @@ Demands::Demands(const Plan& plan)
       batch_(static_cast<double>(problem_.batch)),
       input_bytes_(batch_ * (bytes_of(problem_.query_length, problem_.query_heads) +
                              2 * bytes_of(problem_.key_length, problem_.kv_heads))),
-      loads_(static_cast<double>(cut_.key_chunks) * traffic_.copied_in / input_bytes_) {}
+      loads_(static_cast<double>(cut_.key_chunks) * traffic_.copied_in / input_bytes_),
+      entry_reads_(traffic_.read / batch_),
+      rest_reads_(estimate_reads(plan, groups() - plan.groups_done % groups())),
+      first_reads_(estimate_reads(plan, 1)) {}
 
 Demands::~Demands() = default;
 
@@ -183,14 +186,27 @@ double Demands::new_chunks(double key_chunks, std::int64_t quorum) const {
          static_cast<double>(std::max<std::int64_t>(sweep_->live_quorums() - 1, 1));
 }
 
+// Of a batch entry that is not done.
+std::int64_t Demands::first_group(std::int64_t batch) const {
+  return batch == plan_.groups_done / groups() ? plan_.groups_done % groups() : 0;
+}
+
 // Everything is read once, by the first quorum that uses it: in bshd by the first head group, as
-// token rows hold all heads. What is not kept is read again, as chunks are loaded again.
+// token rows hold all heads. What is not kept is read again, as chunks are loaded again, and there
+// by every other head group.
 double Demands::read_bytes(const SubproblemKey& key, double share) const {
   const bool by_rows = plan_.request.query.layout == Layout::bshd;
-  const auto all = static_cast<double>(groups());
-  const double once = std::min(input_bytes_, traffic_.read) / batch_;
-  const double first = !by_rows ? once / all : key.group == 0 ? once : 0.0;
-  const double again = (traffic_.read / batch_ - once) / all;
+  const std::int64_t begin = first_group(key.batch);
+  const auto computed = static_cast<double>(groups() - begin);
+  const double reads = begin == 0 ? entry_reads_ : rest_reads_;
+  const double all = by_rows ? 1.0 : computed / static_cast<double>(groups());
+  double once = std::min(all * input_bytes_ / batch_, reads);
+  double again = (reads - once) / computed;
+  if (by_rows && plan_.order == ScheduleOrder::groups_outer && computed > 1) {
+    once = std::min(once, first_reads_);
+    again = key.group == begin ? first_reads_ - once : (reads - first_reads_) / (computed - 1);
+  }
+  const double first = !by_rows ? once / computed : key.group == begin ? once : 0.0;
   return first * sweep_->first_share(key.quorum) + again * share;
 }
 

@@ -24,9 +24,10 @@ struct Demand {
   double rewritten_bytes = 0;  ///< with the rest of their rows
 };
 
-/// The demands of a plan's subproblems, which must outlive this. Loads of chunks are averages of a
-/// sweep over the quorums of a head group, see estimate_traffic(), and of many quorums some stand
-/// for all.
+/// The demands of a plan's subproblems, which must outlive this, but for those of the head groups
+/// that are done before: the first of the others finds none of its rows in the host cache. Loads of
+/// chunks are averages of a sweep over the quorums of a head group, see estimate_traffic(), and of
+/// many quorums some stand for all.
 class Demands {
  public:
   explicit Demands(const Plan& plan);
@@ -41,6 +42,7 @@ class Demands {
 
   std::int64_t groups() const { return static_cast<std::int64_t>(plan_.groups.size()); }
   double bytes_of(std::int64_t tokens, std::int64_t heads) const;
+  std::int64_t first_group(std::int64_t batch) const;
   double new_chunks(double key_chunks, std::int64_t quorum) const;
   double read_bytes(const SubproblemKey& key, double share) const;
   bool rewrites(std::int64_t group) const;
@@ -53,6 +55,9 @@ class Demands {
   const double batch_;
   const double input_bytes_;
   const double loads_;  ///< of key chunks in a sweep
+  /// Bytes read for a batch entry, for the rest of the one of which some groups are done, and for
+  /// the first group of either.
+  const double entry_reads_, rest_reads_, first_reads_;
 };
 
 }  // namespace stream_cqsa

@@ -99,17 +99,24 @@ DeviceArena worker_device(const Plan& own, const Cut& cut) {
 
 }  // namespace
 
-Plan with_host_accumulators(const Plan& plan) {
-  if (plan.placement != AccumulatorPlacement::device) return plan;
+PlanRequest pinned_request(const Plan& plan) {
   PlanRequest request = plan.request;
-  request.host_accumulators = true;
   if (request.scheme == Scheme::tiles) {
     request.grid = plan.division.grid();
   } else {
     request.chunks = plan.division.chunk_count();
   }
-  request.heads_per_group = plan.groups.front().count;
-  return make_plan(request);
+  request.heads_per_group = std::ranges::max(plan.groups, {}, &HeadGroup::count).count;
+  return request;
+}
+
+Plan with_host_accumulators(const Plan& plan) {
+  if (plan.placement != AccumulatorPlacement::device) return plan;
+  PlanRequest request = pinned_request(plan);
+  request.host_accumulators = true;
+  Plan own = make_plan(request);
+  own.groups_done = plan.groups_done;
+  return own;
 }
 
 Plan within_device(const Plan& plan, std::int64_t device_budget) {

@@ -111,4 +111,8 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
 /// The same of a plan.
 Traffic estimate_traffic(const Plan& plan);
 
+/// Bytes read from files for so many head groups of a batch entry, the rows of which are in no
+/// cache before.
+double estimate_reads(const Plan& plan, std::int64_t groups);
+
 }  // namespace stream_cqsa

@@ -43,13 +43,27 @@ double tensor_bytes(const Problem& problem, std::int64_t heads, std::int64_t tok
          static_cast<double>(problem.head_dim * size_of(storage_type(problem.dtype)));
 }
 
+// How often each chunk is loaded in a sweep.
+struct Loads {
+  double query = 1;
+  double key = 1;
+};
+
+Loads loads_of(const Problem& problem, const Cut& cut, const DeviceArena& device) {
+  if (cut.grid) return {1.0, key_loads_of_rows(problem, cut, device.kv_slots)};
+  return {loads_per_chunk(cut, static_cast<double>(device.query_slots),
+                          static_cast<double>(cut.query_chunks)),
+          loads_per_chunk(cut, static_cast<double>(device.kv_slots),
+                          static_cast<double>(cut.key_chunks))};
+}
+
 struct ReadModel {
   const PlanRequest& request;
   const Cut& cut;
   ScheduleOrder order;
   double cache_bytes;
-  double query_loads;  // per chunk and sweep
-  double key_loads;
+  Loads loads;
+  double groups;  // of a batch entry: those that are computed
 
   // Bytes of a tensor of one batch entry that the schedule returns to.
   double working_set(const InputTraits& input, std::int64_t heads, std::int64_t tokens) const {
@@ -59,32 +73,36 @@ struct ReadModel {
     return one_group ? whole / static_cast<double>(cut.groups) : whole;
   }
 
-  double reads(const InputTraits& input, std::int64_t heads, std::int64_t tokens, double loads,
-               double all_sets) const {
+  double reads(const InputTraits& input, std::int64_t heads, std::int64_t tokens,
+               double chunk_loads, double all_sets) const {
     if (input.resident) return 0;
-    const double whole = tensor_bytes(request.problem, heads, tokens);
+    const bool by_rows = input.layout == Layout::bshd;
+    const double share = by_rows ? 1.0 : groups / static_cast<double>(cut.groups);
+    const double whole = share * tensor_bytes(request.problem, heads, tokens);
     const double kept = std::min(1.0, cache_bytes / all_sets);
     const double quorum_set =
         all_sets * static_cast<double>(cut.quorum_size) / static_cast<double>(cut.c);
     // With bshd, each head group reads whole token rows, unless the group before left them.
     const bool shared = order == ScheduleOrder::groups_inner && cache_bytes >= quorum_set;
-    const bool every_group = input.layout == Layout::bshd && !shared;
-    const double passes = loads * (every_group ? static_cast<double>(cut.groups) : 1.0);
+    const double passes = chunk_loads * (by_rows && !shared ? groups : 1.0);
     return whole * (1.0 + (passes - 1.0) * (1.0 - kept));
   }
 
-  double total() const {
+  double of_batch_entry() const {
     const Problem& p = request.problem;
     const double sets = working_set(request.query, p.query_heads, p.query_length) +
                         working_set(request.key, p.kv_heads, p.key_length) +
                         working_set(request.value, p.kv_heads, p.key_length);
     if (!(sets > 0)) return 0;
-    return static_cast<double>(p.batch) *
-           (reads(request.query, p.query_heads, p.query_length, query_loads, sets) +
-            reads(request.key, p.kv_heads, p.key_length, key_loads, sets) +
-            reads(request.value, p.kv_heads, p.key_length, key_loads, sets));
+    return reads(request.query, p.query_heads, p.query_length, loads.query, sets) +
+           reads(request.key, p.kv_heads, p.key_length, loads.key, sets) +
+           reads(request.value, p.kv_heads, p.key_length, loads.key, sets);
   }
 };
+
+double cache_bytes_of(const HostArena& host) {
+  return static_cast<double>(host.cache_blocks) * static_cast<double>(host.cache_block_bytes);
+}
 
 }  // namespace
 
@@ -99,20 +117,17 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
   const Problem& p = request.problem;
   const auto batch = static_cast<double>(p.batch);
   const auto query_chunks = static_cast<double>(cut.query_chunks);
-  const double query_loads =
-      cut.grid ? 1.0 : loads_per_chunk(cut, static_cast<double>(device.query_slots), query_chunks);
-  const double key_loads = cut.grid ? key_loads_of_rows(p, cut, device.kv_slots)
-                                    : loads_per_chunk(cut, static_cast<double>(device.kv_slots),
-                                                      static_cast<double>(cut.key_chunks));
-  const double cache_bytes = static_cast<double>(host.arena.cache_blocks) *
-                             static_cast<double>(host.arena.cache_block_bytes);
+  const Loads loads = loads_of(p, cut, device);
   const double rows =
       batch * static_cast<double>(p.query_heads) * static_cast<double>(p.query_length);
 
   Traffic traffic;
-  traffic.read = ReadModel{request, cut, order, cache_bytes, query_loads, key_loads}.total();
-  traffic.copied_in = batch * (query_loads * tensor_bytes(p, p.query_heads, p.query_length) +
-                               key_loads * 2 * tensor_bytes(p, p.kv_heads, p.key_length));
+  const auto groups = static_cast<double>(cut.groups);
+  traffic.read =
+      batch *
+      ReadModel{request, cut, order, cache_bytes_of(host.arena), loads, groups}.of_batch_entry();
+  traffic.copied_in = batch * (loads.query * tensor_bytes(p, p.query_heads, p.query_length) +
+                               loads.key * 2 * tensor_bytes(p, p.kv_heads, p.key_length));
   const std::int64_t output_bytes = p.head_dim * size_of(p.output_dtype);
   if (host.placement == AccumulatorPlacement::device) {
     traffic.copied_out = rows * static_cast<double>(output_bytes + (request.lse ? 8 : 0));
@@ -141,6 +156,18 @@ Traffic estimate_traffic(const Plan& plan) {
                         plan.key_block_tokens,
                         plan.piece_tokens};
   return estimate_traffic(plan.request, cut, plan.order, plan.device, host);
+}
+
+double estimate_reads(const Plan& plan, std::int64_t groups) {
+  const Cut cut =
+      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  return ReadModel{plan.request,
+                   cut,
+                   plan.order,
+                   cache_bytes_of(plan.host),
+                   loads_of(plan.problem(), cut, plan.device),
+                   static_cast<double>(groups)}
+      .of_batch_entry();
 }
 
 }  // namespace stream_cqsa

@@ -94,11 +94,17 @@ class Timeline {
       workers_.emplace_back(costs_of_worker(costs, i), plan.problem());
   }
 
-  Prediction run() {
-    const std::int64_t count = plan_.subproblem_count();
-    const std::int64_t followed = std::min(count, most_followed);
-    for (std::int64_t id = 0; id < followed; ++id) {
+  // Of the head groups from this one on.
+  Prediction run(std::int64_t from) {
+    from = std::max(from, plan_.groups_done);
+    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
+    const std::int64_t left = (group_total(plan_) - from) * plan_.division.quorum_count();
+    const std::int64_t most = std::min(left, most_followed);
+    std::int64_t followed = 0;
+    for (std::int64_t id = plan_.id({from / groups, 0, 0}); followed < most; ++id) {
       const SubproblemKey key = plan_.key(id);
+      if (group_number(plan_, key.batch, key.group) < from) continue;
+      ++followed;
       const Demand demand = demands_.of(key);
       if (!(demand.flop > 0)) continue;  // nothing of it is ever loaded
       Worker& worker = worker_of(key, demand);
@@ -109,8 +115,7 @@ class Timeline {
       undelivered_.emplace(worker.compute.free, &worker);
     }
     deliver_until(std::numeric_limits<double>::infinity());
-    return prediction(followed > 0 ? static_cast<double>(count) / static_cast<double>(followed)
-                                   : 1);
+    return prediction(followed > 0 ? static_cast<double>(left) / static_cast<double>(followed) : 1);
   }
 
  private:
@@ -242,12 +247,13 @@ Prediction Timeline::prediction(double of_followed) const {
 
 }  // namespace
 
-Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs) {
-  return Timeline(plan, Demands(plan), costs, inputs).run();
+Prediction predict(const Plan& plan, const SharedCosts& costs, InputKind inputs,
+                   std::int64_t from) {
+  return Timeline(plan, Demands(plan), costs, inputs).run(from);
 }
 
-Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs) {
-  return predict(plan, SharedCosts{costs, {}}, inputs);
+Prediction predict(const Plan& plan, const Costs& costs, InputKind inputs, std::int64_t from) {
+  return predict(plan, SharedCosts{costs, {}}, inputs, from);
 }
 
 namespace {
@@ -266,7 +272,7 @@ class FasterFiles {
     SharedCosts costs = costs_;
     speed_up(costs.merging, factor);
     for (Costs& worker : costs.workers) speed_up(worker, factor);
-    return Timeline(plan_, demands_, costs, inputs_).run();
+    return Timeline(plan_, demands_, costs, inputs_).run(0);
   }
 
   // The least factor, to 2%, with which the run takes no longer than `seconds`.

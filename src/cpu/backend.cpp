@@ -83,6 +83,7 @@ class CpuBackend final : public Backend {
           "CPU backend: the plan has {} bytes of workspace and a thread needs {}; plan again",
           plan.device.workspace_bytes, needed));
     }
+    arena_ = {};  // before there is another
     arena_ = allocate_arena(plan.device.bytes());
     slots_ = {plan.device, arena_.data(), problem_.head_dim};
   }

@@ -18,7 +18,7 @@ std::vector<std::int32_t> numbers_down_from(std::int64_t count) {
 
 // A merge thread holds one accumulator at a time; with a single partial a piece, none. With
 // accumulators on the device nothing is left to merge: one sees the end of the partials.
-int merge_threads(const Plan& plan, const RunOptions& options) {
+int merge_threads_for(const Plan& plan, const RunOptions& options) {
   if (plan.placement == AccumulatorPlacement::device) return 1;
   const bool merging = plan.division.most_partials() > 1;
   const std::int64_t most = merging ? plan.host.accumulators : options.merge_threads;
@@ -27,7 +27,7 @@ int merge_threads(const Plan& plan, const RunOptions& options) {
 }
 
 // Each holds an output buffer.
-int write_threads(const Plan& plan, const RunOptions& options) {
+int write_threads_for(const Plan& plan, const RunOptions& options) {
   return static_cast<int>(std::max<std::int64_t>(
       1, std::min<std::int64_t>(options.write_threads, plan.host.output_buffers)));
 }
@@ -39,8 +39,8 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
     : plan_(plan),
       outputs_(outputs),
       memory_(memory),
-      merge_threads_(merge_threads(plan, options)),
-      write_threads_(write_threads(plan, options)),
+      merge_threads_(merge_threads_for(plan, options)),
+      write_threads_(write_threads_for(plan, options)),
       telemetry_(telemetry),
       checkpoint_options_(options.checkpoint),
       pieces_(plan),
@@ -50,7 +50,9 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       open_(plan, plan.placement != AccumulatorPlacement::memory ||
                       !options.checkpoint.directory.empty()),
       merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
-      pieces_left_(pieces_.count()),
+      pieces_left_(plan.groups_done > 0
+                       ? (group_total(plan) - plan.groups_done) * pieces_of_group(plan)
+                       : pieces_.count()),
       store_(plan, memory + plan.host.accumulator_offset(), options, telemetry, abort),
       state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
       output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
@@ -74,6 +76,12 @@ void Assembler::start(Crew& crew) {
   writers_ = write_threads_;
   for (int i = 0; i < write_threads_; ++i) crew.start([this] { write_pieces(); });
   if (checkpoint_) crew.start([this] { keep_checkpoint(); });
+}
+
+void Assembler::leave_from(std::int64_t group) {
+  const std::int64_t left = (group_total(plan_) - group) * pieces_of_group(plan_);
+  const auto lock = monitor_.lock();
+  pieces_left_ -= left;
 }
 
 void Assembler::end_of_partials() { ready_.close(); }

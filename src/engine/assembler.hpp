@@ -29,6 +29,9 @@ namespace stream_cqsa {
 /// they are delivered: an early one stays in its state buffer until those before it have come. The
 /// result's bits therefore depend on the partials alone. Different pieces are merged at once.
 ///
+/// Pieces of head groups that are done before (Plan::groups_done) are not expected, nor, in such a
+/// plan, those of query chunks that see no key: these come first in a run, of all groups.
+///
 /// With accumulators in memory a piece of a later head group is begun only where enough are left
 /// for the groups before it; until then its partials wait like early ones. Whoever delivers out of
 /// order must leave state buffers for those that are next, see turn_of().
@@ -46,6 +49,10 @@ class Assembler : public PartialReceiver {
   /// Starts the threads that merge and write, and who keeps the checkpoint. They end when every
   /// piece is written.
   void start(Crew& crew);
+
+  /// Says that nothing of the head group of this number, and of those after it, will come: it is
+  /// another plan's. Before end_of_partials().
+  void leave_from(std::int64_t group);
 
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
@@ -106,6 +113,8 @@ class Assembler : public PartialReceiver {
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
   NonFinite non_finite() const { return non_finite_; }
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
+  int merge_threads() const { return merge_threads_; }
+  int write_threads() const { return write_threads_; }
   const CheckpointTotals& checkpoint_totals() const { return checkpoint_totals_; }
   /// Live scores that are in the checkpoint.
   std::uint64_t durable_scores() const { return checkpoint_ ? checkpoint_->scores() : 0; }

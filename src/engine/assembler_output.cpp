@@ -56,6 +56,7 @@ void Assembler::finish(const PieceKey& key, const SoftmaxStates& states,
 
 void Assembler::finish_keyless() {
   // Chunks whose last row sees no key have no partial at all: O = 0, lse = -infinity.
+  if (plan_.groups_done > 0) return;
   const Problem& problem = plan_.problem();
   const Range chunks = plan_.merged_chunks;
   for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {

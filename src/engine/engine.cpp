@@ -2,6 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <functional>
+#include <utility>
+
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
 #include "engine/checkpoint.hpp"
@@ -41,17 +45,26 @@ void check_mergers(const Plan& plan) {
       plan.request.mergers));
 }
 
-/// The subproblems of a plan in order: those, and of them the query chunks, that a continued run
-/// still lacks.
+/// The subproblems of a plan in order: those, and of them the query chunks, that are not done
+/// before and that a continued run still lacks.
 class Remaining {
  public:
-  Remaining(const Plan& plan, const Assembler& assembler) : plan_(plan), assembler_(assembler) {}
+  /// `ends_before(group)` is asked where nothing of a head group, nor of those after it by
+  /// group_number(), has been given yet, but all of those before: whether none is to be.
+  Remaining(const Plan& plan, const Assembler& assembler,
+            std::function<bool(std::int64_t)> ends_before)
+      : plan_(plan), assembler_(assembler), ends_before_(std::move(ends_before)) {}
 
   std::optional<Assignment> next() {
     while (next_ < plan_.subproblem_count()) {
       Assignment assignment{next_++, {}};
-      if (!assembler_.is_resumed()) return assignment;
       const auto [batch, group, quorum] = plan_.key(assignment.id);
+      const std::int64_t number = group_number(plan_, batch, group);
+      if (number < plan_.groups_done) continue;
+      const bool between =
+          quorum == 0 && (plan_.order == ScheduleOrder::groups_outer || group == 0);
+      if (between && number > plan_.groups_done && ends_before_(number)) return std::nullopt;
+      if (!assembler_.is_resumed()) return assignment;
       bool any = false;
       for (const Chunk& chunk : plan_.work(assignment.id).chunks) {
         const bool lacks = assembler_.lacks(batch, group, chunk.index, quorum);
@@ -66,8 +79,118 @@ class Remaining {
  private:
   const Plan& plan_;
   const Assembler& assembler_;
+  const std::function<bool(std::int64_t)> ends_before_;
   std::int64_t next_ = 0;
 };
+
+RunSoFar operator-(RunSoFar run, const RunSoFar& before) {
+  for (std::size_t i = 0; i < run.totals.size(); ++i) {
+    run.totals[i].busy_seconds -= before.totals[i].busy_seconds;
+    run.totals[i].operations -= before.totals[i].operations;
+    run.totals[i].bytes -= before.totals[i].bytes;
+  }
+  run.scores -= before.scores;
+  run.subproblems -= before.subproblems;
+  return run;
+}
+
+/// A run by one plan after another, each of which begins where the one before ends.
+class Passes {
+ public:
+  Passes(const Inputs& inputs, const Outputs& outputs, Backend& backend, const RunOptions& options,
+         Telemetry& telemetry)
+      : inputs_(inputs),
+        outputs_(outputs),
+        backend_(backend),
+        options_(options),
+        telemetry_(telemetry) {
+    if (options.tuning && options.checkpoint.directory.empty()) tuner_.emplace(*options.tuning);
+  }
+
+  /// All of the plan, or, with the plan for the rest as the result, what comes before that.
+  std::optional<PlannedAgain> run(const Plan& planned);
+
+  /// Of all passes.
+  RunResult& result() { return result_; }
+
+ private:
+  RunSoFar so_far(const Assembler& assembler) const;
+  void add(const Assembler& assembler, std::int64_t host_bytes);
+
+  const Inputs& inputs_;
+  const Outputs& outputs_;
+  Backend& backend_;
+  const RunOptions& options_;
+  Telemetry& telemetry_;
+  std::optional<Tuner> tuner_;
+  RunResult result_;
+  double begin_ = 0;  ///< of the first pass
+};
+
+std::optional<PlannedAgain> Passes::run(const Plan& planned) {
+  const double preparing = now_seconds();
+  Plan plan = planned;
+  prepare(
+      backend_, plan, [&](std::int64_t bytes) { return within_device(planned, bytes); },
+      options_.warn, telemetry_);
+  const HostBuffer memory(plan.host.bytes());
+  const auto pinned =
+      backend_.pin({memory.data(), static_cast<std::size_t>(plan.host.accumulator_offset())});
+  const double begin = now_seconds();
+  if (begin_ == 0) begin_ = begin;
+
+  Abort abort;
+  abort.on_failure([&] { backend_.cancel(); });
+  Assembler assembler(plan, outputs_, memory.data(), options_, telemetry_, abort);
+  tell_resumed(options_.checkpoint, assembler.resumed());
+  Pipeline pipeline(plan, inputs_, memory.data() + plan.host.cache_offset(), backend_, assembler,
+                    telemetry_, abort);
+  std::optional<PlannedAgain> again;
+  const RunSoFar before = so_far(assembler);
+  const auto ends_before = [&](std::int64_t group) {
+    if (!tuner_) return false;
+    again = tuner_->ask(plan, so_far(assembler) - before, group, begin - preparing);
+    if (again) assembler.leave_from(group);
+    return again.has_value();
+  };
+  {
+    const Quiesce quiesce{backend_};
+    Crew crew(abort);
+    assembler.start(crew);
+    pipeline.start(
+        crew,
+        [remaining = Remaining(plan, assembler, ends_before)]() mutable {
+          return remaining.next();
+        },
+        options_.read_threads, [&] { assembler.end_of_partials(); });
+    crew.join();
+  }
+  abort.rethrow_if_failed();
+  add(assembler, memory.bytes());
+  return again;
+}
+
+RunSoFar Passes::so_far(const Assembler& assembler) const {
+  return {telemetry_.totals(),           telemetry_.scores_done(),
+          telemetry_.subproblems_done(), std::max(options_.read_threads, 1),
+          assembler.merge_threads(),     assembler.write_threads()};
+}
+
+void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {
+  result_.seconds = now_seconds() - begin_;
+  const auto& scores = assembler.merged_scores();
+  result_.merged_scores.resize(scores.size(), 0);
+  std::ranges::transform(scores, result_.merged_scores, result_.merged_scores.begin(),
+                         std::plus<>());
+  result_.output += assembler.non_finite();
+  result_.output += backend_.output_non_finite();
+  result_.scores_computed = backend_.scores_computed();
+  result_.device_bytes = std::max(result_.device_bytes, backend_.allocated_bytes());
+  result_.device_in_use = std::max(result_.device_in_use, backend_.memory_in_use());
+  result_.host_bytes = std::max(result_.host_bytes, host_bytes);
+  result_.scratch_bytes = std::max(result_.scratch_bytes, assembler.scratch_bytes());
+  result_.checkpoint = assembler.checkpoint_totals();
+}
 
 }  // namespace
 
@@ -101,44 +224,13 @@ RunResult run(const Plan& planned, const Inputs& inputs, const Outputs& outputs,
   check_outputs(planned, outputs);
   check_checkpoint(planned, options.checkpoint);
   check_mergers(planned);
-  Plan plan = planned;
-  prepare(
-      backend, plan, [&](std::int64_t bytes) { return within_device(planned, bytes); },
-      options.warn, telemetry);
-  const HostBuffer memory(plan.host.bytes());
-  const auto pinned =
-      backend.pin({memory.data(), static_cast<std::size_t>(plan.host.accumulator_offset())});
-  const double begin = now_seconds();
-
-  Abort abort;
-  abort.on_failure([&] { backend.cancel(); });
-  Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
-  tell_resumed(options.checkpoint, assembler.resumed());
-  Pipeline pipeline(plan, inputs, memory.data() + plan.host.cache_offset(), backend, assembler,
-                    telemetry, abort);
-  {
-    const Quiesce quiesce{backend};
-    Crew crew(abort);
-    assembler.start(crew);
-    pipeline.start(
-        crew, [remaining = Remaining(plan, assembler)]() mutable { return remaining.next(); },
-        options.read_threads, [&] { assembler.end_of_partials(); });
-    crew.join();
+  Passes passes(inputs, outputs, backend, options, telemetry);
+  std::vector<PlannedAgain>& later = passes.result().planned_again;
+  for (auto again = passes.run(planned); again; again = passes.run(later.back().plan)) {
+    if (options.warn) options.warn(describe(*again));
+    later.push_back(std::move(*again));
   }
-  abort.rethrow_if_failed();
-
-  RunResult result;
-  result.seconds = now_seconds() - begin;
-  result.merged_scores = assembler.merged_scores();
-  result.output = assembler.non_finite();
-  result.output += backend.output_non_finite();
-  result.scores_computed = backend.scores_computed();
-  result.device_bytes = backend.allocated_bytes();
-  result.device_in_use = backend.memory_in_use();
-  result.host_bytes = memory.bytes();
-  result.scratch_bytes = assembler.scratch_bytes();
-  result.checkpoint = assembler.checkpoint_totals();
-  return result;
+  return std::move(passes.result());
 }
 
 std::vector<std::uint64_t> expected_scores(const Plan& plan) {

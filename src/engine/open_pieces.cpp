@@ -1,5 +1,7 @@
 #include "engine/open_pieces.hpp"
 
+#include <algorithm>
+
 namespace stream_cqsa {
 
 OpenPieces::OpenPieces(const Plan& plan, bool unlimited)
@@ -10,13 +12,15 @@ OpenPieces::OpenPieces(const Plan& plan, bool unlimited)
       chunks_(plan.merged_chunks),
       accumulators_(plan.host.accumulators) {
   const std::int64_t sweeps = plan.problem().batch * (groups_outer_ ? groups_ : 1);
+  const std::int64_t groups = groups_outer_ ? 1 : groups_;  // of a sweep
   unfinished_.assign(static_cast<std::size_t>(sweeps * (by_chunk_ ? chunks_.size() : 1)), 0);
   for (std::int64_t chunk = chunks_.begin; chunk < chunks_.end; ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
     if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
     const std::int64_t pieces = piece_count(plan, queries);
     for (std::int64_t sweep = 0; sweep < sweeps; ++sweep)
-      unfinished_[number_of(sweep, chunk)] += pieces * (groups_outer_ ? 1 : groups_);
+      unfinished_[number_of(sweep, chunk)] +=
+          pieces * std::clamp<std::int64_t>((sweep + 1) * groups - plan.groups_done, 0, groups);
   }
   pass_finished();
 }

@@ -12,7 +12,8 @@ namespace stream_cqsa {
 /// Counts accumulators so that no merge ever waits for one. A piece may be begun when there are
 /// enough for it and for all unfinished pieces of the sweeps before its own, which a plan with
 /// accumulators in memory has at least for one sweep: a head group, or with tiles a row of one.
-/// Counts the pieces that this rank merges, and that have partials. Not thread-safe.
+/// Counts the pieces that this rank merges, that have partials, and whose head group is not done
+/// before. Not thread-safe.
 class OpenPieces {
  public:
   /// `unlimited`: accumulators that do not fit go to a file.

@@ -37,11 +37,6 @@ std::int64_t keyless_tokens(const Problem& problem, const Range& queries);
 inline bool computes_by_groups(const Plan& plan) {
   return plan.placement == AccumulatorPlacement::device;
 }
-/// The number of a head group of a batch entry: its subproblems, c of them or as many as there are
-/// tiles, are c * number and the c - 1 after.
-inline std::int64_t group_number(const Plan& plan, std::int64_t batch, std::int64_t group) {
-  return batch * static_cast<std::int64_t>(plan.groups.size()) + group;
-}
 /// Pieces of a head group with any partials.
 std::int64_t pieces_of_group(const Plan& plan);
 

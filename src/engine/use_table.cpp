@@ -88,8 +88,10 @@ std::int64_t UseTable::next(Side side, std::int64_t batch, std::int64_t group, s
 std::int64_t UseTable::next_of_any_group(Side side, std::int64_t batch, std::int64_t chunk,
                                          std::int64_t id) {
   std::int64_t first = never;
-  for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
-    first = std::min(first, next(side, batch, static_cast<std::int64_t>(group), chunk, id));
+  const auto groups = static_cast<std::int64_t>(plan_.groups.size());
+  const std::int64_t done = plan_.groups_done - group_number(plan_, batch, 0);
+  for (std::int64_t group = std::max<std::int64_t>(done, 0); group < groups; ++group) {
+    first = std::min(first, next(side, batch, group, chunk, id));
   }
   return first;
 }

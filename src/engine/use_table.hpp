@@ -30,7 +30,7 @@ class UseTable {
   std::int64_t next(Side side, std::int64_t batch, std::int64_t group, std::int64_t chunk,
                     std::int64_t id);
 
-  /// The same over all groups of the batch entry.
+  /// The same over all groups of the batch entry that are not done before.
   std::int64_t next_of_any_group(Side side, std::int64_t batch, std::int64_t chunk,
                                  std::int64_t id);
 

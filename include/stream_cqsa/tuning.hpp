@@ -1,0 +1,108 @@
+// Planning the rest of a run again, by the rates that it has shown.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "stream_cqsa/costs.hpp"
+#include "stream_cqsa/plan.hpp"
+#include "stream_cqsa/telemetry.hpp"
+
+namespace stream_cqsa {
+
+/// A rate that is further from the one planned by than this share of the lower of both is another.
+inline constexpr double rate_tolerance = 0.20;
+
+/// What a run has done by a plan so far, and on how many threads.
+struct RunSoFar {
+  std::array<StageTotals, stage_count> totals{};
+  std::uint64_t scores = 0;      ///< of finished subproblems, see Telemetry::scores_done()
+  std::int64_t subproblems = 0;  ///< finished
+  int read_threads = 1;
+  int merge_threads = 1;
+  int write_threads = 1;
+};
+
+/// Of a stage: bytes per second, of Stage::compute floating-point operations.
+struct ChangedRate {
+  Stage stage = Stage::read;
+  double planned = 0;
+  double measured = 0;
+};
+
+struct MeasuredCosts {
+  Costs costs;
+  std::vector<ChangedRate> changed;
+};
+
+/// `planned` with the rates that a run of `plan`, which is about to begin head group `from`, has
+/// shown to be others: of reading, copying in and out, computing, merging (where the plan has the
+/// accumulators) and writing. A stage's rate is that of one of its threads while it worked, times
+/// the threads: no stage that was hidden by another one looks as if it had not been. A rate that
+/// needs a stage to have been busy for `least_seconds` (of each of its threads) and has not been
+/// seen for so long stays, as does that of a stage which does another thing in the plan than in
+/// the costs: of writing where rows have been put together from several head groups, and of
+/// computing where subproblems may be computed in parts.
+MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
+                             const RunSoFar& run, std::int64_t from, double least_seconds);
+
+/// What plans of one division and the same head groups differ in.
+struct ScheduleForm {
+  ScheduleOrder order = ScheduleOrder::groups_outer;
+  bool on_device = false;  ///< accumulators are
+  friend bool operator==(const ScheduleForm&, const ScheduleForm&) = default;
+};
+ScheduleForm form_of(const Plan& plan);
+
+/// Another plan for what is left of a run.
+struct PlannedAgain {
+  Plan plan;                         ///< its groups_done are finished by the plan before
+  std::vector<ChangedRate> changed;  ///< rates, by which it is planned
+  double seconds = 0;                ///< predicted of the rest
+  double seconds_before = 0;         ///< the same, had the run gone on as before
+};
+
+/// Of the plans with the same division and head groups, and so the same output bits, one that is
+/// predicted to compute the head groups from `from` on as fast as any, by prediction_tolerance, if
+/// it is faster by more than that than going on with `plan` and the `switch_seconds` that changing
+/// over takes; groups_outer before groups_inner where both are. They differ in the order of head
+/// groups and quorums and in whether accumulators are on the device, are never of a form in `left`,
+/// and have no larger file of accumulators than `plan`: there may be no room for it. How far ahead
+/// files are read is no choice: always as far as the host cache and the order known by then allow.
+std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
+                                       InputKind inputs, std::int64_t from, double switch_seconds,
+                                       const std::vector<ScheduleForm>& left = {});
+
+/// "read at 0.4 GB/s, not 8: the remaining 6 of 8 head groups are computed all together, quorum
+/// by quorum, with accumulators in memory, predicted 12.1 s instead of 40.3 s"
+std::string describe(const PlannedAgain& again);
+
+/// What tuning needs to know.
+struct Tuning {
+  Costs costs;  ///< that the plan was chosen by
+  InputKind inputs = InputKind::files;
+  double least_seconds = 0.2;  ///< see measured_costs()
+};
+
+/// Decides, whenever a run could change over to another plan, whether it should. It never goes back
+/// to a form that it has left, and only looks for another plan when a rate has changed since the
+/// last time.
+class Tuner {
+ public:
+  explicit Tuner(Tuning tuning) : tuning_(std::move(tuning)), judged_(tuning_.costs) {}
+
+  /// Asked when all head groups before `from` have been handed out, and nothing of the others.
+  std::optional<PlannedAgain> ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
+                                  double switch_seconds);
+
+ private:
+  const Tuning tuning_;
+  Costs judged_;  ///< by which the plan was last looked at
+  std::vector<ScheduleForm> left_;
+};
+
+}  // namespace stream_cqsa

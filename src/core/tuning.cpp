@@ -1,0 +1,224 @@
+#include "stream_cqsa/tuning.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/counted.hpp"
+#include "core/plan_sizes.hpp"
+#include "stream_cqsa/error.hpp"
+#include "stream_cqsa/plan_choice.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+bool differ(double a, double b) { return std::max(a, b) > (1 + rate_tolerance) * std::min(a, b); }
+
+// A subproblem that the slots cannot take whole is launched several times.
+bool may_be_in_parts(const Plan& plan) {
+  const DeviceArena& device = plan.device;
+  const Cut cut =
+      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  return std::min(device.query_slots, device.state_slots) <
+             std::min(cut.quorum_size, cut.query_chunks) ||
+         device.kv_slots < std::min(cut.quorum_size, cut.key_chunks);
+}
+
+// Whether rows of several head groups have been put together in an output file, at another rate
+// than that of writing them.
+bool has_rewritten(const Plan& plan, std::int64_t from) {
+  const auto groups = static_cast<std::int64_t>(plan.groups.size());
+  return plan.request.output_layout == Layout::bshd && groups > 1 &&
+         from / groups > plan.groups_done / groups;
+}
+
+class Measuring {
+ public:
+  Measuring(const Plan& plan, const Costs& planned, const RunSoFar& run, double least_seconds)
+      : plan_(plan), run_(run), least_seconds_(least_seconds), measured_{planned, {}} {
+    const auto read_once = static_cast<double>(of(Stage::checksum).bytes - of(Stage::write).bytes);
+    if (read_once > 0) read_share_ = read_once / static_cast<double>(of(Stage::checksum).bytes);
+  }
+
+  // Rates of files have their fingerprints in them.
+  void read(double Costs::*rate) {
+    compare(Stage::read, rate, bytes(Stage::read),
+            busy(Stage::read) + read_share_ * busy(Stage::checksum), run_.read_threads);
+  }
+  void write() {
+    compare(Stage::write, &Costs::write, bytes(Stage::write),
+            busy(Stage::write) + (1 - read_share_) * busy(Stage::checksum), run_.write_threads);
+  }
+  void copy(Stage stage, double Costs::*rate) {
+    compare(stage, rate, bytes(stage), busy(stage), 1);
+  }
+  void merge();
+  void compute();
+
+  MeasuredCosts result() && { return std::move(measured_); }
+
+ private:
+  const StageTotals& of(Stage stage) const { return run_.totals[static_cast<std::size_t>(stage)]; }
+  double bytes(Stage stage) const { return static_cast<double>(of(stage).bytes); }
+  double busy(Stage stage) const { return of(stage).busy_seconds; }
+
+  bool is_enough(double seconds) const { return seconds > 0 && seconds >= least_seconds_; }
+
+  void compare(Stage stage, double Costs::*rate, double bytes, double busy, int threads) {
+    const double seconds = busy / threads;
+    if (!(bytes > 0) || !is_enough(seconds)) return;
+    double& planned = measured_.costs.*rate;
+    const double measured = bytes / seconds;
+    if (!differ(planned, measured)) return;
+    measured_.changed.push_back({stage, planned, measured});
+    planned = measured;
+  }
+
+  const Plan& plan_;
+  const RunSoFar& run_;
+  const double least_seconds_;
+  double read_share_ = 0;  // of the fingerprints: all that is written has one, too
+  MeasuredCosts measured_;
+};
+
+void Measuring::merge() {
+  if (plan_.placement != AccumulatorPlacement::device) {
+    compare(Stage::merge, &Costs::merge, bytes(Stage::merge), busy(Stage::merge),
+            run_.merge_threads);
+    return;
+  }
+  // There the first partial of a query chunk is no merge, but the costs count it.
+  const Cut cut =
+      cut_of(plan_.request, plan_.division, static_cast<std::int64_t>(plan_.groups.size()));
+  const double partials = partials_per_row(plan_.problem(), cut);
+  if (!(partials > 1)) return;
+  compare(Stage::merge, &Costs::device_merge, bytes(Stage::merge) * partials / (partials - 1),
+          busy(Stage::merge), 1);
+}
+
+void Measuring::compute() {
+  const double seconds = busy(Stage::compute);
+  if (run_.scores == 0 || run_.subproblems == 0 || !is_enough(seconds) || may_be_in_parts(plan_))
+    return;
+  // Launches end before their subproblems are counted as finished.
+  const auto launches = static_cast<double>(of(Stage::compute).operations);
+  const double flop = 4.0 * static_cast<double>(plan_.problem().head_dim) *
+                      static_cast<double>(run_.scores) * launches /
+                      static_cast<double>(run_.subproblems);
+  KernelCost kernel = kernel_cost(measured_.costs, plan_.problem());
+  const double planned = kernel_seconds(kernel, flop, launches);
+  if (!differ(planned, seconds)) return;
+  kernel.flop_per_second *= planned / seconds;
+  kernel.burst_flop_per_second *= planned / seconds;
+  kernel.launch_seconds *= seconds / planned;
+  measured_.costs.kernels = {kernel};
+  measured_.changed.push_back({Stage::compute, flop / planned, flop / seconds});
+}
+
+std::optional<Plan> try_plan(const PlanRequest& request) {
+  try {
+    return make_plan(request);
+  } catch (const InputError&) {  // it does not fit
+    return std::nullopt;
+  }
+}
+
+// The rest of a plan in another form; none where it does not fit, or its file might not.
+std::optional<Plan> in_form(const Plan& plan, const ScheduleForm& form, std::int64_t from) {
+  PlanRequest request = pinned_request(plan);
+  request.order = form.order;
+  request.host_accumulators = !form.on_device;
+  auto other = try_plan(request);
+  if (!other || form_of(*other) != form || other->scratch_bytes > plan.scratch_bytes)
+    return std::nullopt;
+  other->groups_done = from;
+  return other;
+}
+
+// Three digits, or more before the point.
+std::string number_text(double number) {
+  return number < 100 ? fmt::format("{:.3g}", number) : fmt::format("{:.0f}", number);
+}
+
+std::string rate_text(const ChangedRate& rate) {
+  return fmt::format("{} at {} {}, not {}", name_of(rate.stage), number_text(rate.measured * 1e-9),
+                     rate.stage == Stage::compute ? "GFLOP/s" : "GB/s",
+                     number_text(rate.planned * 1e-9));
+}
+
+std::string form_text(const Plan& plan) {
+  const char* where = plan.placement == AccumulatorPlacement::device   ? "on the device"
+                      : plan.placement == AccumulatorPlacement::memory ? "in memory"
+                                                                       : "in memory and a file";
+  return fmt::format("{}, with accumulators {}",
+                     plan.order == ScheduleOrder::groups_inner ? "all together, quorum by quorum"
+                                                               : "one after another",
+                     where);
+}
+
+}  // namespace
+
+MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
+                             const RunSoFar& run, std::int64_t from, double least_seconds) {
+  Measuring measuring(plan, planned, run, least_seconds);
+  measuring.read(read_rate_member(planned, inputs));
+  measuring.copy(Stage::copy_in, &Costs::copy_in);
+  measuring.compute();
+  measuring.copy(Stage::copy_out, &Costs::copy_out);
+  measuring.merge();
+  if (!has_rewritten(plan, from)) measuring.write();
+  return std::move(measuring).result();
+}
+
+ScheduleForm form_of(const Plan& plan) {
+  return {plan.order, plan.placement == AccumulatorPlacement::device};
+}
+
+std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
+                                       InputKind inputs, std::int64_t from, double switch_seconds,
+                                       const std::vector<ScheduleForm>& left) {
+  const double going_on = predict(plan, measured.costs, inputs, from).seconds;
+  std::optional<PlannedAgain> best;
+  for (const ScheduleForm form : {ScheduleForm{ScheduleOrder::groups_outer, true},
+                                  ScheduleForm{ScheduleOrder::groups_outer, false},
+                                  ScheduleForm{ScheduleOrder::groups_inner, false}}) {
+    if (form == form_of(plan) || std::ranges::find(left, form) != left.end()) continue;
+    auto other = in_form(plan, form, from);
+    if (!other) continue;
+    const double seconds = predict(*other, measured.costs, inputs).seconds;
+    const double allowed = best ? best->seconds : going_on - switch_seconds;
+    if (seconds * (1 + prediction_tolerance) < allowed) {
+      best = PlannedAgain{std::move(*other), measured.changed, seconds, going_on};
+    }
+  }
+  return best;
+}
+
+std::string describe(const PlannedAgain& again) {
+  std::string rates;
+  for (const ChangedRate& rate : again.changed) {
+    rates += (rates.empty() ? "" : "; ") + rate_text(rate);
+  }
+  const std::int64_t total = group_total(again.plan);
+  return fmt::format("{}: the remaining {} of {} are computed {}, predicted {} s instead of {} s",
+                     rates.empty() ? "rates are as planned again" : rates,
+                     total - again.plan.groups_done, counted(total, "head group"),
+                     form_text(again.plan), number_text(again.seconds),
+                     number_text(again.seconds_before));
+}
+
+std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
+                                       double switch_seconds) {
+  const auto measure = [&](const Costs& costs) {
+    return measured_costs(plan, costs, tuning_.inputs, run, from, tuning_.least_seconds);
+  };
+  if (measure(judged_).changed.empty()) return std::nullopt;
+  const MeasuredCosts measured = measure(tuning_.costs);
+  judged_ = measured.costs;
+  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds, left_);
+  if (again) left_.push_back(form_of(plan));
+  return again;
+}
+
+}  // namespace stream_cqsa

@@ -1,0 +1,57 @@
+"""A run whose rest is planned again, as rates turn out to be others than those it was planned by."""
+
+import json
+import unittest
+
+from cli import CliTest
+
+# Kernels are said to be so slow that they hide merges on the device, which are said to be slow as well, and everything
+# else fast. Kernels take long enough here to be measured; merges, reads and copies do not.
+WRONG = {"flop_per_second": 1e6, "device_merge_bytes_per_second": 1e4,
+         **{f"{name}_bytes_per_second": 1e15
+            for name in ("copy_in", "copy_out", "merge", "read", "write", "rewrite")}}
+
+
+class Tuning(CliTest):
+
+    def run_one(self, *options):
+        done = self.succeed("run", *self.inputs(), "--backend", "cpu", "--output", self.path("o.npy"), "--overwrite",
+                            "--report", self.path("r.json"), *options)
+        return done, json.loads(self.path("r.json").read_text()), self.path("o.npy").read_bytes()
+
+    def test_accumulators_move_in_mid_run_with_the_same_bytes(self):
+        self.save_inputs(shape=(1, 6000, 8, 64))
+        self.save_costs(**WRONG)
+        options = ["--threads", "1", "--chunks", "7", "--heads-per-group", "1", "--device-memory", "16MiB",
+                   "--host-memory", "64MiB"]
+        plan = self.succeed("plan", *self.inputs(), "--backend", "cpu", *options, "--json").stdout
+        self.assertEqual(json.loads(plan)["accumulators"]["placement"], "device")
+        done, report, output = self.run_one(*options)
+        again, = report["planned_again"]
+        self.assertEqual(again["accumulators"], "memory")
+        self.assertEqual(again["head_groups"], 8)
+        self.assertIn(again["head_groups_done"], range(1, 8))
+        self.assertAlmostEqual(again["rates"]["compute"]["planned"] / 1e6, 1, places=4)
+        self.assertGreater(again["rates"]["compute"]["measured"], 1e6)
+        self.assertLess(again["predicted_seconds"], again["predicted_seconds_as_before"])
+        left = 8 - again["head_groups_done"]
+        said = f"the remaining {left} of 8 head groups are computed one after another, with accumulators in memory"
+        line, = [line for line in done.stderr.splitlines() if line.startswith("stream-cqsa: ")]
+        self.assertIn(said, line)
+        self.assertEqual([line for line in done.stdout.splitlines() if line.startswith("again ")],
+                         [line.replace("stream-cqsa:", "again     ")])
+        for memory in (report["memory"]["device"], report["memory"]["host"]):
+            self.assertEqual(memory["allocated"], memory["planned"])
+            self.assertLessEqual(memory["allocated"], memory["budget"])
+        self.assertTrue(report["certificate"]["ok"])
+
+        # A plan that is given is kept.
+        self.path("plan.json").write_text(plan)
+        done, report, kept = self.run_one("--threads", "1", "--plan", self.path("plan.json"))
+        self.assertEqual(report["planned_again"], [])
+        self.assertNotIn("again ", done.stdout)
+        self.assertEqual(kept, output)
+
+
+if __name__ == "__main__":
+    unittest.main()
