@@ -27,6 +27,8 @@ class Tuning(CliTest):
         plan = self.succeed("plan", *self.inputs(), "--backend", "cpu", *options, "--json").stdout
         self.assertEqual(json.loads(plan)["accumulators"]["placement"], "device")
         done, report, output = self.run_one(*options)
+        if report["stages"]["compute"]["busy_seconds"] < 0.3:
+            self.skipTest("too fast a machine: kernels are measured from 0.2 s on")
         again, = report["planned_again"]
         self.assertEqual(again["accumulators"], "memory")
         self.assertEqual(again["head_groups"], 8)

@@ -149,7 +149,7 @@ Case make_case(const Problem& problem, AccumulatorPlacement placement, ScheduleO
 }
 
 Problem random_groups(std::mt19937_64& random) {
-  Problem problem = random_problem(random, 150, 16, test_dim_step);
+  Problem problem = random_problem(random, 150, 16, test_dim_step());
   problem.batch = 1 + static_cast<std::int64_t>(random() % 3);
   problem.kv_heads = 3 + static_cast<std::int64_t>(random() % 3);
   problem.query_heads = problem.kv_heads * (1 + static_cast<std::int64_t>(random() % 2));
