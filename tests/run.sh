@@ -10,6 +10,6 @@ cmake --preset release -DSTREAM_CQSA_TESTS=ON -DSTREAM_CQSA_WERROR=ON -DSTREAM_C
 cmake --build --preset release -j "$(nproc)"
 # Who waits has a third of the random trials; CI has all.
 export STREAM_CQSA_TEST_SHARE="${STREAM_CQSA_TEST_SHARE-3}"
-# One more than there are cores: tests of several ranks wait a good part of their time.
+# Two more than there are cores: tests of several ranks wait a good part of their time.
 # ctest's closing lines come last: failures are printed with their output, then the summary.
-ctest --preset release -j "$(($(nproc) + 1))"
+ctest --preset release -j "$(($(nproc) + 2))"
