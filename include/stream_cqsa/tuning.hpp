@@ -41,12 +41,13 @@ struct MeasuredCosts {
 
 /// `planned` with the rates that a run of `plan`, which is about to begin head group `from`, has
 /// shown to be others: of reading, copying in and out, computing, merging (where the plan has the
-/// accumulators) and writing. A stage's rate is that of one of its threads while it worked, times
-/// the threads: no stage that was hidden by another one looks as if it had not been. A rate that
-/// needs a stage to have been busy for `least_seconds` (of each of its threads) and has not been
-/// seen for so long stays, as does that of a stage which does another thing in the plan than in
-/// the costs: of writing where rows have been put together from several head groups, and of
-/// computing where subproblems may be computed in parts.
+/// accumulators) and writing. The rate of a stage on several threads, which may wait for one file
+/// or memory, lies between that of one of them while it worked and that times the threads; it is
+/// another where both are above or both below the planned one, and then the nearer of them. A
+/// stage that has not been busy for `least_seconds` (of each of its threads) keeps its rate, as
+/// does one which does another thing in the plan than in the costs: writing where rows have been
+/// put together from several head groups, and computing where subproblems may be computed in parts.
+/// Of an accumulator file no rate is measured.
 MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
                              const RunSoFar& run, std::int64_t from, double least_seconds);
 
@@ -70,12 +71,13 @@ struct PlannedAgain {
 /// predicted to compute the head groups from `from` on as fast as any, by prediction_tolerance, if
 /// it is faster by more than that than going on with `plan` and the `switch_seconds` that changing
 /// over takes; groups_outer before groups_inner where both are. They differ in the order of head
-/// groups and quorums and in whether accumulators are on the device, are never of a form in `left`,
-/// and have no larger file of accumulators than `plan`: there may be no room for it. How far ahead
-/// files are read is no choice: always as far as the host cache and the order known by then allow.
+/// groups and quorums and in whether accumulators are on the device, are never of a form in
+/// `abandoned`, and have no larger file of accumulators than `plan`: there may be no room for it.
+/// How far ahead files are read is no choice: always as far as the host cache and the order known
+/// by then allow.
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
-                                       const std::vector<ScheduleForm>& left = {});
+                                       const std::vector<ScheduleForm>& abandoned = {});
 
 /// "read at 0.4 GB/s, not 8: the remaining 6 of 8 head groups are computed all together, quorum
 /// by quorum, with accumulators in memory, predicted 12.1 s instead of 40.3 s"
@@ -89,11 +91,11 @@ struct Tuning {
 };
 
 /// Decides, whenever a run could change over to another plan, whether it should. It never goes back
-/// to a form that it has left, and only looks for another plan when a rate has changed since the
-/// last time.
+/// to a form that it has abandoned, and only looks for another plan when a rate is not the one last
+/// known: a rate that was measured holds until it is measured again.
 class Tuner {
  public:
-  explicit Tuner(Tuning tuning) : tuning_(std::move(tuning)), judged_(tuning_.costs) {}
+  explicit Tuner(Tuning tuning) : tuning_(std::move(tuning)), known_(tuning_.costs) {}
 
   /// Asked when all head groups before `from` have been handed out, and nothing of the others.
   std::optional<PlannedAgain> ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
@@ -101,8 +103,9 @@ class Tuner {
 
  private:
   const Tuning tuning_;
-  Costs judged_;  ///< by which the plan was last looked at
-  std::vector<ScheduleForm> left_;
+  Costs known_;  ///< those planned by, or measured since
+  std::vector<ChangedRate> changed_;
+  std::vector<ScheduleForm> abandoned_;
 };
 
 }  // namespace stream_cqsa

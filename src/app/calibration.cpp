@@ -158,6 +158,7 @@ Expected expect(Plan plan, const Capacity& capacity, InputKind inputs,
                 std::optional<double> flop_per_second) {
   // Those of a plan that is read are others.
   plan.request.workers = std::max<std::int64_t>(capacity.workers, 1);
+  if (capacity.ranks) plan.request.mergers = std::ssize(capacity.ranks->merger_budgets);
   SharedCosts costs = costs_here(plan, capacity);
   if (flop_per_second) {
     KernelCost kernel = kernel_cost(costs.merging, plan.problem());

@@ -119,7 +119,9 @@ PlanChoice choose_for(const OpenProblem& open, const ResourceOptions& resources,
   const PlanRequest request = request_for(open, resources, lse, capacity);
   const Plan plan = given_plan(resources, request, capacity);
   Plan here = plan;
-  here.request.workers = request.workers;  // those of a plan that is read are others
+  // Those of a plan that is read are others.
+  here.request.workers = request.workers;
+  here.request.mergers = request.mergers;
   return {plan, predict(here, costs_here(here, capacity), open.inputs), false, {}};
 }
 

@@ -86,13 +86,19 @@ json merger_offer(const ResourceOptions& resources) {
   }
 }
 
-WorkerMeans means_of(const json& offer) {
+WorkerMeans means_of(const json& offer, int rank) {
   WorkerMeans means;
-  means.device = device_traits_from_json(offer["traits"].get<std::string>());
-  means.device_budget = offer["device_budget"].get<std::int64_t>();
-  means.host_budget = offer["host_budget"].get<std::int64_t>();
-  means.costs = costs_from_json(offer["costs"].get<std::string>(), "costs of a worker");
-  means.costs.measured = offer["costs_measured"].get<bool>();
+  try {
+    means.device = device_traits_from_json(offer.at("traits").get<std::string>());
+    means.device_budget = offer.at("device_budget").get<std::int64_t>();
+    means.host_budget = offer.at("host_budget").get<std::int64_t>();
+    means.costs = costs_from_json(offer.at("costs").get<std::string>(),
+                                  fmt::format("costs of rank {}", rank));
+    means.costs.measured = offer.at("costs_measured").get<bool>();
+  } catch (const json::exception&) {
+    throw InputError(fmt::format(
+        "rank {}: what it offers is not complete; start the same program on every rank", rank));
+  }
   return means;
 }
 
@@ -230,7 +236,7 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
     if (offer["queries"] != rows_of(open.problem))
       throw InputError(fmt::format("rank {}: --queries must be given to all ranks alike", rank));
     const bool first = rank == first_worker;
-    const WorkerMeans& worker = ranks.workers.emplace_back(means_of(offer));
+    const WorkerMeans& worker = ranks.workers.emplace_back(means_of(offer, rank));
     all.device = first ? worker.device : common(all.device, worker.device);
     numerics.insert(offer["numerics"].get<std::string>());
     all.device_budget =

@@ -62,8 +62,9 @@ void validate(const PlanRequest& request) {
         fmt::format("{} workers, {} operations to dispatch: 1 to {} and at least 1 are supported",
                     request.workers, request.device.dispatch_flop, most_workers));
   }
-  if (request.mergers < 0) {
-    throw InputError(fmt::format("{} mergers; at least 0 are needed", request.mergers));
+  if (request.mergers < 0 || request.mergers > most_workers) {
+    throw InputError(
+        fmt::format("{} mergers; from 0 to {} are supported", request.mergers, most_workers));
   }
   const std::int64_t heads = request.problem.kv_heads;
   if (request.heads_per_group &&

@@ -49,6 +49,12 @@ bool has_room(const Plan& plan, const WorkerMeans& worker) {
   return fits([&] { worker_plan(plan, worker.device, worker.device_budget, worker.host_budget); });
 }
 
+// For having room.
+bool means_the_same(const WorkerMeans& one, const WorkerMeans& other) {
+  return one.device == other.device && one.device_budget == other.device_budget &&
+         one.host_budget == other.host_budget;
+}
+
 bool mergers_have_room(const Plan& plan, const PlannedRanks& ranks) {
   const PlanRequest& request = plan.request;
   const MergeShares shares(plan, static_cast<int>(request.mergers));
@@ -64,7 +70,7 @@ bool mergers_have_room(const Plan& plan, const PlannedRanks& ranks) {
 }
 
 // Costs of as many workers that are alike and together as fast as these, for estimates.
-Costs mean_costs(const PlannedRanks& ranks, const Problem& problem) {
+Costs mean_costs(const PlannedRanks& ranks, const Problem& problem, InputKind inputs) {
   if (ranks.workers.empty()) return ranks.costs;
   Costs mean = ranks.costs;
   KernelCost kernel = kernel_cost(mean, problem);
@@ -73,9 +79,10 @@ Costs mean_costs(const PlannedRanks& ranks, const Problem& problem) {
     for (const WorkerMeans& worker : ranks.workers) sum += of(worker.costs);
     return sum / static_cast<double>(ranks.workers.size());
   };
-  for (const auto rate : {&Costs::copy_in, &Costs::copy_out, &Costs::device_merge, &Costs::read,
-                          &Costs::read_direct, &Costs::generate})
+  for (const auto rate : {&Costs::copy_in, &Costs::copy_out, &Costs::device_merge})
     mean.*rate = average([&](const Costs& costs) { return costs.*rate; });
+  mean.*read_rate_member(mean, inputs) =
+      average([&](const Costs& costs) { return read_rate(costs, inputs); });
   for (const auto rate : {&KernelCost::flop_per_second, &KernelCost::burst_flop_per_second,
                           &KernelCost::launch_seconds})
     kernel.*rate = average([&](const Costs& costs) { return kernel_cost(costs, problem).*rate; });
@@ -94,7 +101,7 @@ class Contest {
           costs.value_or(SharedCosts{ranks.costs, {}}));
     plans_.front().is_default = true;
     if (!costs) best_ = std::numeric_limits<double>::infinity();
-    const Costs mean = mean_costs(ranks, request.problem);
+    const Costs mean = mean_costs(ranks, request.problem, inputs);
     for (const Candidate& candidate : candidates_of(request, mean, inputs)) {
       if (is_over()) break;
       if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
@@ -258,8 +265,13 @@ std::optional<SharedCosts> costs_of(const Plan& plan, const PlannedRanks& ranks)
     if (!has_room(plan, {request.device, request.device_budget, request.host_budget, {}}))
       return std::nullopt;
   }
-  for (const WorkerMeans& worker : ranks.workers)
-    if (has_room(plan, worker)) costs.workers.push_back(worker.costs);
+  const WorkerMeans* alike = nullptr;  // most are as the one before
+  bool room = false;
+  for (const WorkerMeans& worker : ranks.workers) {
+    if (!alike || !means_the_same(worker, *alike)) room = has_room(plan, worker);
+    if (room) costs.workers.push_back(worker.costs);
+    alike = &worker;
+  }
   if (costs.workers.empty() && !ranks.workers.empty()) return std::nullopt;
   if (!mergers_have_room(plan, ranks)) return std::nullopt;
   return costs;

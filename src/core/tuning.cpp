@@ -47,8 +47,10 @@ class Measuring {
             busy(Stage::read) + read_share_ * busy(Stage::checksum), run_.read_threads);
   }
   void write() {
+    const double planned = measured_.costs.write;
     compare(Stage::write, &Costs::write, bytes(Stage::write),
             busy(Stage::write) + (1 - read_share_) * busy(Stage::checksum), run_.write_threads);
+    measured_.costs.rewrite *= measured_.costs.write / planned;  // to the same file
   }
   void copy(Stage stage, double Costs::*rate) {
     compare(stage, rate, bytes(stage), busy(stage), 1);
@@ -69,7 +71,7 @@ class Measuring {
     const double seconds = busy / threads;
     if (!(bytes > 0) || !is_enough(seconds)) return;
     double& planned = measured_.costs.*rate;
-    const double measured = bytes / seconds;
+    const double measured = std::clamp(planned, bytes / busy, bytes / seconds);
     if (!differ(planned, measured)) return;
     measured_.changed.push_back({stage, planned, measured});
     planned = measured;
@@ -132,6 +134,10 @@ std::optional<Plan> in_form(const Plan& plan, const ScheduleForm& form, std::int
   auto other = try_plan(request);
   if (!other || form_of(*other) != form || other->scratch_bytes > plan.scratch_bytes)
     return std::nullopt;
+  // Fingerprints of inputs are taken of blocks, each once.
+  if (other->query_block_tokens != plan.query_block_tokens ||
+      other->key_block_tokens != plan.key_block_tokens)
+    return std::nullopt;
   other->groups_done = from;
   return other;
 }
@@ -177,13 +183,13 @@ ScheduleForm form_of(const Plan& plan) {
 
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
-                                       const std::vector<ScheduleForm>& left) {
+                                       const std::vector<ScheduleForm>& abandoned) {
   const double going_on = predict(plan, measured.costs, inputs, from).seconds;
   std::optional<PlannedAgain> best;
   for (const ScheduleForm form : {ScheduleForm{ScheduleOrder::groups_outer, true},
                                   ScheduleForm{ScheduleOrder::groups_outer, false},
                                   ScheduleForm{ScheduleOrder::groups_inner, false}}) {
-    if (form == form_of(plan) || std::ranges::find(left, form) != left.end()) continue;
+    if (form == form_of(plan) || std::ranges::find(abandoned, form) != abandoned.end()) continue;
     auto other = in_form(plan, form, from);
     if (!other) continue;
     const double seconds = predict(*other, measured.costs, inputs).seconds;
@@ -202,22 +208,28 @@ std::string describe(const PlannedAgain& again) {
   }
   const std::int64_t total = group_total(again.plan);
   return fmt::format("{}: the remaining {} of {} are computed {}, predicted {} s instead of {} s",
-                     rates.empty() ? "rates are as planned again" : rates,
-                     total - again.plan.groups_done, counted(total, "head group"),
+                     rates, total - again.plan.groups_done, counted(total, "head group"),
                      form_text(again.plan), number_text(again.seconds),
                      number_text(again.seconds_before));
 }
 
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
                                        double switch_seconds) {
-  const auto measure = [&](const Costs& costs) {
-    return measured_costs(plan, costs, tuning_.inputs, run, from, tuning_.least_seconds);
-  };
-  if (measure(judged_).changed.empty()) return std::nullopt;
-  const MeasuredCosts measured = measure(tuning_.costs);
-  judged_ = measured.costs;
-  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds, left_);
-  if (again) left_.push_back(form_of(plan));
+  MeasuredCosts measured =
+      measured_costs(plan, known_, tuning_.inputs, run, from, tuning_.least_seconds);
+  if (measured.changed.empty()) return std::nullopt;
+  for (const ChangedRate& rate : measured.changed) {
+    const auto before = std::ranges::find(changed_, rate.stage, &ChangedRate::stage);
+    if (before == changed_.end()) {
+      changed_.push_back(rate);
+    } else {
+      before->measured = rate.measured;
+    }
+  }
+  known_ = measured.costs;
+  measured.changed = changed_;
+  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds, abandoned_);
+  if (again) abandoned_.push_back(form_of(plan));
   return again;
 }
 

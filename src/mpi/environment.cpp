@@ -27,7 +27,8 @@ MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
   // same, and its component sm does so in files whose names programs that start at once on one
   // machine can share. What the user chose stands; other MPI libraries do not look.
   ::setenv("OMPI_MCA_sharedfp", "^sm", 0);
-  // Looking for the best of the networks takes a fifth of a second, and one rank needs none.
+  // Looking for the best of the networks takes a fifth of a second, and one rank needs none. What
+  // the environment says stands.
   if (starts_alone()) ::setenv("OMPI_MCA_pml", "ob1", 0);
   prepare_for_lost_ranks();
   int provided = MPI_THREAD_SINGLE;
