@@ -122,7 +122,7 @@ class Timeline {
   // Of whole head groups where these are merged on the workers' devices.
   Worker& worker_of(const SubproblemKey& key, const Demand& demand) {
     if (!on_device_) return first_done(demand);
-    const auto group = key.batch * static_cast<std::int64_t>(plan_.groups.size()) + key.group;
+    const std::int64_t group = group_number(plan_, key.batch, key.group);
     if (group != group_) {
       const Problem& problem = plan_.problem();
       const HeadGroup& heads = plan_.groups[static_cast<std::size_t>(key.group)];

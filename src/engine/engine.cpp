@@ -49,11 +49,12 @@ void check_mergers(const Plan& plan) {
 /// before and that a continued run still lacks.
 class Remaining {
  public:
-  /// `ends_before(group)` is asked where nothing of a head group, nor of those after it by
-  /// group_number(), has been given yet, but all of those before: whether none is to be.
+  /// `hands_over(group)` is asked where nothing of a head group, nor of those after it by
+  /// group_number(), has been given yet, but all of those before: whether another plan takes them.
+  /// After a yes nothing more is given.
   Remaining(const Plan& plan, const Assembler& assembler,
-            std::function<bool(std::int64_t)> ends_before)
-      : plan_(plan), assembler_(assembler), ends_before_(std::move(ends_before)) {}
+            std::function<bool(std::int64_t)> hands_over)
+      : plan_(plan), assembler_(assembler), hands_over_(std::move(hands_over)) {}
 
   std::optional<Assignment> next() {
     while (next_ < plan_.subproblem_count()) {
@@ -63,7 +64,7 @@ class Remaining {
       if (number < plan_.groups_done) continue;
       const bool between =
           quorum == 0 && (plan_.order == ScheduleOrder::groups_outer || group == 0);
-      if (between && number > plan_.groups_done && ends_before_(number)) return std::nullopt;
+      if (between && number > plan_.groups_done && hands_over_(number)) return std::nullopt;
       if (!assembler_.is_resumed()) return assignment;
       bool any = false;
       for (const Chunk& chunk : plan_.work(assignment.id).chunks) {
@@ -79,7 +80,7 @@ class Remaining {
  private:
   const Plan& plan_;
   const Assembler& assembler_;
-  const std::function<bool(std::int64_t)> ends_before_;
+  const std::function<bool(std::int64_t)> hands_over_;
   std::int64_t next_ = 0;
 };
 
@@ -147,7 +148,7 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
                     telemetry_, abort);
   std::optional<PlannedAgain> again;
   const RunSoFar before = so_far(assembler);
-  const auto ends_before = [&](std::int64_t group) {
+  const auto hands_over = [&](std::int64_t group) {
     if (!tuner_) return false;
     again = tuner_->ask(plan, so_far(assembler) - before, group, begin - preparing);
     if (again) assembler.leave_from(group);
@@ -159,9 +160,7 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
     assembler.start(crew);
     pipeline.start(
         crew,
-        [remaining = Remaining(plan, assembler, ends_before)]() mutable {
-          return remaining.next();
-        },
+        [remaining = Remaining(plan, assembler, hands_over)]() mutable { return remaining.next(); },
         options_.read_threads, [&] { assembler.end_of_partials(); });
     crew.join();
   }
