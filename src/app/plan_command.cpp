@@ -30,8 +30,9 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
       "svg", po::value(&plan.svg)->value_name("FILE"),
       "draw the chunk-pair matrix and the planned memory")(
       "workers", po::value(&plan.workers)->default_value(0)->value_name("W"),
-      "plan for W ranks like this one that compute, beside those that merge, and predict the time "
-      "of 1, 2, 4, ... and W of them; 0: one rank alone");
+      "plan for W ranks like this one that compute, beside those that merge (with the --threads "
+      "that each will have), and predict the time of 1, 2, 4, ... and W of them; 0: one rank "
+      "alone");
   OptionGroup all = job_group(plan);
   all.add(printing);
   return parse(arguments,
