@@ -171,11 +171,12 @@ std::string describe(const PlanChoice& choice, const SmallestBudgets& smallest) 
     const Alternative& other = choice.others[i];
     line(i == 0 ? "runners-up" : "", division_text(other) + ": " + why_lost(other, seconds));
   }
-  line("smallest budgets",
-       fmt::format("device {} ({} bytes) with this host memory, host {} ({} bytes) with this device "
-                   "memory: what works, however slow",
-                   format_bytes(smallest.device), smallest.device, format_bytes(smallest.host),
-                   smallest.host));
+  line(
+      "smallest budgets",
+      fmt::format("device {} ({} bytes) with this host memory, host {} ({} bytes) with this device "
+                  "memory: what works, however slow",
+                  format_bytes(smallest.device), smallest.device, format_bytes(smallest.host),
+                  smallest.host));
   return text;
 }
 

@@ -35,8 +35,9 @@ class Plan(CliTest):
         for line in lines[first:last]:
             self.assertRegex(line, r"(c = \d+|\d+x\d+ tiles), \d+ key/value heads? per group.*accumulators "
                                    r".*: .* s, (as long|[+-][0-9.]+%), bound by .* \(\d+%\)")
-        device, host = re.search(r"device (.*) with this host memory, host (.*) with", lines[last]).groups()
-        self.assertRegex(device + " " + host, r"^[\d.]+ [KMGT]?i?B [\d.]+ [KMGT]?i?B$")
+        budgets = re.search(r"device .* \((\d+) bytes\) with this host memory, host .* \((\d+) bytes\) with", lines[last])
+        smallest = self.plan()["smallest_budget"]
+        self.assertEqual([int(budget) for budget in budgets.groups()], [smallest["device"], smallest["host"]])
 
     def test_the_smallest_budgets_are_exact(self):
         for more in ([], ["--division", "tiles"]):
