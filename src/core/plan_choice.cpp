@@ -10,6 +10,7 @@
 
 #include "core/counted.hpp"
 #include "core/merge_shares.hpp"
+#include "core/place_text.hpp"
 #include "core/plan_candidates.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -31,8 +32,7 @@ constexpr double certain_share = 0.9;
 double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
 
 Candidate candidate_of(const Plan& plan) {
-  const auto groups = static_cast<std::int64_t>(plan.groups.size());
-  return {cut_of(plan.request, plan.division, groups), plan.request.host_accumulators, 0, 0};
+  return {cut_of(plan), plan.request.host_accumulators, 0, 0};
 }
 
 template <typename Make>
@@ -247,12 +247,10 @@ std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,
   const std::string division =
       request.grid ? fmt::format("{}x{} tiles", request.grid->rows, request.grid->columns)
                    : fmt::format("c = {}", request.chunks.value_or(1));
-  const char* where = placement == AccumulatorPlacement::device   ? "on the device"
-                      : placement == AccumulatorPlacement::memory ? "in memory"
-                                                                  : "in memory and a file";
   return fmt::format("{}, {} per group{}, accumulators {}", division,
                      counted(request.heads_per_group.value_or(1), "key/value head"),
-                     order == ScheduleOrder::groups_inner ? " in the inner loop" : "", where);
+                     order == ScheduleOrder::groups_inner ? " in the inner loop" : "",
+                     place_text(placement));
 }
 
 }  // namespace

@@ -135,7 +135,7 @@ class Demands::Sweep {
 Demands::Demands(const Plan& plan)
     : plan_(plan),
       problem_(plan.problem()),
-      cut_(cut_of(plan.request, plan.division, groups())),
+      cut_(cut_of(plan)),
       traffic_(estimate_traffic(plan)),
       sweep_(std::make_unique<const Sweep>(plan)),
       batch_(static_cast<double>(problem_.batch)),

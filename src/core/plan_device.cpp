@@ -103,9 +103,11 @@ Cut cut_of(const PlanRequest& request, const Grid& grid, std::int64_t groups) {
   return cut;
 }
 
-Cut cut_of(const PlanRequest& request, const Division& division, std::int64_t groups) {
-  return division.scheme() == Scheme::tiles ? cut_of(request, division.grid(), groups)
-                                            : cut_of(request, division.chunk_count(), groups);
+Cut cut_of(const Plan& plan) {
+  const auto groups = static_cast<std::int64_t>(plan.groups.size());
+  const Division& division = plan.division;
+  return division.scheme() == Scheme::tiles ? cut_of(plan.request, division.grid(), groups)
+                                            : cut_of(plan.request, division.chunk_count(), groups);
 }
 
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {

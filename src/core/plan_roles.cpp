@@ -49,10 +49,6 @@ std::int64_t open_pieces(const Plan& plan) {
       1, pieces * (inner ? static_cast<std::int64_t>(plan.groups.size()) : 1));
 }
 
-Cut cut_of(const Plan& plan) {
-  return cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
-}
-
 // Cache blocks that hold the rows of a quorum.
 std::int64_t blocks_of_quorum(const Plan& plan, const Cut& cut) {
   return std::min(cut.quorum_size, cut.query_chunks) *

@@ -42,8 +42,8 @@ struct Cut {
 
 Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups);
 Cut cut_of(const PlanRequest& request, const Grid& grid, std::int64_t groups);
-/// The same of a division that was made.
-Cut cut_of(const PlanRequest& request, const Division& division, std::int64_t groups);
+/// That of a plan.
+Cut cut_of(const Plan& plan);
 
 /// The fewest slots that every subproblem fits: the chunks of one quorum.
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut);

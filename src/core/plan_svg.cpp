@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/counted.hpp"
+#include "core/place_text.hpp"
 #include "core/svg.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/plan.hpp"
@@ -330,11 +331,10 @@ void draw_panel(Svg& svg, const Plan& plan) {
   fact("order", has_tiles(plan)                             ? "head groups, then rows, then columns"
                 : plan.order == ScheduleOrder::groups_outer ? "head groups, then quorums"
                                                             : "quorums, then head groups");
-  fact("accumulators",
-       plan.placement == AccumulatorPlacement::device ? "on the device"
-       : plan.placement == AccumulatorPlacement::memory
-           ? "in memory"
-           : fmt::format("in memory and a file of up to {}", format_bytes(plan.scratch_bytes)));
+  fact("accumulators", fmt::format("{}{}", place_text(plan.placement),
+                                   plan.placement == AccumulatorPlacement::file
+                                       ? " of up to " + format_bytes(plan.scratch_bytes)
+                                       : ""));
 }
 
 std::string division_text(const Plan& plan) {

@@ -156,8 +156,7 @@ void write_movement(const Plan& plan, Table& table) {
 }  // namespace
 
 std::string describe(const Plan& plan) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   Table table;
   write_problem(plan, table);
   write_division(plan, cut, table);

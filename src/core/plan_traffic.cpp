@@ -147,8 +147,7 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
 }
 
 Traffic estimate_traffic(const Plan& plan) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   const HostLayout host{plan.host,
                         plan.placement,
                         plan.scratch_bytes,
@@ -159,8 +158,7 @@ Traffic estimate_traffic(const Plan& plan) {
 }
 
 double estimate_reads(const Plan& plan, std::int64_t groups) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   return ReadModel{plan.request,
                    cut,
                    plan.order,

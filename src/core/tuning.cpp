@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/counted.hpp"
+#include "core/place_text.hpp"
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/plan_choice.hpp"
@@ -18,8 +19,7 @@ bool differ(double a, double b) { return std::max(a, b) > (1 + rate_tolerance) *
 // A subproblem that the slots cannot take whole is launched several times.
 bool may_be_in_parts(const Plan& plan) {
   const DeviceArena& device = plan.device;
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   return std::min(device.query_slots, device.state_slots) <
              std::min(cut.quorum_size, cut.query_chunks) ||
          device.kv_slots < std::min(cut.quorum_size, cut.key_chunks);
@@ -91,9 +91,7 @@ void Measuring::merge() {
     return;
   }
   // There the first partial of a query chunk is no merge, but the costs count it.
-  const Cut cut =
-      cut_of(plan_.request, plan_.division, static_cast<std::int64_t>(plan_.groups.size()));
-  const double partials = partials_per_row(plan_.problem(), cut);
+  const double partials = partials_per_row(plan_.problem(), cut_of(plan_));
   if (!(partials > 1)) return;
   compare(Stage::merge, &Costs::device_merge, bytes(Stage::merge) * partials / (partials - 1),
           busy(Stage::merge), 1);
@@ -154,13 +152,10 @@ std::string rate_text(const ChangedRate& rate) {
 }
 
 std::string form_text(const Plan& plan) {
-  const char* where = plan.placement == AccumulatorPlacement::device   ? "on the device"
-                      : plan.placement == AccumulatorPlacement::memory ? "in memory"
-                                                                       : "in memory and a file";
   return fmt::format("{}, with accumulators {}",
                      plan.order == ScheduleOrder::groups_inner ? "all together, quorum by quorum"
                                                                : "one after another",
-                     where);
+                     place_text(plan.placement));
 }
 
 }  // namespace

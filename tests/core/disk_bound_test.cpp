@@ -98,16 +98,7 @@ BOOST_AUTO_TEST_CASE(accumulators_in_a_file_are_read_and_written) {
   request.device_budget = request.host_budget = std::int64_t{64} << 20;
   const sc::Plan plan = sc::make_plan(request);
   BOOST_REQUIRE((plan.placement == sc::AccumulatorPlacement::file));
-  const auto groups = static_cast<std::int64_t>(plan.groups.size());
-  const sc::HostLayout layout{plan.host,
-                              plan.placement,
-                              plan.scratch_bytes,
-                              plan.query_block_tokens,
-                              plan.key_block_tokens,
-                              plan.piece_tokens};
-  const double spilled = sc::estimate_traffic(request, sc::cut_of(request, plan.division, groups),
-                                              plan.order, plan.device, layout)
-                             .spilled;
+  const double spilled = sc::estimate_traffic(plan).spilled;
   BOOST_TEST(spilled > 0);
   sc::Costs costs = sc::builtin_costs(request.device);
   const double expected = spilled / 2 / costs.read + spilled / 2 / costs.write;

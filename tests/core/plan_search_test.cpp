@@ -16,8 +16,7 @@ namespace {
 
 // Whether one quorum can be copied in while another computes.
 bool overlaps(const Plan& plan) {
-  const Cut cut = cut_of(plan.request, plan.division.chunk_count(),
-                         static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   return preferred_device_arena(plan.request, cut).bytes() <= plan.request.device_budget;
 }
 
@@ -93,8 +92,7 @@ std::optional<Cut> expected_cut(const PlanRequest& request) {
 }
 
 bool in_parts(const Plan& plan) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   return minimum_device_arena(plan.request, cut).bytes() > plan.request.device_budget;
 }
 

@@ -132,8 +132,7 @@ void check_workspace(const Plan& plan, std::size_t queries, std::size_t pairs) {
 // Whether a quorum's query chunks are computed one or a few at a time: where the device has no room
 // for all of them.
 bool is_in_parts(const Plan& plan) {
-  const Cut cut =
-      cut_of(plan.request, plan.division, static_cast<std::int64_t>(plan.groups.size()));
+  const Cut cut = cut_of(plan);
   const bool parts = minimum_device_arena(plan.request, cut).bytes() > plan.request.device_budget;
   if (parts) {
     BOOST_TEST(plan.device.query_slots >= 1);
