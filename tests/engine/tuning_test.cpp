@@ -102,30 +102,18 @@ Tuning wrong_tuning(const Plan& plan) {
 // `told` gets what the run says.
 Outcome run_tuned(const Plan& plan, const TestInput& input, const Disturbed& disturbed,
                   std::vector<std::string>& told) {
-  const Problem& problem = plan.problem();
-  TensorDesc desc = input.query.desc;
-  desc.name = "o";
-  desc.dtype = problem.output_dtype;
-  Outcome outcome;
-  outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
-  const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
-  outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
   Telemetry telemetry;
   const auto open = [&](const TestTensor& tensor) {
     return SlowSource(tensor, disturbed.read ? &telemetry : nullptr);
   };
   SlowSource query = open(input.query), key = open(input.key), value = open(input.value);
-  const auto output_sink = make_memory_sink(desc, outcome.output);
-  const auto lse_sink = make_memory_sink(lse, outcome.lse);
   SlowBackend backend(disturbed.lane, disturbed.submissions);
   backend.slow_device = disturbed.device_merge;
   backend.slow_host = disturbed.host_merge;
   RunOptions options;
   options.warn = [&](const std::string& line) { told.push_back(line); };
   options.tuning = wrong_tuning(plan);
-  outcome.result =
-      run(plan, {query, key, value}, {*output_sink, lse_sink.get()}, backend, options, telemetry);
-  return outcome;
+  return run_with(plan, {query, key, value}, backend, options, telemetry);
 }
 
 struct Case {

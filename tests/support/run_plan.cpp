@@ -37,28 +37,32 @@ Grid random_grid(std::mt19937_64& random) {
   return {count(), count()};
 }
 
-Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,
-                 const std::filesystem::path& scratch) {
+Outcome run_with(const Plan& plan, const Inputs& inputs, Backend& backend,
+                 const RunOptions& options, Telemetry& telemetry) {
   const Problem& problem = plan.problem();
-  TensorDesc desc = input.query.desc;
+  TensorDesc desc = inputs.query.desc();
   desc.name = "o";
   desc.dtype = problem.output_dtype;
   Outcome outcome;
   outcome.output.resize(static_cast<std::size_t>(desc.bytes()));
   const TensorDesc lse = lse_desc(problem.batch, problem.query_heads, problem.query_length);
   if (plan.request.lse) outcome.lse.resize(static_cast<std::size_t>(lse.bytes()));
+  const auto output_sink = make_memory_sink(desc, outcome.output);
+  const auto lse_sink = plan.request.lse ? make_memory_sink(lse, outcome.lse) : nullptr;
+  outcome.result = run(plan, inputs, {*output_sink, lse_sink.get()}, backend, options, telemetry);
+  return outcome;
+}
+
+Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,
+                 const std::filesystem::path& scratch) {
   const auto open = [&](const TestTensor& tensor) {
     return resident ? make_memory_source(tensor.desc, tensor.data) : block_source(tensor);
   };
   const auto query = open(input.query), key = open(input.key), value = open(input.value);
-  const auto output_sink = make_memory_sink(desc, outcome.output);
-  const auto lse_sink = plan.request.lse ? make_memory_sink(lse, outcome.lse) : nullptr;
   RunOptions options;
   options.scratch = scratch;
   Telemetry telemetry;
-  outcome.result = run(plan, {*query, *key, *value}, {*output_sink, lse_sink.get()}, backend,
-                       options, telemetry);
-  return outcome;
+  return run_with(plan, {*query, *key, *value}, backend, options, telemetry);
 }
 
 Plan with_accumulators_in_a_file(Plan plan) {

@@ -29,8 +29,11 @@ struct Outcome {
   RunResult result;
 };
 
-/// Runs the plan on the input, whose tensors lie in memory (`resident`) or are read in blocks. The
-/// lse is empty where the plan has none.
+/// Runs the plan on the inputs, into memory. The lse is empty where the plan has none.
+Outcome run_with(const Plan& plan, const Inputs& inputs, Backend& backend,
+                 const RunOptions& options, Telemetry& telemetry);
+
+/// The same on the input, whose tensors lie in memory (`resident`) or are read in blocks.
 Outcome run_plan(const Plan& plan, const TestInput& input, Backend& backend, bool resident,
                  const std::filesystem::path& scratch = std::filesystem::temp_directory_path());
 
