@@ -1,4 +1,4 @@
-#define BOOST_TEST_MODULE engine_merge_shares
+#define BOOST_TEST_MODULE merge_shares
 #include "core/merge_shares.hpp"
 
 #include <algorithm>
