@@ -86,7 +86,7 @@ def decomposition_section(bench):
     entries = {f"c={c}": ours(c, shape.heads) for c in (1, 7, 31, 133)}
     # The smallest launches: 1064 of 2 ms.
     entries["c=133, one head at a time"] = ours(133, 1)
-    yield bench.turns(shape, "c=1", entries, 2)
+    yield bench.turns(shape, "c=1", entries, 3)
 
 
 def stream_section(bench):
@@ -104,7 +104,7 @@ def sweep_section(bench):
     for budget in bench.budgets[::3] if bench.quick else bench.budgets:
         entries = {"streamed": bench.ours(shape, "seconds", "--device-memory", budget, "--host-memory", "16GiB"),
                    "resident": bench.ours_resident(shape)}
-        row = bench.turns(shape, "resident", entries, 2)
+        row = bench.turns(shape, "resident", entries, 3)
         streamed = row["results"]["streamed"]
         if "device_memory" in streamed:
             allocated = sorted({one["device_bytes"] for one in streamed["rounds"]})
