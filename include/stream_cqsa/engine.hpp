@@ -36,6 +36,8 @@ struct Outputs {
 
 struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
+  /// That file, or the states of the checkpoint, past the page cache where the file system allows.
+  bool direct_accumulators = false;
   int read_threads = 2;
   int merge_threads = 2;
   int write_threads = 2;
@@ -43,8 +45,7 @@ struct RunOptions {
   /// Called with a line for people where the run does not go as planned; or none.
   std::function<void(const std::string&)> warn = nullptr;
   CheckpointOptions checkpoint;
-  /// Where the rest of the run may be planned again, by a run of one rank without a checkpoint,
-  /// which belongs to one plan; or none.
+  /// Where the rest of the run may be planned again, by a run of one rank; or none.
   std::optional<Tuning> tuning;
 };
 
@@ -74,8 +75,9 @@ struct RunResult {
 /// arenas are freed, and the rest is run by the new plan, with the same output bits. `warn` is
 /// told.
 ///
-/// With a checkpoint the plan must keep its accumulators on the host, and the sinks must be those
-/// of the earlier runs, if there were any: what these merged and finished is not computed again.
+/// With a checkpoint the plan must keep its accumulators on the host, as any plan for the rest then
+/// does, and the sinks must be those of the earlier runs, if there were any: what these merged and
+/// finished, by whichever plan, is not computed again.
 /// Throws InputError when the inputs or the checkpoint are not the plan's, Stopped when it was
 /// asked to stop and did so after a checkpoint, Error when anything fails on the way.
 RunResult run(const Plan& plan, const Inputs& inputs, const Outputs& outputs, Backend& backend,

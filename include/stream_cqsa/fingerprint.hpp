@@ -10,9 +10,9 @@
 
 namespace stream_cqsa {
 
-/// The sum, modulo 2^64, of a 64-bit hash of every vector's bytes and place, and the NaN and infinite
-/// values met. Equal for equal elements whatever the layout, the file format, the blocks and their
-/// order; each vector must be added once. Detects accidents, not adversaries.
+/// The sum, modulo 2^64, of a 64-bit hash of every vector's bytes and place, and the NaN and
+/// infinite values met. Equal for equal elements whatever the layout, the file format, the blocks
+/// and their order; each vector must be added once. Detects accidents, not adversaries.
 struct Fingerprint {
   std::uint64_t checksum = 0;
   std::int64_t vectors = 0;

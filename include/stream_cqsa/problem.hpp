@@ -66,6 +66,11 @@ struct Problem {
   /// What the mask leaves of the scores between `queries` and `keys` (empty ranges are dead).
   Liveness liveness(Range queries, Range keys) const;
 
+  /// Whether any of these query rows sees a key.
+  bool sees_keys(Range queries) const {
+    return liveness(queries, {0, key_length}) != Liveness::dead;
+  }
+
   /// How many (query, key) scores of one head the mask keeps between `queries` and `keys`.
   /// Closed form, exact for every problem that validate() accepts.
   std::int64_t live_scores(Range queries, Range keys) const;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -51,6 +52,9 @@ struct MeasuredCosts {
 MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
                              const RunSoFar& run, std::int64_t from, double least_seconds);
 
+/// Whether a plan may be taken.
+using PlanFilter = std::function<bool(const Plan&)>;
+
 /// What plans of one division and the same head groups differ in.
 struct ScheduleForm {
   ScheduleOrder order = ScheduleOrder::groups_outer;
@@ -72,12 +76,12 @@ struct PlannedAgain {
 /// it is faster by more than that than going on with `plan` and the `switch_seconds` that changing
 /// over takes; groups_outer before groups_inner where both are. They differ in the order of head
 /// groups and quorums and in whether accumulators are on the device, are never of a form in
-/// `abandoned`, and have no larger file of accumulators than `plan`: there may be no room for it.
-/// How far ahead files are read is no choice: always as far as the host cache and the order known
-/// by then allow.
+/// `abandoned`, and `may_take` allows them. How far ahead files are read is no choice: always as
+/// far as the host cache and the order known by then allow.
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
-                                       const std::vector<ScheduleForm>& abandoned = {});
+                                       const std::vector<ScheduleForm>& abandoned = {},
+                                       const PlanFilter& may_take = nullptr);
 
 /// "read at 0.4 GB/s, not 8: the remaining 6 of 8 head groups are computed all together, quorum
 /// by quorum, with accumulators in memory, predicted 12.1 s instead of 40.3 s"
@@ -88,6 +92,9 @@ struct Tuning {
   Costs costs;  ///< that the plan was chosen by
   InputKind inputs = InputKind::files;
   double least_seconds = 0.2;  ///< see measured_costs()
+  /// Whether disks have room for what a plan keeps on them; without, no more is kept on them than
+  /// by the plan before.
+  PlanFilter has_room = nullptr;
 };
 
 /// Decides, whenever a run could change over to another plan, whether it should. It never goes back
@@ -99,7 +106,7 @@ class Tuner {
 
   /// Asked when all head groups before `from` have been handed out, and nothing of the others.
   std::optional<PlannedAgain> ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
-                                  double switch_seconds);
+                                  double switch_seconds, const PlanFilter& may_take = nullptr);
 
  private:
   const Tuning tuning_;

@@ -10,6 +10,7 @@
 #include "app/audit.hpp"
 #include "app/calibration.hpp"
 #include "app/described_inputs.hpp"
+#include "app/input_files.hpp"
 #include "app/machine.hpp"
 #include "app/merger.hpp"
 #include "app/report.hpp"
@@ -375,6 +376,7 @@ void Ranks::merge(const JobOptions& options) {
   Telemetry telemetry;
   RunOptions run = run_options(options.resources, plan.request.device);
   run.mergers = mergers_;
+  run.direct_accumulators = goes_direct(plan, options.input);
   MergedOutputs outputs(plan, options, merging, communicator_.rank(), telemetry);
   run.checkpoint = outputs.checkpoint();
   const MergerResult result = run_merger(

@@ -8,6 +8,7 @@
 #include "app/checkpoint_directory.hpp"
 #include "app/commands.hpp"
 #include "app/durable_run.hpp"
+#include "app/input_files.hpp"
 #include "app/outputs.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
@@ -86,18 +87,31 @@ struct Computing {
   }
 };
 
+RunOptions options_of(const RunArguments& arguments, const OpenProblem& open,
+                      const Durable& durable, const CheckpointDirectory* directory) {
+  const DeviceTraits& device = durable.plan.request.device;
+  RunOptions options = run_options(arguments.resources, device);
+  options.checkpoint = durable.options;
+  options.direct_accumulators = goes_direct(durable.plan, arguments.input);
+  if (!arguments.resources.plan.empty()) return options;  // a plan that was given is what is wanted
+  options.tuning = Tuning{find_costs(device), open.inputs};
+  options.tuning->has_room = [&arguments, &open, directory](const Plan& plan) {
+    try {
+      check_room(plan, open, arguments, 0, directory);
+      return true;
+    } catch (const InputError&) {
+      return false;
+    }
+  };
+  return options;
+}
+
 // The run itself, with its progress.
-RanksResult run_audited(const RunArguments& arguments, const Durable& durable, InputKind inputs_as,
+RanksResult run_audited(const Plan& plan, const RunOptions& options, bool quiet,
                         Computing& computing, const std::vector<RowIndex>& rows, Audit& audit,
                         Telemetry& telemetry) {
-  const Plan& plan = durable.plan;
-  RunOptions options = run_options(arguments.resources, plan.request.device);
-  options.checkpoint = durable.options;
-  // A plan that was given is what is wanted.
-  if (arguments.resources.plan.empty())
-    options.tuning = Tuning{find_costs(plan.request.device), inputs_as};
   std::unique_ptr<Progress> progress;
-  if (!arguments.quiet) {
+  if (!quiet) {
     const auto expected = expected_scores(plan);
     progress = std::make_unique<Progress>(
         telemetry, computing.backend.get(), plan,
@@ -157,8 +171,9 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
   Audit audit(open, sinks, rows, telemetry);
   Computed computed;
   try {
-    computed.result =
-        run_audited(arguments, durable, open.inputs, computing, rows, audit, telemetry);
+    computed.result = run_audited(
+        durable.plan, options_of(arguments, open, durable, directory ? &*directory : nullptr),
+        arguments.quiet, computing, rows, audit, telemetry);
     if (directory && stop_request().stop) throw Stopped(1.0);
     computed.certificate = certify(open, audit, rows, computed.result, durable.plan, telemetry);
     if (!computed.certificate.ok()) return computed;

@@ -7,6 +7,7 @@
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
+#include "stream_cqsa/files.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
@@ -40,7 +41,7 @@ std::int64_t open_pieces(const Plan& plan) {
   std::int64_t pieces = 0;
   for (std::int64_t chunk = plan.merged_chunks.begin; chunk < plan.merged_chunks.end; ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
-    if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
+    if (!plan.problem().sees_keys(queries)) continue;
     const std::int64_t own = ceil_div(queries.size(), plan.piece_tokens);
     pieces = by_rows ? std::max(pieces, own) : pieces + own;
   }
@@ -218,7 +219,8 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
     own.scratch_bytes = all && plan.scratch_bytes > 0
                             ? plan.scratch_bytes
                             : static_cast<std::int64_t>(plan.groups.size()) * chunks.size() *
-                                  pieces_of_chunk(own, cut) * host.accumulator_bytes;
+                                  pieces_of_chunk(own, cut) *
+                                  round_up(host.accumulator_bytes, direct_block);
   }
   require("host", host_budget, host.bytes());
   // What the plan has, then more.

@@ -124,14 +124,13 @@ std::optional<Plan> try_plan(const PlanRequest& request) {
   }
 }
 
-// The rest of a plan in another form; none where it does not fit, or its file might not.
+// The rest of a plan in another form; none where it does not fit.
 std::optional<Plan> in_form(const Plan& plan, const ScheduleForm& form, std::int64_t from) {
   PlanRequest request = pinned_request(plan);
   request.order = form.order;
   request.host_accumulators = !form.on_device;
   auto other = try_plan(request);
-  if (!other || form_of(*other) != form || other->scratch_bytes > plan.scratch_bytes)
-    return std::nullopt;
+  if (!other || form_of(*other) != form) return std::nullopt;
   // Fingerprints of inputs are taken of blocks, each once.
   if (other->query_block_tokens != plan.query_block_tokens ||
       other->key_block_tokens != plan.key_block_tokens)
@@ -178,7 +177,8 @@ ScheduleForm form_of(const Plan& plan) {
 
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
-                                       const std::vector<ScheduleForm>& abandoned) {
+                                       const std::vector<ScheduleForm>& abandoned,
+                                       const PlanFilter& may_take) {
   const double going_on = predict(plan, measured.costs, inputs, from).seconds;
   std::optional<PlannedAgain> best;
   for (const ScheduleForm form : {ScheduleForm{ScheduleOrder::groups_outer, true},
@@ -186,7 +186,7 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
                                   ScheduleForm{ScheduleOrder::groups_inner, false}}) {
     if (form == form_of(plan) || std::ranges::find(abandoned, form) != abandoned.end()) continue;
     auto other = in_form(plan, form, from);
-    if (!other) continue;
+    if (!other || (may_take && !may_take(*other))) continue;
     const double seconds = predict(*other, measured.costs, inputs).seconds;
     const double allowed = best ? best->seconds : going_on - switch_seconds;
     if (seconds * (1 + prediction_tolerance) < allowed) {
@@ -209,7 +209,7 @@ std::string describe(const PlannedAgain& again) {
 }
 
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
-                                       double switch_seconds) {
+                                       double switch_seconds, const PlanFilter& may_take) {
   MeasuredCosts measured =
       measured_costs(plan, known_, tuning_.inputs, run, from, tuning_.least_seconds);
   if (measured.changed.empty()) return std::nullopt;
@@ -223,7 +223,8 @@ std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, st
   }
   known_ = measured.costs;
   measured.changed = changed_;
-  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds, abandoned_);
+  auto again =
+      plan_again(plan, measured, tuning_.inputs, from, switch_seconds, abandoned_, may_take);
   if (again) abandoned_.push_back(form_of(plan));
   return again;
 }

@@ -7,11 +7,17 @@ namespace {
 
 std::optional<StateFile> open_file(const Plan& plan, const RunOptions& options) {
   const std::int64_t slot_bytes = plan.host.accumulator_bytes;
+  FileOpener open = open_posix_file;
+  if (options.direct_accumulators) {
+    open = direct_block_opener([warn = options.warn](const std::string& line) {
+      if (warn) warn(line);
+    });
+  }
   if (!options.checkpoint.directory.empty()) {
-    return StateFile::kept(options.checkpoint.directory / "states", slot_bytes);
+    return StateFile::kept(options.checkpoint.directory / "states", slot_bytes, open);
   }
   if (plan.placement != AccumulatorPlacement::file) return std::nullopt;
-  return StateFile::scratch(options.scratch, slot_bytes);
+  return StateFile::scratch(options.scratch, slot_bytes, open);
 }
 
 }  // namespace

@@ -155,6 +155,9 @@ class Assembler : public PartialReceiver {
   void end_producer();
 
   void resume();
+  /// Of the pieces of the head group of this number and of those after it that a run of a plan from
+  /// there on has, those that were finished before this plan's.
+  std::int64_t finished_before(std::int64_t group) const;
   bool was_finished(const PieceKey& key) const {
     return !finished_before_.empty() &&
            finished_before_[static_cast<std::size_t>(pieces_.number(key))];
@@ -186,8 +189,9 @@ class Assembler : public PartialReceiver {
   // pieces_left_, producers_, writers_, written_, all_durable_, all_written_.
   mutable Monitor monitor_;
   mutable UseTable uses_;
-  std::vector<std::int32_t> merged_;   ///< by piece: of the chunk's quorums, in order
-  std::vector<bool> finished_before_;  ///< by piece: by an earlier run; empty without checkpoint
+  std::vector<std::int32_t> merged_;  ///< by piece: of the chunk's quorums, in order
+  std::vector<bool>
+      finished_before_;  ///< by piece: by an earlier run or plan; empty without checkpoint
   std::map<PieceKey, Entry> entries_;
   OpenPieces open_;
   std::set<PieceKey> admitted_;  ///< whose first partial is coming and has an accumulator

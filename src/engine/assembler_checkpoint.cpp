@@ -42,21 +42,35 @@ void Assembler::resume() {
   const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);
   checkpoint_.emplace(plan_, outputs_, checkpoint_options_, store_.file(), memory_);
   finished_before_.assign(merged_.size(), false);
+  // What an earlier plan of this run has left was counted there.
+  const bool counts = plan_.groups_done == 0;
   std::vector<JournalRecord> states;
   for (const auto& [key, record] : checkpoint_->durable()) {
     merged(key) = static_cast<std::int32_t>(record.merged);
-    count_merged(key, record.scores);
+    if (counts) count_merged(key, record.scores);
     if (record.kind == JournalRecord::Kind::state) {
       states.push_back(record);
       continue;
     }
     finished_before_[static_cast<std::size_t>(pieces_.number(key))] = true;
-    non_finite_ += record.non_finite;
-    --pieces_left_;
+    if (counts) non_finite_ += record.non_finite;
   }
+  pieces_left_ -= finished_before(plan_.groups_done);
   store_.restore(states);
   checkpoint_totals_.resumed = checkpoint_->resumed();
-  telemetry_.add_restored_scores(checkpoint_totals_.resumed.scores);
+  if (counts) telemetry_.add_restored_scores(checkpoint_totals_.resumed.scores);
+}
+
+std::int64_t Assembler::finished_before(std::int64_t group) const {
+  std::int64_t finished = 0;
+  for (std::size_t i = 0; i < finished_before_.size(); ++i) {
+    if (!finished_before_[i]) continue;
+    const PieceKey key = pieces_.key(static_cast<std::int64_t>(i));
+    const bool has_partials = plan_.problem().sees_keys(plan_.division.chunk(key.chunk).queries);
+    // Without partials it is of the first plan of a run, see finish_keyless().
+    finished += has_partials ? group_number(plan_, key.batch, key.group) >= group : group == 0;
+  }
+  return finished;
 }
 
 void Assembler::keep_checkpoint() {

@@ -61,7 +61,7 @@ void Assembler::finish_keyless() {
   const Range chunks = plan_.merged_chunks;
   for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
     const Range queries = plan_.division.chunk(chunk).queries;
-    if (queries.empty() || problem.visible_keys(queries.end - 1) > 0) continue;
+    if (queries.empty() || problem.sees_keys(queries)) continue;
     for (std::int64_t batch = 0; batch < problem.batch; ++batch) {
       for (std::size_t group = 0; group < plan_.groups.size(); ++group) {
         for (std::int64_t piece = 0; piece < piece_count(plan_, queries); ++piece) {

@@ -50,12 +50,14 @@ Checkpoint::Checkpoint(const Plan& plan, const Outputs& outputs, const Checkpoin
 // --- reading ---
 
 void Checkpoint::restore(std::byte* memory) {
-  // Newest first: the first sound one of a piece counts.
+  // Newest first: the first sound one of a piece counts. This process has written or compared all
+  // of them where it had another plan before.
+  const bool compared = plan_.groups_done > 0;
   std::set<PieceKey> unsound;
   const auto& records = journal_.records();
   for (auto record = records.rbegin(); record != records.rend(); ++record) {
     if (durable_.contains(record->key)) continue;
-    if (is_sound(*record, memory)) {
+    if (compared || is_sound(*record, memory)) {
       durable_.emplace(record->key, *record);
     } else {
       unsound.insert(record->key);

@@ -32,7 +32,8 @@ class Checkpoint {
   /// `memory` is the plan's host arena, used as a buffer here. Every record's data is read and
   /// compared with its checksum; what is not sound is left out, for an older version where there is
   /// one. Finished rows that are sound are told to the sinks (TensorSink::restore). The journal is
-  /// then written anew with what was found.
+  /// then written anew with what was found. A plan that goes on from another of this run
+  /// (Plan::groups_done) takes what that has left as it is.
   /// Throws InputError when the directory belongs to another run.
   Checkpoint(const Plan& plan, const Outputs& outputs, const CheckpointOptions& options,
              StateFile& states, std::byte* memory);

@@ -105,7 +105,7 @@ class Passes {
         backend_(backend),
         options_(options),
         telemetry_(telemetry) {
-    if (options.tuning && options.checkpoint.directory.empty()) tuner_.emplace(*options.tuning);
+    if (options.tuning) tuner_.emplace(*options.tuning);
   }
 
   /// All of the plan, or, with the plan for the rest as the result, what comes before that.
@@ -116,7 +116,8 @@ class Passes {
 
  private:
   RunSoFar so_far(const Assembler& assembler) const;
-  void add(const Assembler& assembler, std::int64_t host_bytes);
+  bool may_change(const Plan& plan, const Plan& next) const;
+  void add(const Plan& plan, const Assembler& assembler, std::int64_t host_bytes);
 
   const Inputs& inputs_;
   const Outputs& outputs_;
@@ -143,14 +144,15 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
   Abort abort;
   abort.on_failure([&] { backend_.cancel(); });
   Assembler assembler(plan, outputs_, memory.data(), options_, telemetry_, abort);
-  tell_resumed(options_.checkpoint, assembler.resumed());
+  if (plan.groups_done == 0) tell_resumed(options_.checkpoint, assembler.resumed());
   Pipeline pipeline(plan, inputs_, memory.data() + plan.host.cache_offset(), backend_, assembler,
                     telemetry_, abort);
   std::optional<PlannedAgain> again;
   const RunSoFar before = so_far(assembler);
   const auto hands_over = [&](std::int64_t group) {
     if (!tuner_) return false;
-    again = tuner_->ask(plan, so_far(assembler) - before, group, begin - preparing);
+    again = tuner_->ask(plan, so_far(assembler) - before, group, begin - preparing,
+                        [&](const Plan& next) { return may_change(plan, next); });
     if (again) assembler.leave_from(group);
     return again.has_value();
   };
@@ -165,7 +167,7 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
     crew.join();
   }
   abort.rethrow_if_failed();
-  add(assembler, memory.bytes());
+  add(plan, assembler, memory.bytes());
   return again;
 }
 
@@ -175,7 +177,21 @@ RunSoFar Passes::so_far(const Assembler& assembler) const {
           assembler.merge_threads(),     assembler.write_threads()};
 }
 
-void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {
+// Whether a run of `plan` can go on by `next`.
+bool Passes::may_change(const Plan& plan, const Plan& next) const {
+  const bool durable = !options_.checkpoint.directory.empty();
+  // The journal is one of the same pieces, and the state file has slots of one size.
+  if (durable &&
+      (next.placement == AccumulatorPlacement::device || next.piece_tokens != plan.piece_tokens ||
+       next.host.accumulator_bytes != plan.host.accumulator_bytes))
+    return false;
+  const PlanFilter& has_room = options_.tuning->has_room;
+  return has_room ? has_room(next)
+                  : next.scratch_bytes <= plan.scratch_bytes &&
+                        (!durable || next.host.accumulators <= plan.host.accumulators);
+}
+
+void Passes::add(const Plan& plan, const Assembler& assembler, std::int64_t host_bytes) {
   result_.seconds = now_seconds() - begin_;
   const auto& scores = assembler.merged_scores();
   result_.merged_scores.resize(scores.size(), 0);
@@ -188,7 +204,9 @@ void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {
   result_.device_in_use = std::max(result_.device_in_use, backend_.memory_in_use());
   result_.host_bytes = std::max(result_.host_bytes, host_bytes);
   result_.scratch_bytes = std::max(result_.scratch_bytes, assembler.scratch_bytes());
-  result_.checkpoint = assembler.checkpoint_totals();
+  CheckpointTotals checkpoints = assembler.checkpoint_totals();
+  if (plan.groups_done > 0) checkpoints.resumed = {};  // by the pass before, not an earlier run
+  result_.checkpoint += checkpoints;
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ OpenPieces::OpenPieces(const Plan& plan, bool unlimited)
   unfinished_.assign(static_cast<std::size_t>(sweeps * (by_chunk_ ? chunks_.size() : 1)), 0);
   for (std::int64_t chunk = chunks_.begin; chunk < chunks_.end; ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
-    if (queries.empty() || plan.problem().visible_keys(queries.end - 1) <= 0) continue;
+    if (!plan.problem().sees_keys(queries)) continue;
     const std::int64_t pieces = piece_count(plan, queries);
     for (std::int64_t sweep = 0; sweep < sweeps; ++sweep)
       unfinished_[number_of(sweep, chunk)] +=

@@ -28,8 +28,7 @@ std::int64_t pieces_of_group(const Plan& plan) {
   std::int64_t pieces = 0;
   for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
-    const bool any = !queries.empty() && plan.problem().visible_keys(queries.end - 1) > 0;
-    if (any) pieces += piece_count(plan, queries);
+    if (plan.problem().sees_keys(queries)) pieces += piece_count(plan, queries);
   }
   return pieces;
 }

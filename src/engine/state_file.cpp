@@ -12,7 +12,8 @@
 
 namespace stream_cqsa {
 
-StateFile StateFile::scratch(const std::filesystem::path& directory, std::int64_t slot_bytes) {
+StateFile StateFile::scratch(const std::filesystem::path& directory, std::int64_t slot_bytes,
+                             const FileOpener& open) {
   // A name of its own: processes of several hosts may share the directory and have equal numbers.
   std::string path = directory / "stream-cqsa-accumulators-XXXXXX";
   const int descriptor = mkstemp(path.data());
@@ -21,14 +22,15 @@ StateFile StateFile::scratch(const std::filesystem::path& directory, std::int64_
                             std::generic_category().message(errno)));
   }
   ::close(descriptor);
-  auto file = open_posix_file(path, FileMode::create);
+  auto file = open(path, FileMode::create);
   // Without a name it goes when the process does, however that ends.
   std::filesystem::remove(path);
   return {std::move(file), slot_bytes, false};
 }
 
-StateFile StateFile::kept(const std::filesystem::path& path, std::int64_t slot_bytes) {
-  return {open_posix_file(path, FileMode::update), slot_bytes, true};
+StateFile StateFile::kept(const std::filesystem::path& path, std::int64_t slot_bytes,
+                          const FileOpener& open) {
+  return {open(path, FileMode::update), slot_bytes, true};
 }
 
 std::int64_t StateFile::take() {

@@ -11,18 +11,21 @@
 
 namespace stream_cqsa {
 
-/// The slots of the scratch file, or of the state file of a checkpoint. A slot has users: it may be
-/// written while it has one, and is free for others when it has none.
+/// The slots of the scratch file, or of the state file of a checkpoint, which begin at multiples of
+/// direct_block. A slot has users: it may be written while it has one, and is free for others when
+/// it has none.
 ///
 /// Bookkeeping is for one thread at a time; reading, writing and sync() may go on beside it.
 class StateFile {
  public:
   /// A file without a name in `directory`, which goes with the process. Throws Error when the
   /// directory cannot be written.
-  static StateFile scratch(const std::filesystem::path& directory, std::int64_t slot_bytes);
+  static StateFile scratch(const std::filesystem::path& directory, std::int64_t slot_bytes,
+                           const FileOpener& open = open_posix_file);
 
   /// The file at `path`, as it is, or a new one. Throws Error when it cannot be opened.
-  static StateFile kept(const std::filesystem::path& path, std::int64_t slot_bytes);
+  static StateFile kept(const std::filesystem::path& path, std::int64_t slot_bytes,
+                        const FileOpener& open = open_posix_file);
 
   /// Whether checksums of what is written are wanted.
   bool is_kept() const { return kept_; }
@@ -56,7 +59,7 @@ class StateFile {
 
  private:
   StateFile(std::unique_ptr<File> file, std::int64_t slot_bytes, bool kept)
-      : file_(std::move(file)), slot_bytes_(slot_bytes), kept_(kept) {}
+      : file_(std::move(file)), slot_bytes_(round_up(slot_bytes, direct_block)), kept_(kept) {}
   std::uint64_t offset_of(std::int64_t slot) const {
     return static_cast<std::uint64_t>(slot * slot_bytes_);
   }

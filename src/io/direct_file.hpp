@@ -1,4 +1,4 @@
-// Files that are read past the page cache.
+// Files that are read and written past the page cache.
 #pragma once
 
 #include <sys/types.h>
@@ -18,23 +18,26 @@
 
 namespace stream_cqsa {
 
-/// How the system reads a file past its page cache.
-struct DirectReads {
+/// How the system reads and writes a file past its page cache.
+struct DirectAccess {
   /// Of offsets, sizes and memory: a power of 2, at least a page and at most largest_alignment.
   std::size_t alignment = 0;
   /// As pread(): the bytes read, or -1 and errno.
   std::function<ssize_t(std::span<std::byte> into, std::uint64_t offset)> read;
+  /// As pwrite(); none for a file that is only read.
+  std::function<ssize_t(std::span<const std::byte> from, std::uint64_t offset)> write;
 
   static constexpr std::size_t largest_alignment = std::size_t{64} << 10;
 };
 
-/// Opens `path` for such reads. Throws Error with the reason where its file system has none.
-DirectReads open_direct_reads(const std::filesystem::path& path);
+/// Opens `path`, which is there, for such access, to write only where `mode` is not FileMode::read.
+/// Throws Error with the reason where its file system has none.
+DirectAccess open_direct_access(const std::filesystem::path& path, FileMode mode);
 
 /// What files that are read so have in common. Thread-safe.
 class DirectBuffers {
  public:
-  /// `refused` is called with a line for people, once, when a file cannot be read directly.
+  /// `refused` is called with a line for people, once, when a file has no direct access.
   explicit DirectBuffers(std::function<void(const std::string&)> refused)
       : refused_(std::move(refused)), pool_(bytes) {}
 
@@ -42,7 +45,7 @@ class DirectBuffers {
   void refuse(const std::string& name, const std::string& reason);
 
   /// Of a buffer: 2 MiB, and what alignment of its ends and its address may cost.
-  static constexpr std::size_t bytes = (std::size_t{2} << 20) + 3 * DirectReads::largest_alignment;
+  static constexpr std::size_t bytes = (std::size_t{2} << 20) + 3 * DirectAccess::largest_alignment;
 
  private:
   std::function<void(const std::string&)> refused_;
@@ -50,33 +53,36 @@ class DirectBuffers {
   BufferPool pool_;
 };
 
-/// A file that is read by `reads` through one aligned buffer for each thread that reads, in equal
-/// requests of about 2 MiB; where these are refused (EINVAL), from then on as `usual` reads. What
-/// lies behind the end of the file is left to `usual`, which says so.
+/// A file that is read, and written where `access` can, through one aligned buffer for each thread
+/// that does so, in requests of up to 2 MiB; where these are refused (EINVAL), from then on as
+/// `usual` does. What would be read from behind the end of the file is left to `usual`, which says
+/// so. Direct writes must begin at a multiple of the alignment (else std::logic_error), and what
+/// lies behind them up to the next is lost.
 class DirectFile final : public File {
  public:
   /// `name` is for messages.
-  DirectFile(std::unique_ptr<File> usual, std::string name, DirectReads reads,
+  DirectFile(std::unique_ptr<File> usual, std::string name, DirectAccess access,
              std::shared_ptr<DirectBuffers> buffers)
       : usual_(std::move(usual)),
         name_(std::move(name)),
-        reads_(std::move(reads)),
+        access_(std::move(access)),
         buffers_(std::move(buffers)) {}
 
   std::uint64_t size() override { return usual_->size(); }
   void read_at(std::uint64_t offset, std::span<std::byte> into) override;
-  void write_at(std::uint64_t offset, std::span<const std::byte> from) override {
-    usual_->write_at(offset, from);
-  }
+  void write_at(std::uint64_t offset, std::span<const std::byte> from) override;
   void resize(std::uint64_t size) override { usual_->resize(size); }
   void sync() override { usual_->sync(); }
 
  private:
   std::size_t read_some(std::uint64_t offset, std::span<std::byte> into);
+  std::size_t write_some(std::uint64_t offset, std::span<const std::byte> from);
+  std::span<std::byte> aligned(std::span<std::byte> buffer, std::size_t bytes) const;
+  void refuse_or_fail(const char* what, std::uint64_t offset, int reason);
 
   std::unique_ptr<File> usual_;
   std::string name_;
-  DirectReads reads_;
+  DirectAccess access_;
   std::shared_ptr<DirectBuffers> buffers_;
   std::atomic<bool> refused_{false};
 };

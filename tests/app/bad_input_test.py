@@ -243,18 +243,18 @@ class Room(CliTest):
         here, there = self.path("o.npy"), self.disk / "o.npy"
         little = ["--host-memory", "2MiB"]
         self.refuse_on("2m", *little, "--output", here, "--scratch", self.disk,
-                       names=["--scratch", "needs 11.99 MiB", "2.00 MiB are free there"])
+                       names=["--scratch", "needs 12.59 MiB", "2.00 MiB are free there"])
         self.refuse_on("2m", "--output", there, names=["o.npy: needs 4.88 MiB", "2.00 MiB are free"])
         self.refuse_on("100k", "--output", here, "--lse", self.disk / "lse.npy", names=["lse.npy: needs 156"])
         self.refuse_on("2m", "--output", here, "--checkpoint", self.disk / "ckpt",
-                       names=["--checkpoint", "needs 14.3", "are free there"])
+                       names=["--checkpoint", "needs 14.4", "are free there"])
         self.assertFalse(here.exists())
 
     def test_all_that_goes_to_one_disk(self):
         there = self.disk / "o.npy"
         little = ["--host-memory", "2MiB"]
         self.refuse_on("13m", *little, "--output", there, "--scratch", self.disk,
-                       names=["--scratch", "o.npy", "need 16.87 MiB together", "13.00 MiB are free there"])
+                       names=["--scratch", "o.npy", "need 17.48 MiB together", "13.00 MiB are free there"])
         self.refuse_on("15m", "--output", there, "--checkpoint", self.disk / "ckpt",
                        names=["--checkpoint", "o.npy", "together", "15.00 MiB are free there"])
         done = self.on_a_disk_of("18m", PROGRAM, *self.options, *little, "--output", there, "--scratch", self.disk)

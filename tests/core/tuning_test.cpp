@@ -307,7 +307,10 @@ BOOST_AUTO_TEST_CASE(plans_for_the_rest_have_the_same_division_and_are_predicted
       kernel.launch_seconds /= 1000;
     }
     const std::int64_t from = random.between(1, group_total(*plan));
-    const auto other = plan_again(*plan, measured, InputKind::files, from, 0);
+    const auto no_larger_file = [&](const Plan& next) {
+      return next.scratch_bytes <= plan->scratch_bytes;
+    };
+    const auto other = plan_again(*plan, measured, InputKind::files, from, 0, {}, no_larger_file);
     if (!other) continue;
     ++again;
     BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {

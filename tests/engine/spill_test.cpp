@@ -108,6 +108,26 @@ BOOST_FIXTURE_TEST_CASE(the_scratch_file_has_no_name_and_leaves_nothing, Fixture
   BOOST_TEST(scratch_descriptor() < 0);
 }
 
+BOOST_FIXTURE_TEST_CASE(past_the_page_cache_states_are_the_same, Fixture) {
+  const auto [query, key, value] =
+      std::tuple(block_source(input.query), block_source(input.key), block_source(input.value));
+  const auto run = [&](bool direct) {
+    Telemetry telemetry;
+    RunOptions options;
+    options.scratch = directory;
+    options.direct_accumulators = direct;
+    Outcome outcome =
+        run_with(*plan, {*query, *key, *value}, *make_test_backend(2), options, telemetry);
+    BOOST_TEST(telemetry.totals()[static_cast<std::size_t>(Stage::spill)].bytes > 0);
+    return outcome;
+  };
+  const Outcome usual = run(false), direct = run(true);
+  BOOST_TEST((direct.output == usual.output));
+  BOOST_TEST((direct.lse == usual.lse));
+  BOOST_TEST(direct.result.scratch_bytes > 0);
+  BOOST_TEST(direct.result.scratch_bytes % direct_block == 0);
+}
+
 BOOST_FIXTURE_TEST_CASE(a_full_disk_ends_the_run_with_its_own_error, Fixture) {
   const std::string message = failure_with([] { replace_scratch("/dev/full", O_RDWR); });
   BOOST_TEST_CONTEXT(message) {

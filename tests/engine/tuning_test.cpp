@@ -17,6 +17,7 @@
 #include "support/durable_run.hpp"
 #include "support/run_plan.hpp"
 #include "support/test_backend.hpp"
+#include "support/trials.hpp"
 
 using namespace stream_cqsa;
 using namespace stream_cqsa::testing;
@@ -69,7 +70,12 @@ class SlowBackend : public FailingBackend {
     return FailingBackend::copy_out(copy, after);
   }
 
-  bool slow_device = false, slow_host = false;
+  Ticket launch(WorkList work, std::span<const Ticket> after) override {
+    if (slow_reads) tell_slow(*telemetry_, Stage::read);
+    return FailingBackend::launch(std::move(work), after);
+  }
+
+  bool slow_device = false, slow_host = false, slow_reads = false;
 
  private:
   Telemetry* telemetry_ = nullptr;
@@ -286,18 +292,95 @@ BOOST_AUTO_TEST_CASE(a_failure_behind_the_second_plan_ends_the_run_with_its_own_
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_run_with_a_checkpoint_keeps_its_plan) {
-  std::mt19937_64 random(46);
-  const Case own = random_case(random, AccumulatorPlacement::memory, ScheduleOrder::groups_outer);
-  Disturbed disturbed;
-  disturbed.host_merge = true;
-  BOOST_TEST(!check(own, disturbed).result.planned_again.empty());
-  const TestDirectory directory;
+namespace {
+
+RunOptions durable_options(const Plan& plan, const std::filesystem::path& directory) {
   RunOptions options;
-  options.tuning = wrong_tuning(own.plan);
-  options.checkpoint.directory = directory.path();
-  SlowBackend backend(Lane::compute, never_fails);
-  backend.slow_host = true;
-  DurableRuns runs(own.plan, own.input);
-  BOOST_TEST(runs.run(backend, options).planned_again.empty());
+  options.tuning = wrong_tuning(plan);
+  options.tuning->has_room = [](const Plan&) { return true; };
+  options.checkpoint.directory = directory;
+  return options;
+}
+
+std::unique_ptr<SlowBackend> slow_reader(Lane lane = Lane::compute, int submissions = never_fails) {
+  auto backend = std::make_unique<SlowBackend>(lane, submissions);
+  backend->slow_reads = true;
+  return backend;
+}
+
+}  // namespace
+
+// Every run begins by the first plan, whichever the one before was ended by.
+BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoint) {
+  std::mt19937_64 random(46);
+  int ended_early = 0, after_the_change = 0, changed_again = 0;
+  for (int trial = 0; trial < trials(24); ++trial) {
+    const Case own = half_cached_case(random, AccumulatorPlacement::memory);
+    const Outcome plain = run_plan(own.plan, own.input, *make_test_backend(2), false);
+    const TestDirectory directory;
+    DurableRuns runs(own.plan, own.input);
+    std::vector<std::string> told;
+    int resumed = 0;
+    const auto run = [&](Backend& backend, StopRequest* stop, double interval) {
+      RunOptions options = durable_options(own.plan, directory.path());
+      options.warn = [&](const std::string& line) { told.push_back(line); };
+      options.checkpoint.stop = stop;
+      options.checkpoint.interval = interval;
+      options.checkpoint.resumed = [&](const Resumed& found) {
+        ++resumed;
+        BOOST_TEST(!found.is_damaged());
+      };
+      told.clear();
+      resumed = 0;
+      return runs.run(backend, options);
+    };
+    const auto end_early = [&](Backend& backend, StopRequest* stop) {
+      try {
+        run(backend, stop, random() % 2 ? 1e-3 : 60);
+      } catch (const Error&) {
+        ++ended_early;
+        after_the_change += !told.empty();
+      }
+      BOOST_TEST(resumed <= 1);
+    };
+    const auto launches = static_cast<std::uint64_t>(own.plan.subproblem_count());
+    {
+      StopRequest stop;
+      HoldingBackend backend(slow_reader(), stop, static_cast<std::int64_t>(random() % launches));
+      end_early(backend, &stop);
+    }
+    const auto failing = slow_reader(Lane::compute, static_cast<int>(random() % launches));
+    end_early(*failing, nullptr);
+    const auto last = slow_reader();
+    const RunResult result = run(*last, nullptr, 60);
+    BOOST_TEST((runs.output == plain.output));
+    BOOST_TEST((runs.lse == plain.lse));
+    BOOST_TEST((result.output == plain.result.output));
+    for (const PlannedAgain& again : result.planned_again)
+      BOOST_TEST((again.plan.order == ScheduleOrder::groups_inner));
+    changed_again += !result.planned_again.empty() && resumed > 0;
+  }
+  BOOST_TEST(ended_early > trials(24));
+  BOOST_TEST(after_the_change > trials(6));
+  BOOST_TEST(changed_again > trials(3));
+}
+
+BOOST_AUTO_TEST_CASE(accumulators_stay_where_a_checkpoint_can_be_made_and_has_room) {
+  std::mt19937_64 random(47);
+  const Case own = half_cached_case(random, AccumulatorPlacement::memory);
+  const auto plans = [&](SlowBackend& backend, const PlanFilter& has_room) {
+    const TestDirectory directory;
+    RunOptions options = durable_options(own.plan, directory.path());
+    options.tuning->has_room = has_room;
+    return DurableRuns(own.plan, own.input).run(backend, options).planned_again;
+  };
+  SlowBackend merging(Lane::compute, never_fails);
+  merging.slow_host = true;
+  const auto any = [](const Plan&) { return true; };
+  for (const PlannedAgain& again : plans(merging, any))
+    BOOST_TEST((again.plan.placement != AccumulatorPlacement::device));
+  BOOST_TEST(!plans(*slow_reader(), any).empty());
+  // States of all head groups are more than those of one.
+  BOOST_TEST(plans(*slow_reader(), nullptr).empty());
+  BOOST_TEST(plans(*slow_reader(), [](const Plan&) { return false; }).empty());
 }

@@ -1,4 +1,4 @@
-// Files read past the page cache: the bytes of the usual path, whatever the range and the system.
+// Files past the page cache: the bytes of the usual path, whatever the range and the system.
 #define BOOST_TEST_MODULE io_direct_file
 #include "io/direct_file.hpp"
 
@@ -55,6 +55,19 @@ struct FakeDisk {
     std::memcpy(into.data(), bytes.data() + offset, count);
     return static_cast<ssize_t>(count);
   }
+  ssize_t write(std::span<const std::byte> from, std::uint64_t offset) {
+    ++requests;
+    const auto address = reinterpret_cast<std::uintptr_t>(from.data());
+    if ((address | offset | from.size()) % alignment != 0) failure = EINVAL;
+    if (failure != 0) {
+      errno = failure;
+      return -1;
+    }
+    const std::size_t count = std::min(from.size(), most);
+    bytes.resize(std::max(bytes.size(), offset + count));
+    std::memcpy(bytes.data() + offset, from.data(), count);
+    return static_cast<ssize_t>(count);
+  }
 };
 
 /// A file of the disk's bytes, and how it is read from the disk.
@@ -66,12 +79,26 @@ struct OnDisk {
       std::make_shared<DirectBuffers>([this](const std::string& line) { said.push_back(line); });
 
   std::unique_ptr<File> open(FakeDisk& disk, const std::string& name = "f") {
+    return open(disk, name, FileMode::read, {});
+  }
+  std::unique_ptr<File> open_to_write(FakeDisk& disk, const std::string& name = "f") {
+    return open(disk, name, FileMode::update,
+                [&disk](std::span<const std::byte> from, std::uint64_t offset) {
+                  return disk.write(from, offset);
+                });
+  }
+
+ private:
+  using Write = decltype(DirectAccess::write);
+  std::unique_ptr<File> open(FakeDisk& disk, const std::string& name, FileMode mode, Write write) {
     write_file(folder / name, disk.bytes);
-    DirectReads reads{disk.alignment, [&disk](std::span<std::byte> into, std::uint64_t offset) {
-                        return disk.read(into, offset);
-                      }};
-    return std::make_unique<DirectFile>(counting(usual)(folder / name, FileMode::read), name,
-                                        std::move(reads), buffers);
+    DirectAccess access{disk.alignment,
+                        [&disk](std::span<std::byte> into, std::uint64_t offset) {
+                          return disk.read(into, offset);
+                        },
+                        std::move(write)};
+    return std::make_unique<DirectFile>(counting(usual)(folder / name, mode), name,
+                                        std::move(access), buffers);
   }
 };
 
@@ -99,7 +126,7 @@ BOOST_AUTO_TEST_CASE(any_range_of_a_file_has_the_bytes_of_the_usual_path) {
 }
 
 BOOST_AUTO_TEST_CASE(requests_are_aligned_and_large) {
-  for (const std::size_t alignment : {std::size_t{4096}, DirectReads::largest_alignment}) {
+  for (const std::size_t alignment : {std::size_t{4096}, DirectAccess::largest_alignment}) {
     OnDisk at;
     FakeDisk disk{random_bytes(3, 9 * MiB + 77), alignment};
     const auto file = at.open(disk);
@@ -164,11 +191,11 @@ BOOST_AUTO_TEST_CASE(a_file_system_that_refuses_is_said_once_and_read_as_usual) 
     BOOST_TEST(disk.requests == 2);
     BOOST_TEST(at.usual.reads == 6);
     BOOST_REQUIRE(at.said.size() == 1u);
-    BOOST_TEST(contains(at.said[0], "one cannot be read directly ("));
+    BOOST_TEST(contains(at.said[0], "one has no direct access ("));
   }
 }
 
-BOOST_AUTO_TEST_CASE(a_file_without_such_reads_is_the_usual_one) {
+BOOST_AUTO_TEST_CASE(a_file_without_such_access_is_the_usual_one) {
   std::vector<std::string> said;
   const FileOpener open =
       direct_opener(open_posix_file, [&](const std::string& line) { said.push_back(line); });
@@ -210,6 +237,66 @@ BOOST_AUTO_TEST_CASE(only_files_for_reading_are_opened_so) {
   BOOST_TEST(dynamic_cast<DirectFile*>(file.get()) == nullptr);
   file->write_at(3, bytes_of("abc"));
   BOOST_TEST(read_file(folder / "f") == std::string("\0\0\0abc", 6));
+}
+
+// Slots of several blocks each, written in any order, of which the ends of the last blocks are
+// lost.
+BOOST_AUTO_TEST_CASE(slots_hold_what_was_written_last) {
+  constexpr std::size_t alignment = 4096, slots = 7, slot_bytes = 3 * MiB;
+  for (const std::size_t most : {alignment, std::size_t{70'001}, std::size_t{1} << 30}) {
+    OnDisk at;
+    FakeDisk disk{"", alignment, most};
+    const auto file = at.open_to_write(disk);
+    std::vector<std::string> held(slots);
+    std::mt19937_64 random(most);
+    for (int round = 0; round < 60; ++round) {
+      const std::size_t slot = random() % slots;
+      held[slot] = random_bytes(random(), 1 + random() % (most > MiB ? slot_bytes : MiB / 8));
+      file->write_at(slot * slot_bytes, bytes_of(held[slot]));
+      const std::size_t other = random() % slots;
+      const std::size_t begin = held[other].empty() ? 0 : random() % held[other].size();
+      BOOST_TEST((read_range(*file, other * slot_bytes + begin, held[other].size() - begin) ==
+                  held[other].substr(begin)));
+    }
+    BOOST_TEST(at.usual.reads + at.usual.writes == 0);
+    BOOST_TEST(at.said.empty());
+  }
+}
+
+BOOST_AUTO_TEST_CASE(direct_writes_that_fail_are_refused_or_said) {
+  OnDisk at;
+  FakeDisk disk{std::string(8192, 'x')};
+  const auto file = at.open_to_write(disk);
+  BOOST_CHECK_THROW(file->write_at(3, bytes_of("abc")), std::logic_error);
+  disk.failure = ENOSPC;
+  BOOST_TEST(contains(message_of<Error>([&] { file->write_at(4096, bytes_of("abc")); }),
+                      "f cannot be written at byte 4096: No space left on device"));
+  BOOST_TEST(at.said.empty());
+  disk.failure = EINVAL;
+  file->write_at(4096, bytes_of("abc"));
+  BOOST_TEST(at.said.size() == 1u);
+  BOOST_TEST(at.usual.writes == 1);
+  BOOST_TEST(read_range(*file, 4095, 4) == "xabc");
+}
+
+BOOST_AUTO_TEST_CASE(blocks_are_written_so_where_the_file_system_allows) {
+  const TemporaryDirectory folder;
+  int refused = 0;
+  const auto open = direct_block_opener([&](const std::string&) { ++refused; });
+  const std::string data = random_bytes(3, 5 * MiB + 100);
+  {
+    const auto file = open(folder / "f", FileMode::create);
+    file->write_at(2 * direct_block, bytes_of(data));
+    file->write_at(0, bytes_of("abc"));
+    BOOST_TEST((read_range(*file, 2 * direct_block, data.size()) == data));
+    file->sync();
+  }
+  BOOST_TEST(refused <= 1);
+  const std::string all = read_file(folder / "f");
+  BOOST_TEST(all.substr(0, 3) == "abc");
+  BOOST_TEST((all.substr(2 * direct_block, data.size()) == data));
+  const auto kept = open(folder / "f", FileMode::update);
+  BOOST_TEST((read_range(*kept, 2 * direct_block + 7, data.size() - 7) == data.substr(7)));
 }
 
 BOOST_AUTO_TEST_CASE(tensors_are_read_so_in_any_block) {
