@@ -30,7 +30,8 @@ struct DeviceTraits {
   std::int64_t overlap_flop = 0;
   /// Floating-point operations for which it is worth to hand a subproblem to another rank.
   std::int64_t dispatch_flop = 200'000'000;
-  bool merges = false;  ///< accumulators may stay on the device
+  std::int64_t threads = 2;  ///< of a CPU that compute, for built-in rates
+  bool merges = false;       ///< accumulators may stay on the device
   friend bool operator==(const DeviceTraits&, const DeviceTraits&) = default;
 };
 

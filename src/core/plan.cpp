@@ -39,13 +39,14 @@ void validate(const PlanRequest& request) {
   if (request.device.tile < 1 || request.device.slot_alignment < 1 ||
       request.device.workspace_bytes < 0 || request.device.query_item_bytes < 0 ||
       request.device.key_item_bytes < 0 || request.device.overlap_worth < 1 ||
-      request.device.overlap_flop < 0) {
+      request.device.overlap_flop < 0 || request.device.threads < 1) {
     throw InputError(fmt::format(
         "device '{}': a tile of {} tokens, an alignment of {} bytes, a workspace of {} bytes, {} "
-        "and {} more for each item, an overlap worth {}; at least 1, 1, 0, 0, 0 and 1 are needed",
+        "and {} more for each item, an overlap worth {}, {} threads; at least 1, 1, 0, 0, 0, 1 and "
+        "1 are needed",
         request.device.kind, request.device.tile, request.device.slot_alignment,
         request.device.workspace_bytes, request.device.query_item_bytes,
-        request.device.key_item_bytes, request.device.overlap_worth));
+        request.device.key_item_bytes, request.device.overlap_worth, request.device.threads));
   }
   if (request.chunks && (*request.chunks < 1 || *request.chunks > max_modulus)) {
     throw InputError(

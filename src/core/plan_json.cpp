@@ -48,6 +48,7 @@ OrderedJson traits_json(const DeviceTraits& device) {
           {"overlap_worth", device.overlap_worth},
           {"overlap_flop", device.overlap_flop},
           {"dispatch_flop", device.dispatch_flop},
+          {"threads", device.threads},
           {"merges", device.merges}};
 }
 

@@ -130,6 +130,7 @@ DeviceTraits read_traits(const Json& device) {
           integer(device, "overlap_worth"),
           integer(device, "overlap_flop"),
           integer(device, "dispatch_flop"),
+          integer(device, "threads"),
           boolean(device, "merges")};
 }
 

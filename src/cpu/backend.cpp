@@ -60,6 +60,7 @@ class CpuBackend final : public Backend {
     traits.tile = KernelShape::mask_keys;
     traits.slot_alignment = arena_alignment;
     traits.workspace_bytes = pool_.threads() * KernelScratch::bytes(problem);
+    traits.threads = pool_.threads();
     traits.merges = true;
     return traits;
   }

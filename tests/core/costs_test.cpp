@@ -244,6 +244,23 @@ BOOST_AUTO_TEST_CASE(problems_with_next_to_nothing_to_do_take_a_finite_time) {
   finite(batches);
 }
 
+BOOST_AUTO_TEST_CASE(kernels_of_a_cpu_are_as_fast_as_it_has_threads) {
+  sc::DeviceTraits cpu;
+  const sc::Costs two = sc::builtin_costs(cpu);
+  for (const std::int64_t threads : {1, 2, 7, 64}) {
+    cpu.threads = threads;
+    const sc::Costs costs = sc::builtin_costs(cpu);
+    BOOST_REQUIRE(costs.kernels.size() == two.kernels.size());
+    const double share = static_cast<double>(threads) / 2;
+    for (std::size_t i = 0; i < two.kernels.size(); ++i) {
+      const double rate = costs.kernels[i].flop_per_second;
+      BOOST_TEST(std::abs(rate / (share * two.kernels[i].flop_per_second) - 1) < 1e-12);
+      BOOST_TEST(costs.kernels[i].burst_flop_per_second == rate);
+    }
+    BOOST_TEST(costs.merge == two.merge);
+  }
+}
+
 // Of a machine on which computing takes nearly all of the time.
 sc::Costs slow_kernels(double flop_per_second) {
   sc::Costs costs = sc::builtin_costs(cuda_traits());

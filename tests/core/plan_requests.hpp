@@ -84,6 +84,7 @@ inline PlanRequest random_shared_request(Random& random) {
     request.workers = random.between(1, 9);
     request.mergers = random.chance(30) ? random.between(1, 3) : 0;
     request.device.dispatch_flop = random.magnitude(1, 1 << 24);
+    request.device.threads = random.between(1, 64);
   }
   if (random.chance(40)) {
     request.device.overlap_flop = random.magnitude(1, 1 << 24);
