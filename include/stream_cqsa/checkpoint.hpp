@@ -52,8 +52,11 @@ struct Resumed {
 struct CheckpointOptions {
   std::filesystem::path directory;  ///< that exists; empty: no checkpoint
   std::uint64_t identity = 0;       ///< of plan, inputs and version: the run that may be continued
-  double interval = 60;             ///< seconds from one checkpoint to the next
-  StopRequest* stop = nullptr;      ///< or none
+  /// This process has written or compared all that is there, and has counted it: set by run() where
+  /// it goes on by another plan.
+  bool same_run = false;
+  double interval = 60;         ///< seconds from one checkpoint to the next
+  StopRequest* stop = nullptr;  ///< or none
   /// Called once, before the work, where an earlier run has left something, sound or not.
   std::function<void(const Resumed&)> resumed;
 };

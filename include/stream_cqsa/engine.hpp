@@ -36,8 +36,9 @@ struct Outputs {
 
 struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
-  /// That file, or the states of the checkpoint, past the page cache where the file system allows.
-  bool direct_accumulators = false;
+  /// Whether that file, or the states of the checkpoint, of up to so many bytes, go past the page
+  /// cache where the file system allows; or none: they do not.
+  std::function<bool(std::int64_t bytes)> goes_direct = nullptr;
   int read_threads = 2;
   int merge_threads = 2;
   int write_threads = 2;

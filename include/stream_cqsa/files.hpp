@@ -45,14 +45,6 @@ std::unique_ptr<File> open_posix_file(const std::filesystem::path& path, FileMod
 /// is called with a line for people, once.
 FileOpener direct_opener(FileOpener usual, std::function<void(const std::string&)> refused);
 
-/// Of direct writes, see direct_block_opener(): bytes.
-inline constexpr std::int64_t direct_block = 4096;
-
-/// Opens files by plain system calls, and reads and writes them past the page cache as
-/// direct_opener() reads. Every write must begin at a multiple of direct_block; what lies behind it
-/// up to the next one is lost. `refused` is called as there.
-FileOpener direct_block_opener(std::function<void(const std::string&)> refused);
-
 /// Opens one tensor of a .npy or .safetensors file (told by the extension). `tensor` names the
 /// tensor of a .safetensors file, or lists names to try in order separated by '|'; it is ignored
 /// for .npy. Throws InputError when the file is not readable, malformed, truncated, or of a dtype,

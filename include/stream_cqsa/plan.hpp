@@ -174,6 +174,10 @@ struct Plan {
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
 
+/// Bytes of accumulators that a run of `plan` may have in a file: those that memory does not hold,
+/// and if it is `durable`, with a checkpoint, one version of all that are open.
+std::int64_t accumulator_file_bytes(const Plan& plan, bool durable);
+
 /// The number of a head group of a batch entry. With groups_outer its subproblems, as many as there
 /// are quorums, are those from quorums * number on.
 inline std::int64_t group_number(const Plan& plan, std::int64_t batch, std::int64_t group) {

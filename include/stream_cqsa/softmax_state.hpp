@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "stream_cqsa/dtype.hpp"
+#include "stream_cqsa/range.hpp"
 
 #if defined(__CUDACC__)
 #define STREAM_CQSA_HOST_DEVICE __host__ __device__
@@ -34,6 +35,14 @@ struct SoftmaxStates {
 /// Bytes of `rows` states of dimension `dim`, stored acc, then m, then l.
 constexpr std::int64_t softmax_state_bytes(std::int64_t rows, std::int64_t dim) {
   return rows * (dim + 2) * static_cast<std::int64_t>(sizeof(float));
+}
+
+/// Of a file, what softmax states in it begin at multiples of: bytes.
+inline constexpr std::int64_t state_slot_alignment = 4096;
+
+/// Bytes that states of so many bytes take in a file.
+constexpr std::int64_t state_slot_bytes(std::int64_t bytes) {
+  return round_up(bytes, state_slot_alignment);
 }
 
 /// The states stored in `memory` (acc, then m, then l).

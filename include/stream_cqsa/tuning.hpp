@@ -26,6 +26,10 @@ struct RunSoFar {
   int read_threads = 1;
   int merge_threads = 1;
   int write_threads = 1;
+  /// Rows are written where they belong in the outputs, not put together from several head groups
+  /// at a batch entry's end.
+  bool in_place = false;
+  double lacking = 1;  ///< share of the scores of what is left that an earlier run has not merged
 };
 
 /// Of a stage: bytes per second, of Stage::compute floating-point operations.
@@ -47,8 +51,8 @@ struct MeasuredCosts {
 /// another where both are above or both below the planned one, and then the nearer of them. A
 /// stage that has not been busy for `least_seconds` (of each of its threads) keeps its rate, as
 /// does one which does another thing in the plan than in the costs: writing where rows have been
-/// put together from several head groups, and computing where subproblems may be computed in parts.
-/// Of an accumulator file no rate is measured.
+/// put together from several head groups, or will not be, and computing where subproblems may be
+/// computed in parts. Of an accumulator file no rate is measured.
 MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
                              const RunSoFar& run, std::int64_t from, double least_seconds);
 
@@ -76,8 +80,8 @@ struct PlannedAgain {
 /// it is faster by more than that than going on with `plan` and the `switch_seconds` that changing
 /// over takes; groups_outer before groups_inner where both are. They differ in the order of head
 /// groups and quorums and in whether accumulators are on the device, are never of a form in
-/// `abandoned`, and `may_take` allows them. How far ahead files are read is no choice: always as
-/// far as the host cache and the order known by then allow.
+/// `abandoned`, and `may_take` (none: all that fit) allows them. How far ahead files are read is no
+/// choice: always as far as the host cache and the order known by then allow.
 std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
                                        InputKind inputs, std::int64_t from, double switch_seconds,
                                        const std::vector<ScheduleForm>& abandoned = {},
@@ -92,8 +96,8 @@ struct Tuning {
   Costs costs;  ///< that the plan was chosen by
   InputKind inputs = InputKind::files;
   double least_seconds = 0.2;  ///< see measured_costs()
-  /// Whether disks have room for what a plan keeps on them; without, no more is kept on them than
-  /// by the plan before.
+  /// Whether disks have room for a plan that keeps more on them than the one before; or none: they
+  /// have not.
   PlanFilter has_room = nullptr;
 };
 

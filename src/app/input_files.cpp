@@ -37,9 +37,9 @@ bool outgrows_page_cache(std::int64_t bytes, std::int64_t host_budget, const Mac
   return bytes > std::min(available / 2, std::max<std::int64_t>(available - host_budget, 0));
 }
 
-bool goes_direct(const Plan& plan, const InputOptions& input) {
-  return direct_option(input.direct_io)
-      .value_or(outgrows_page_cache(plan.scratch_bytes, plan.request.host_budget, this_machine()));
+bool goes_direct(const InputOptions& input, std::int64_t bytes, std::int64_t host_budget) {
+  const std::optional<bool> wanted = direct_option(input.direct_io);
+  return wanted ? *wanted : outgrows_page_cache(bytes, host_budget, this_machine());
 }
 
 OpenProblem open_input_files(const InputOptions& input, std::int64_t host_budget) {

@@ -18,8 +18,9 @@ std::optional<bool> direct_option(const std::string& when);
 /// half of the machine's available memory, or than `host_budget` bytes of arenas leave of it.
 bool outgrows_page_cache(std::int64_t bytes, std::int64_t host_budget, const Machine& machine);
 
-/// Whether accumulators of the plan that go to a file go past the page cache, as --direct-io says.
-bool goes_direct(const Plan& plan, const InputOptions& input);
+/// Whether a file of `bytes` goes past the page cache, as --direct-io says on this machine, of
+/// which arenas take `host_budget` bytes. Throws InputError for an unknown --direct-io.
+bool goes_direct(const InputOptions& input, std::int64_t bytes, std::int64_t host_budget);
 
 /// Opens the files of --input, or --query, --key and --value, over MPI I/O, as --direct-io says on
 /// a machine of which arenas take `host_budget` bytes: an OpenProblem that lacks the problem.

@@ -376,7 +376,9 @@ void Ranks::merge(const JobOptions& options) {
   Telemetry telemetry;
   RunOptions run = run_options(options.resources, plan.request.device);
   run.mergers = mergers_;
-  run.direct_accumulators = goes_direct(plan, options.input);
+  run.goes_direct = [&](std::int64_t bytes) {
+    return goes_direct(options.input, bytes, host_budget);
+  };
   MergedOutputs outputs(plan, options, merging, communicator_.rank(), telemetry);
   run.checkpoint = outputs.checkpoint();
   const MergerResult result = run_merger(

@@ -13,7 +13,6 @@
 #include "core/merge_shares.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
-#include "stream_cqsa/files.hpp"
 #include "stream_cqsa/tensor.hpp"
 
 namespace stream_cqsa {
@@ -80,9 +79,7 @@ Plan merging_plan(const Plan& plan, std::int64_t workers, bool serves) {
 // two versions, the durable one and the next.
 std::int64_t states_bytes(const Plan& plan, const Plan& merging,
                           const CheckpointDirectory& directory) {
-  const std::int64_t share =
-      std::max(merging.host.accumulators * round_up(merging.host.accumulator_bytes, direct_block),
-               merging.scratch_bytes);
+  const std::int64_t share = accumulator_file_bytes(merging, true);
   std::int64_t bytes = 2 * std::max(plan.scratch_bytes, (1 + plan.request.mergers) * share);
   for (const auto& part : directory.all_parts()) bytes -= allocated_bytes(part / "states");
   return bytes;

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -89,18 +90,22 @@ struct Computing {
 
 RunOptions options_of(const RunArguments& arguments, const OpenProblem& open,
                       const Durable& durable, const CheckpointDirectory* directory) {
-  const DeviceTraits& device = durable.plan.request.device;
-  RunOptions options = run_options(arguments.resources, device);
+  const PlanRequest& request = durable.plan.request;
+  RunOptions options = run_options(arguments.resources, request.device);
   options.checkpoint = durable.options;
-  options.direct_accumulators = goes_direct(durable.plan, arguments.input);
+  options.goes_direct = [&arguments, &request](std::int64_t bytes) {
+    return goes_direct(arguments.input, bytes, request.host_budget);
+  };
   if (!arguments.resources.plan.empty()) return options;  // a plan that was given is what is wanted
-  options.tuning = Tuning{find_costs(device), open.inputs};
+  options.tuning = Tuning{find_costs(request.device), open.inputs};
   options.tuning->has_room = [&arguments, &open, directory](const Plan& plan) {
     try {
       check_room(plan, open, arguments, 0, directory);
       return true;
     } catch (const InputError&) {
       return false;
+    } catch (const std::filesystem::filesystem_error&) {
+      return false;  // room that cannot be looked up is none
     }
   };
   return options;

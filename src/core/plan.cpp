@@ -10,6 +10,7 @@
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
+#include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
 namespace {
@@ -188,6 +189,12 @@ std::int64_t Plan::device_bytes(const QuorumWork& work) const {
   return std::min(queries, device.query_slots) * device.query_slot_bytes +
          std::min(queries, device.state_slots) * device.state_slot_bytes +
          keys * device.kv_slot_bytes;
+}
+
+std::int64_t accumulator_file_bytes(const Plan& plan, bool durable) {
+  if (!durable) return plan.scratch_bytes;
+  return std::max(plan.host.accumulators * state_slot_bytes(plan.host.accumulator_bytes),
+                  plan.scratch_bytes);
 }
 
 }  // namespace stream_cqsa

@@ -4,7 +4,6 @@
 #include <limits>
 
 #include "core/plan_sizes.hpp"
-#include "stream_cqsa/files.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
@@ -254,7 +253,7 @@ HostLayout fill(const PlanRequest& request, const Cut& cut, const HostNeeds& nee
                                      : AccumulatorPlacement::memory;
   if (layout.placement == AccumulatorPlacement::file) {
     layout.scratch_bytes =
-        needs.all_chunks * pieces.per_chunk * round_up(pieces.state_bytes, direct_block);
+        needs.all_chunks * pieces.per_chunk * state_slot_bytes(pieces.state_bytes);
   }
   layout.query_block_tokens = blocks.query_tokens;
   layout.key_block_tokens = blocks.key_tokens;

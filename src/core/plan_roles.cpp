@@ -7,7 +7,6 @@
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/error.hpp"
-#include "stream_cqsa/files.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
@@ -220,7 +219,7 @@ Plan merger_plan(const Plan& plan, std::int64_t workers, const Range& chunks,
                             ? plan.scratch_bytes
                             : static_cast<std::int64_t>(plan.groups.size()) * chunks.size() *
                                   pieces_of_chunk(own, cut) *
-                                  round_up(host.accumulator_bytes, direct_block);
+                                  state_slot_bytes(host.accumulator_bytes);
   }
   require("host", host_budget, host.bytes());
   // What the plan has, then more.

@@ -25,12 +25,12 @@ bool may_be_in_parts(const Plan& plan) {
          device.kv_slots < std::min(cut.quorum_size, cut.key_chunks);
 }
 
-// Whether rows of several head groups have been put together in an output file, at another rate
-// than that of writing them.
-bool has_rewritten(const Plan& plan, std::int64_t from) {
+// Whether what was written was whole rows, or what the costs count before these are put together
+// from several head groups, and not that as well.
+bool has_plain_writes(const Plan& plan, const RunSoFar& run, std::int64_t from) {
   const auto groups = static_cast<std::int64_t>(plan.groups.size());
-  return plan.request.output_layout == Layout::bshd && groups > 1 &&
-         from / groups > plan.groups_done / groups;
+  if (plan.request.output_layout == Layout::bhsd || groups == 1) return true;
+  return !run.in_place && from / groups == plan.groups_done / groups;
 }
 
 class Measuring {
@@ -167,7 +167,7 @@ MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind i
   measuring.compute();
   measuring.copy(Stage::copy_out, &Costs::copy_out);
   measuring.merge();
-  if (!has_rewritten(plan, from)) measuring.write();
+  if (has_plain_writes(plan, run, from)) measuring.write();
   return std::move(measuring).result();
 }
 
@@ -186,10 +186,10 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
                                   ScheduleForm{ScheduleOrder::groups_inner, false}}) {
     if (form == form_of(plan) || std::ranges::find(abandoned, form) != abandoned.end()) continue;
     auto other = in_form(plan, form, from);
-    if (!other || (may_take && !may_take(*other))) continue;
+    if (!other) continue;
     const double seconds = predict(*other, measured.costs, inputs).seconds;
     const double allowed = best ? best->seconds : going_on - switch_seconds;
-    if (seconds * (1 + prediction_tolerance) < allowed) {
+    if (seconds * (1 + prediction_tolerance) < allowed && (!may_take || may_take(*other))) {
       best = PlannedAgain{std::move(*other), measured.changed, seconds, going_on};
     }
   }
@@ -223,9 +223,14 @@ std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, st
   }
   known_ = measured.costs;
   measured.changed = changed_;
-  auto again =
-      plan_again(plan, measured, tuning_.inputs, from, switch_seconds, abandoned_, may_take);
-  if (again) abandoned_.push_back(form_of(plan));
+  // Predicted is all of the head groups, of which only a share is lacking.
+  if (!(run.lacking > 0)) return std::nullopt;
+  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds / run.lacking,
+                          abandoned_, may_take);
+  if (!again) return std::nullopt;
+  again->seconds *= run.lacking;
+  again->seconds_before *= run.lacking;
+  abandoned_.push_back(form_of(plan));
   return again;
 }
 

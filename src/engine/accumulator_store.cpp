@@ -1,6 +1,7 @@
 #include "engine/accumulator_store.hpp"
 
 #include "engine/checksum.hpp"
+#include "io/direct_file.hpp"
 
 namespace stream_cqsa {
 namespace {
@@ -8,12 +9,13 @@ namespace {
 std::optional<StateFile> open_file(const Plan& plan, const RunOptions& options) {
   const std::int64_t slot_bytes = plan.host.accumulator_bytes;
   FileOpener open = open_posix_file;
-  if (options.direct_accumulators) {
+  const bool durable = !options.checkpoint.directory.empty();
+  if (options.goes_direct && options.goes_direct(accumulator_file_bytes(plan, durable))) {
     open = direct_block_opener([warn = options.warn](const std::string& line) {
       if (warn) warn(line);
     });
   }
-  if (!options.checkpoint.directory.empty()) {
+  if (durable) {
     return StateFile::kept(options.checkpoint.directory / "states", slot_bytes, open);
   }
   if (plan.placement != AccumulatorPlacement::file) return std::nullopt;

@@ -80,7 +80,7 @@ void Assembler::start(Crew& crew) {
 
 void Assembler::leave_from(std::int64_t group) {
   const std::int64_t left =
-      (group_total(plan_) - group) * pieces_of_group(plan_) - finished_before(group);
+      (group_total(plan_) - group) * pieces_of_group(plan_) - finished_from(group);
   const auto lock = monitor_.lock();
   pieces_left_ -= left;
 }

@@ -54,6 +54,10 @@ class Assembler : public PartialReceiver {
   /// another plan's. Before end_of_partials().
   void leave_from(std::int64_t group);
 
+  /// Share of the scores of the head group of this number, and of those after it, that was not
+  /// merged when this plan began.
+  double lacking_from(std::int64_t group) const;
+
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
 
@@ -155,9 +159,9 @@ class Assembler : public PartialReceiver {
   void end_producer();
 
   void resume();
-  /// Of the pieces of the head group of this number and of those after it that a run of a plan from
-  /// there on has, those that were finished before this plan's.
-  std::int64_t finished_before(std::int64_t group) const;
+  /// Pieces of the head group of this number, and of those after it, that were finished when this
+  /// plan began; of pieces without partials, all where `group` is the first, else none.
+  std::int64_t finished_from(std::int64_t group) const;
   bool was_finished(const PieceKey& key) const {
     return !finished_before_.empty() &&
            finished_before_[static_cast<std::size_t>(pieces_.number(key))];
@@ -190,8 +194,9 @@ class Assembler : public PartialReceiver {
   mutable Monitor monitor_;
   mutable UseTable uses_;
   std::vector<std::int32_t> merged_;  ///< by piece: of the chunk's quorums, in order
-  std::vector<bool>
-      finished_before_;  ///< by piece: by an earlier run or plan; empty without checkpoint
+  // When this plan began. Empty without a checkpoint.
+  std::vector<bool> finished_before_;           ///< by piece
+  std::vector<std::uint64_t> restored_scores_;  ///< by head group, merged
   std::map<PieceKey, Entry> entries_;
   OpenPieces open_;
   std::set<PieceKey> admitted_;  ///< whose first partial is coming and has an accumulator

@@ -42,12 +42,14 @@ void Assembler::resume() {
   const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);
   checkpoint_.emplace(plan_, outputs_, checkpoint_options_, store_.file(), memory_);
   finished_before_.assign(merged_.size(), false);
-  // What an earlier plan of this run has left was counted there.
-  const bool counts = plan_.groups_done == 0;
+  const bool counts = !checkpoint_options_.same_run;
+  restored_scores_.assign(static_cast<std::size_t>(group_total(plan_)), 0);
   std::vector<JournalRecord> states;
   for (const auto& [key, record] : checkpoint_->durable()) {
     merged(key) = static_cast<std::int32_t>(record.merged);
     if (counts) count_merged(key, record.scores);
+    restored_scores_[static_cast<std::size_t>(group_number(plan_, key.batch, key.group))] +=
+        static_cast<std::uint64_t>(record.scores);
     if (record.kind == JournalRecord::Kind::state) {
       states.push_back(record);
       continue;
@@ -55,22 +57,40 @@ void Assembler::resume() {
     finished_before_[static_cast<std::size_t>(pieces_.number(key))] = true;
     if (counts) non_finite_ += record.non_finite;
   }
-  pieces_left_ -= finished_before(plan_.groups_done);
+  pieces_left_ -= finished_from(plan_.groups_done);
   store_.restore(states);
   checkpoint_totals_.resumed = checkpoint_->resumed();
   if (counts) telemetry_.add_restored_scores(checkpoint_totals_.resumed.scores);
 }
 
-std::int64_t Assembler::finished_before(std::int64_t group) const {
+std::int64_t Assembler::finished_from(std::int64_t group) const {
   std::int64_t finished = 0;
   for (std::size_t i = 0; i < finished_before_.size(); ++i) {
     if (!finished_before_[i]) continue;
     const PieceKey key = pieces_.key(static_cast<std::int64_t>(i));
     const bool has_partials = plan_.problem().sees_keys(plan_.division.chunk(key.chunk).queries);
-    // Without partials it is of the first plan of a run, see finish_keyless().
+    // Those without are left to the first plan of a run, see finish_keyless().
     finished += has_partials ? group_number(plan_, key.batch, key.group) >= group : group == 0;
   }
   return finished;
+}
+
+double Assembler::lacking_from(std::int64_t group) const {
+  if (restored_scores_.empty()) return 1;
+  const Problem& problem = plan_.problem();
+  std::uint64_t row_scores = 0;
+  for (std::int64_t chunk = 0; chunk < plan_.division.chunk_count(); ++chunk) {
+    const Range queries = plan_.division.chunk(chunk).queries;
+    row_scores += static_cast<std::uint64_t>(problem.live_scores(queries, {0, problem.key_length}));
+  }
+  double all = 0, restored = 0;
+  for (std::int64_t i = group; i < group_total(plan_); ++i) {
+    const auto of_batch = static_cast<std::size_t>(i) % plan_.groups.size();
+    all += static_cast<double>(row_scores) *
+           static_cast<double>(plan_.groups[of_batch].query_heads(problem).size());
+    restored += static_cast<double>(restored_scores_[static_cast<std::size_t>(i)]);
+  }
+  return all > 0 ? 1 - restored / all : 0;
 }
 
 void Assembler::keep_checkpoint() {

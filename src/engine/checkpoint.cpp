@@ -1,5 +1,7 @@
 #include "engine/checkpoint.hpp"
 
+#include <fmt/format.h>
+
 #include <set>
 
 #include "engine/checksum.hpp"
@@ -34,10 +36,14 @@ Checkpoint::Checkpoint(const Plan& plan, const Outputs& outputs, const Checkpoin
       pieces_(plan),
       uses_(plan),
       journal_(options.directory / "journal", options.identity) {
-  restore(memory);
   resumed_.dropped_records = journal_.dropped_records();
   resumed_.dropped_bytes = journal_.dropped_bytes();
   resumed_.damaged_header = journal_.damaged_header();
+  if (options.same_run && resumed_.is_damaged()) {
+    throw Error(
+        fmt::format("{}: the journal was damaged while it was in use", options.directory.string()));
+  }
+  restore(memory, options.same_run);
   for (const auto& [key, record] : durable_) {
     resumed_.scores += static_cast<std::uint64_t>(record.scores);
   }
@@ -49,15 +55,13 @@ Checkpoint::Checkpoint(const Plan& plan, const Outputs& outputs, const Checkpoin
 
 // --- reading ---
 
-void Checkpoint::restore(std::byte* memory) {
-  // Newest first: the first sound one of a piece counts. This process has written or compared all
-  // of them where it had another plan before.
-  const bool compared = plan_.groups_done > 0;
+void Checkpoint::restore(std::byte* memory, bool same_run) {
+  // Newest first: the first sound one of a piece counts.
   std::set<PieceKey> unsound;
   const auto& records = journal_.records();
   for (auto record = records.rbegin(); record != records.rend(); ++record) {
     if (durable_.contains(record->key)) continue;
-    if (compared || is_sound(*record, memory)) {
+    if (same_run || is_sound(*record, memory)) {
       durable_.emplace(record->key, *record);
     } else {
       unsound.insert(record->key);

@@ -32,8 +32,8 @@ class Checkpoint {
   /// `memory` is the plan's host arena, used as a buffer here. Every record's data is read and
   /// compared with its checksum; what is not sound is left out, for an older version where there is
   /// one. Finished rows that are sound are told to the sinks (TensorSink::restore). The journal is
-  /// then written anew with what was found. A plan that goes on from another of this run
-  /// (Plan::groups_done) takes what that has left as it is.
+  /// then written anew with what was found. With CheckpointOptions::same_run it is taken as it is;
+  /// throws Error where it is not sound.
   /// Throws InputError when the directory belongs to another run.
   Checkpoint(const Plan& plan, const Outputs& outputs, const CheckpointOptions& options,
              StateFile& states, std::byte* memory);
@@ -54,7 +54,7 @@ class Checkpoint {
   std::int64_t journal_bytes() const { return journal_.bytes_written(); }
 
  private:
-  void restore(std::byte* memory);
+  void restore(std::byte* memory, bool same_run);
   bool is_sound(const JournalRecord& record, std::byte* memory);
   bool has_states(const JournalRecord& record, std::byte* memory);
   bool has_rows(const JournalRecord& record, std::byte* memory);

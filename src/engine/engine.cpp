@@ -117,12 +117,13 @@ class Passes {
  private:
   RunSoFar so_far(const Assembler& assembler) const;
   bool may_change(const Plan& plan, const Plan& next) const;
-  void add(const Plan& plan, const Assembler& assembler, std::int64_t host_bytes);
+  void add(const Assembler& assembler, std::int64_t host_bytes);
+  bool is_durable() const { return !options_.checkpoint.directory.empty(); }
 
   const Inputs& inputs_;
   const Outputs& outputs_;
   Backend& backend_;
-  const RunOptions& options_;
+  RunOptions options_;
   Telemetry& telemetry_;
   std::optional<Tuner> tuner_;
   RunResult result_;
@@ -131,6 +132,8 @@ class Passes {
 
 std::optional<PlannedAgain> Passes::run(const Plan& planned) {
   const double preparing = now_seconds();
+  const bool first = begin_ == 0;
+  options_.checkpoint.same_run = !first;
   Plan plan = planned;
   prepare(
       backend_, plan, [&](std::int64_t bytes) { return within_device(planned, bytes); },
@@ -139,19 +142,22 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
   const auto pinned =
       backend_.pin({memory.data(), static_cast<std::size_t>(plan.host.accumulator_offset())});
   const double begin = now_seconds();
-  if (begin_ == 0) begin_ = begin;
+  if (first) begin_ = begin;
 
   Abort abort;
   abort.on_failure([&] { backend_.cancel(); });
   Assembler assembler(plan, outputs_, memory.data(), options_, telemetry_, abort);
-  if (plan.groups_done == 0) tell_resumed(options_.checkpoint, assembler.resumed());
+  if (first) tell_resumed(options_.checkpoint, assembler.resumed());
   Pipeline pipeline(plan, inputs_, memory.data() + plan.host.cache_offset(), backend_, assembler,
                     telemetry_, abort);
   std::optional<PlannedAgain> again;
   const RunSoFar before = so_far(assembler);
   const auto hands_over = [&](std::int64_t group) {
-    if (!tuner_) return false;
-    again = tuner_->ask(plan, so_far(assembler) - before, group, begin - preparing,
+    const StopRequest* stop = options_.checkpoint.stop;
+    if (!tuner_ || (stop && stop->stop_now())) return false;
+    RunSoFar run = so_far(assembler) - before;
+    run.lacking = assembler.lacking_from(group);
+    again = tuner_->ask(plan, run, group, begin - preparing,
                         [&](const Plan& next) { return may_change(plan, next); });
     if (again) assembler.leave_from(group);
     return again.has_value();
@@ -167,31 +173,32 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
     crew.join();
   }
   abort.rethrow_if_failed();
-  add(plan, assembler, memory.bytes());
+  add(assembler, memory.bytes());
   return again;
 }
 
 RunSoFar Passes::so_far(const Assembler& assembler) const {
-  return {telemetry_.totals(),           telemetry_.scores_done(),
-          telemetry_.subproblems_done(), std::max(options_.read_threads, 1),
-          assembler.merge_threads(),     assembler.write_threads()};
+  RunSoFar run{telemetry_.totals(),           telemetry_.scores_done(),
+               telemetry_.subproblems_done(), std::max(options_.read_threads, 1),
+               assembler.merge_threads(),     assembler.write_threads()};
+  run.in_place = is_durable();
+  return run;
 }
 
 // Whether a run of `plan` can go on by `next`.
 bool Passes::may_change(const Plan& plan, const Plan& next) const {
-  const bool durable = !options_.checkpoint.directory.empty();
+  const bool durable = is_durable();
   // The journal is one of the same pieces, and the state file has slots of one size.
   if (durable &&
       (next.placement == AccumulatorPlacement::device || next.piece_tokens != plan.piece_tokens ||
        next.host.accumulator_bytes != plan.host.accumulator_bytes))
     return false;
+  if (accumulator_file_bytes(next, durable) <= accumulator_file_bytes(plan, durable)) return true;
   const PlanFilter& has_room = options_.tuning->has_room;
-  return has_room ? has_room(next)
-                  : next.scratch_bytes <= plan.scratch_bytes &&
-                        (!durable || next.host.accumulators <= plan.host.accumulators);
+  return has_room && has_room(next);
 }
 
-void Passes::add(const Plan& plan, const Assembler& assembler, std::int64_t host_bytes) {
+void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {
   result_.seconds = now_seconds() - begin_;
   const auto& scores = assembler.merged_scores();
   result_.merged_scores.resize(scores.size(), 0);
@@ -205,7 +212,7 @@ void Passes::add(const Plan& plan, const Assembler& assembler, std::int64_t host
   result_.host_bytes = std::max(result_.host_bytes, host_bytes);
   result_.scratch_bytes = std::max(result_.scratch_bytes, assembler.scratch_bytes());
   CheckpointTotals checkpoints = assembler.checkpoint_totals();
-  if (plan.groups_done > 0) checkpoints.resumed = {};  // by the pass before, not an earlier run
+  if (options_.checkpoint.same_run) checkpoints.resumed = {};  // this run has left it
   result_.checkpoint += checkpoints;
 }
 

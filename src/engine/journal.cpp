@@ -18,7 +18,7 @@ namespace stream_cqsa {
 namespace {
 
 constexpr std::uint64_t magic = 0x4c4e524a41535143;  // "CQSAJRNL"
-constexpr std::uint64_t format_version = 1;
+constexpr std::uint64_t format_version = 2;
 constexpr std::uint64_t header_seed = 1;
 constexpr std::size_t header_words = 4;
 constexpr std::size_t record_words = 13;

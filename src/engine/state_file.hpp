@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "stream_cqsa/files.hpp"
+#include "stream_cqsa/softmax_state.hpp"
 
 namespace stream_cqsa {
 
-/// The slots of the scratch file, or of the state file of a checkpoint, which begin at multiples of
-/// direct_block. A slot has users: it may be written while it has one, and is free for others when
-/// it has none.
+/// The slots of the scratch file, or of the state file of a checkpoint. A slot begins at a multiple
+/// of state_slot_alignment, and has users: it may be written while it has one, and is free for
+/// others when it has none.
 ///
 /// Bookkeeping is for one thread at a time; reading, writing and sync() may go on beside it.
 class StateFile {
@@ -59,7 +60,7 @@ class StateFile {
 
  private:
   StateFile(std::unique_ptr<File> file, std::int64_t slot_bytes, bool kept)
-      : file_(std::move(file)), slot_bytes_(round_up(slot_bytes, direct_block)), kept_(kept) {}
+      : file_(std::move(file)), slot_bytes_(state_slot_bytes(slot_bytes)), kept_(kept) {}
   std::uint64_t offset_of(std::int64_t slot) const {
     return static_cast<std::uint64_t>(slot * slot_bytes_);
   }

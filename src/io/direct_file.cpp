@@ -18,9 +18,6 @@
 namespace stream_cqsa {
 namespace {
 
-// Where the system does not say: the largest logical block of a disk.
-constexpr std::size_t page = 4096;
-
 std::size_t round_up_to(std::size_t value, std::size_t step) {
   return (value + step - 1) / step * step;
 }
@@ -31,14 +28,15 @@ bool is_refusal(int number) { return number == EINVAL || number == EOPNOTSUPP; }
 
 /// What direct access to an open file must be aligned to. Throws Error where there is none.
 std::size_t alignment_of(int descriptor) {
-  std::size_t alignment = page;
+  // Where the system does not say: the largest logical block of a disk.
+  std::size_t alignment = direct_block;
 #ifdef STATX_DIOALIGN
   struct statx status {};
   if (::statx(descriptor, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
       (status.stx_mask & STATX_DIOALIGN) != 0) {
     if (status.stx_dio_offset_align == 0) throw Error(reason_of(EOPNOTSUPP));
-    alignment =
-        std::max<std::size_t>({page, status.stx_dio_offset_align, status.stx_dio_mem_align});
+    alignment = std::max<std::size_t>(
+        {direct_block, status.stx_dio_offset_align, status.stx_dio_mem_align});
   }
 #endif
   const bool power = (alignment & (alignment - 1)) == 0;
@@ -65,6 +63,7 @@ DirectAccess open_direct_access(const std::filesystem::path& path, FileMode mode
   access.write = [descriptor](std::span<const std::byte> from, std::uint64_t offset) {
     return ::pwrite(descriptor->number(), from.data(), from.size(), static_cast<off_t>(offset));
   };
+  access.sync = [descriptor] { return ::fsync(descriptor->number()); };
   return access;
 }
 
@@ -91,8 +90,7 @@ std::size_t DirectFile::read_some(std::uint64_t offset, std::span<std::byte> int
   const std::size_t alignment = access_.alignment;
   const auto skipped = static_cast<std::size_t>(offset % alignment);
   const std::size_t wanted = round_up_to(skipped + into.size(), alignment);
-  const std::size_t most = (DirectBuffers::bytes - alignment) / alignment * alignment;
-  const std::size_t requests = (wanted + most - 1) / most;
+  const std::size_t requests = (wanted + largest_request() - 1) / largest_request();
   const std::size_t bytes = round_up_to((wanted + requests - 1) / requests, alignment);
 
   BufferPool::Lease lease = buffers_->pool().take();
@@ -125,8 +123,7 @@ void DirectFile::write_at(std::uint64_t offset, std::span<const std::byte> from)
 std::size_t DirectFile::write_some(std::uint64_t offset, std::span<const std::byte> from) {
   const std::size_t alignment = access_.alignment;
   if (offset % alignment != 0) throw std::logic_error("a direct write between two blocks");
-  const std::size_t most = DirectBuffers::bytes / alignment * alignment - alignment;
-  const std::size_t count = std::min(from.size(), most);
+  const std::size_t count = std::min(from.size(), largest_request());
   BufferPool::Lease lease = buffers_->pool().take();
   const std::span<std::byte> buffer =
       aligned(lease.first(DirectBuffers::bytes), round_up_to(count, alignment));
@@ -140,10 +137,20 @@ std::size_t DirectFile::write_some(std::uint64_t offset, std::span<const std::by
     refuse_or_fail("written", offset, errno);
     return 0;
   }
-  // The rest of a block that was begun is written with it again.
-  const auto taken = static_cast<std::size_t>(put) / alignment * alignment;
-  if (taken == 0) refuse_or_fail("written", offset, ENOSPC);
-  return std::min(taken, count);
+  written_ = true;
+  // The rest of a block that was begun is written with it again; `usual` says why there is no more.
+  return std::min(static_cast<std::size_t>(put) / alignment * alignment, count);
+}
+
+void DirectFile::sync() {
+  usual_->sync();
+  if (access_.sync && access_.sync() != 0)
+    throw Error(fmt::format("{} cannot be flushed to storage: {}", name_, reason_of(errno)));
+}
+
+// What a buffer holds, wherever it begins.
+std::size_t DirectFile::largest_request() const {
+  return (DirectBuffers::bytes - access_.alignment) / access_.alignment * access_.alignment;
 }
 
 std::span<std::byte> DirectFile::aligned(std::span<std::byte> buffer, std::size_t bytes) const {
@@ -152,7 +159,8 @@ std::span<std::byte> DirectFile::aligned(std::span<std::byte> buffer, std::size_
 }
 
 void DirectFile::refuse_or_fail(const char* what, std::uint64_t offset, int reason) {
-  if (!is_refusal(reason)) {
+  // What the page cache has of a file that was written past it may be stale.
+  if (!is_refusal(reason) || written_) {
     throw Error(
         fmt::format("{} cannot be {} at byte {}: {}", name_, what, offset, reason_of(reason)));
   }

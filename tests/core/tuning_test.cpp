@@ -211,6 +211,10 @@ BOOST_AUTO_TEST_CASE(rows_put_together_from_several_groups_say_nothing_of_plain_
     };
     BOOST_TEST(changed(heads - 1));
     BOOST_TEST(changed(heads) == (layout == Layout::bhsd));
+    // Nor do rows that are written in their places at once.
+    run.in_place = true;
+    BOOST_TEST(changed(heads - 1) == (layout == Layout::bhsd));
+    run.in_place = false;
   }
 }
 
@@ -363,6 +367,25 @@ BOOST_AUTO_TEST_CASE(a_rate_that_was_measured_holds_for_the_plans_after) {
   of(reading, Stage::read) = {1, 1, std::llround(planned.read / 50)};
   BOOST_TEST(!tuner.ask(on_device->plan, reading, 3, 0));
   BOOST_TEST(Tuner({planned, InputKind::files, 0}).ask(on_device->plan, reading, 3, 0).has_value());
+}
+
+BOOST_AUTO_TEST_CASE(what_an_earlier_run_has_merged_counts_for_nothing) {
+  const Plan plan = outer_plan();
+  const Costs planned = plain_costs(plan.request.device);
+  RunSoFar run;
+  of(run, Stage::read) = {1, 1, std::llround(planned.read / 50)};
+  const auto ask = [&](double lacking, double switch_seconds) {
+    run.lacking = lacking;
+    return Tuner({planned, InputKind::files, 0}).ask(plan, run, 3, switch_seconds);
+  };
+  const auto whole = ask(1, 0), half = ask(0.5, 0);
+  BOOST_REQUIRE((whole && half));
+  require_near(half->seconds, whole->seconds / 2);
+  require_near(half->seconds_before, whole->seconds_before / 2);
+  const double gain = whole->seconds_before - whole->seconds * (1 + prediction_tolerance);
+  BOOST_TEST(ask(0.5, 0.49 * gain).has_value());
+  BOOST_TEST(!ask(0.5, 0.51 * gain).has_value());
+  BOOST_TEST(!ask(0, 0).has_value());
 }
 
 BOOST_AUTO_TEST_CASE(it_is_said_in_one_line) {

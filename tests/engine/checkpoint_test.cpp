@@ -38,7 +38,7 @@ RunOptions options_in(const std::filesystem::path& directory, StopRequest* stop,
   RunOptions options;
   options.merge_threads = 1 + static_cast<int>(random() % 3);
   options.write_threads = 1 + static_cast<int>(random() % 3);
-  options.direct_accumulators = random() % 2;
+  options.goes_direct = [direct = random() % 2 == 0](std::int64_t) { return direct; };
   options.checkpoint.directory = directory;
   options.checkpoint.identity = 7;
   options.checkpoint.interval = random() % 2 ? 0.001 : 60;

@@ -115,7 +115,7 @@ BOOST_FIXTURE_TEST_CASE(past_the_page_cache_states_are_the_same, Fixture) {
     Telemetry telemetry;
     RunOptions options;
     options.scratch = directory;
-    options.direct_accumulators = direct;
+    options.goes_direct = [&](std::int64_t) { return direct; };
     Outcome outcome =
         run_with(*plan, {*query, *key, *value}, *make_test_backend(2), options, telemetry);
     BOOST_TEST(telemetry.totals()[static_cast<std::size_t>(Stage::spill)].bytes > 0);
@@ -125,7 +125,7 @@ BOOST_FIXTURE_TEST_CASE(past_the_page_cache_states_are_the_same, Fixture) {
   BOOST_TEST((direct.output == usual.output));
   BOOST_TEST((direct.lse == usual.lse));
   BOOST_TEST(direct.result.scratch_bytes > 0);
-  BOOST_TEST(direct.result.scratch_bytes % direct_block == 0);
+  BOOST_TEST(direct.result.scratch_bytes % state_slot_alignment == 0);
 }
 
 BOOST_FIXTURE_TEST_CASE(a_full_disk_ends_the_run_with_its_own_error, Fixture) {

@@ -158,21 +158,24 @@ Case random_case(std::mt19937_64& random, AccumulatorPlacement placement, Schedu
 }
 
 // Token rows of six head groups, of which the host keeps about half: each group reads the others
-// again, and a quorum's fit it beside the accumulators of all groups.
-Case half_cached_case(std::mt19937_64& random, AccumulatorPlacement placement) {
+// again, and a quorum's fit it beside the accumulators of all groups. Of the `keyless` ones the
+// first half of the queries see no key.
+Case half_cached_case(std::mt19937_64& random, AccumulatorPlacement placement,
+                      bool keyless = false) {
   Problem problem = random_groups(random);
   problem.batch = 1 + static_cast<std::int64_t>(random() % 2);
   problem.dtype = DType::f32;
   problem.query_heads = problem.kv_heads = 6;
-  problem.key_length = 3 * problem.query_length;
-  problem.head_dim = 8;
+  problem.key_length = keyless ? 3 * problem.query_length / 4 : 3 * problem.query_length;
+  if (keyless) problem.mask = Mask::causal;
+  problem.head_dim = keyless ? 32 : 8;
   problem.scale = default_scale(problem.head_dim);
   Case own = make_case(problem, placement, ScheduleOrder::groups_outer, random);
-  const double bytes =
-      7 * 4.0 * static_cast<double>(problem.query_length * problem.query_heads * problem.head_dim);
+  const double bytes = 4.0 * static_cast<double>((problem.query_length + 2 * problem.key_length) *
+                                                 problem.query_heads * problem.head_dim);
   PlanRequest request = own.plan.request;
   request.scratch = false;
-  request.host_budget = static_cast<std::int64_t>(0.6 * bytes);
+  request.host_budget = static_cast<std::int64_t>((keyless ? 0.87 : 0.6) * bytes);
   own.plan = make_plan(request);
   BOOST_REQUIRE((own.plan.placement == placement));
   return own;
@@ -313,9 +316,9 @@ std::unique_ptr<SlowBackend> slow_reader(Lane lane = Lane::compute, int submissi
 // Every run begins by the first plan, whichever the one before was ended by.
 BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoint) {
   std::mt19937_64 random(46);
-  int ended_early = 0, after_the_change = 0, changed_again = 0;
+  int ended_early = 0, after_the_change = 0, changed_again = 0, keyless_changed = 0;
   for (int trial = 0; trial < trials(24); ++trial) {
-    const Case own = half_cached_case(random, AccumulatorPlacement::memory);
+    const Case own = half_cached_case(random, AccumulatorPlacement::memory, trial % 3 == 0);
     const Outcome plain = run_plan(own.plan, own.input, *make_test_backend(2), false);
     const TestDirectory directory;
     DurableRuns runs(own.plan, own.input);
@@ -323,6 +326,7 @@ BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoin
     int resumed = 0;
     const auto run = [&](Backend& backend, StopRequest* stop, double interval) {
       RunOptions options = durable_options(own.plan, directory.path());
+      options.goes_direct = [direct = random() % 2 == 0](std::int64_t) { return direct; };
       options.warn = [&](const std::string& line) { told.push_back(line); };
       options.checkpoint.stop = stop;
       options.checkpoint.interval = interval;
@@ -358,11 +362,14 @@ BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoin
     BOOST_TEST((result.output == plain.result.output));
     for (const PlannedAgain& again : result.planned_again)
       BOOST_TEST((again.plan.order == ScheduleOrder::groups_inner));
+    keyless_changed += trial % 3 == 0 && !result.planned_again.empty();
     changed_again += !result.planned_again.empty() && resumed > 0;
   }
-  BOOST_TEST(ended_early > trials(24));
-  BOOST_TEST(after_the_change > trials(6));
-  BOOST_TEST(changed_again > trials(3));
+  // Of a few trials, as slow tests make, any may end before it is stopped or changes over.
+  BOOST_TEST(ended_early >= trials(24) / 2);
+  BOOST_TEST(after_the_change >= trials(24) / 4);
+  BOOST_TEST(changed_again >= trials(24) / 8);
+  BOOST_TEST(keyless_changed >= trials(24) / 24);
 }
 
 BOOST_AUTO_TEST_CASE(accumulators_stay_where_a_checkpoint_can_be_made_and_has_room) {

@@ -96,7 +96,8 @@ struct OnDisk {
                         [&disk](std::span<std::byte> into, std::uint64_t offset) {
                           return disk.read(into, offset);
                         },
-                        std::move(write)};
+                        std::move(write),
+                        {}};
     return std::make_unique<DirectFile>(counting(usual)(folder / name, mode), name,
                                         std::move(access), buffers);
   }
@@ -277,6 +278,19 @@ BOOST_AUTO_TEST_CASE(direct_writes_that_fail_are_refused_or_said) {
   BOOST_TEST(at.said.size() == 1u);
   BOOST_TEST(at.usual.writes == 1);
   BOOST_TEST(read_range(*file, 4095, 4) == "xabc");
+}
+
+BOOST_AUTO_TEST_CASE(what_was_written_directly_is_not_refused_later) {
+  OnDisk at;
+  FakeDisk disk;
+  const auto file = at.open_to_write(disk);
+  file->write_at(0, bytes_of("abc"));
+  disk.failure = EINVAL;
+  BOOST_TEST(contains(message_of<Error>([&] { file->write_at(4096, bytes_of("abc")); }),
+                      "f cannot be written at byte 4096: Invalid argument"));
+  BOOST_TEST(contains(message_of<Error>([&] { read_range(*file, 0, 3); }),
+                      "f cannot be read at byte 0: Invalid argument"));
+  BOOST_TEST(at.usual.writes + at.usual.reads == 0);
 }
 
 BOOST_AUTO_TEST_CASE(blocks_are_written_so_where_the_file_system_allows) {
