@@ -82,7 +82,7 @@ struct PlanChoice {
 /// A plan for which the ranks have no room, see costs_of(), is taken only where there is no other,
 /// and then it is the default.
 ///
-/// Throws InputError as make_plan() when nothing fits.
+/// Throws InputError as make_plan() when nothing fits, with any division that of tiles.
 PlanChoice choose_plan(const PlanRequest& request, const PlannedRanks& ranks, InputKind inputs,
                        Divisions divisions = Divisions::requested);
 /// The same where all ranks are alike.

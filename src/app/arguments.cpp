@@ -39,8 +39,9 @@ OptionGroup input_group(InputOptions& options) {
       "layout", po::value(&options.layout)->default_value("bshd")->value_name("LAYOUT"),
       "bshd: [B, N, H, D] or [N, H, D]; bhsd: [B, H, N, D] or [H, N, D]; O has the same")(
       "direct-io", po::value(&options.direct_io)->default_value("auto")->value_name("WHEN"),
-      "input files, and accumulators in a file, past the page cache: yes, no, or auto: each "
-      "where it is larger than half of the available memory, or than --host-memory leaves of it");
+      "input files, and accumulators that run has in a file, past the page cache: yes, no, or "
+      "auto: each where it is larger than half of the available memory, or than --host-memory "
+      "leaves of it");
   return group;
 }
 

@@ -226,20 +226,21 @@ std::vector<PlanRequest> requests_of(const PlanRequest& request, Divisions divis
   return {request, other};
 }
 
-// Calls visit(request) for each; throws the first one's InputError where all throw one.
+// Calls visit(request) for each; where all throw an InputError, throws that of tiles, if they are
+// among them: these fit the smallest budgets.
 template <typename Visit>
 void for_each_that_fits(const std::vector<PlanRequest>& requests, const Visit& visit) {
-  std::optional<InputError> first;
+  std::optional<InputError> thrown;
   std::size_t failed = 0;
   for (const PlanRequest& request : requests) {
     try {
       visit(request);
     } catch (const InputError& error) {
-      if (!first) first = error;
+      if (!thrown || request.scheme == Scheme::tiles) thrown = error;
       ++failed;
     }
   }
-  if (first && failed == requests.size()) throw *first;
+  if (thrown && failed == requests.size()) throw *thrown;
 }
 
 std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,

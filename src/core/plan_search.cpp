@@ -146,6 +146,11 @@ std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) 
              : "";
 }
 
+// A budget, to the byte where what is needed would look the same.
+std::string given(std::int64_t budget, std::int64_t needed) {
+  return format_bytes(budget) == format_bytes(needed) ? exact(budget) : format_bytes(budget);
+}
+
 [[noreturn]] void throw_too_small(const PlanRequest& request) {
   const Found device = smallest_device(request);
   const Found host = smallest_host(request, request.device_budget);
@@ -154,21 +159,21 @@ std::string scratch_hint(const PlanRequest& request, std::int64_t device_bytes) 
         "device memory {} and host memory {} are too small together: with that host memory the "
         "smallest device budget that works for this problem is {}, with that device memory the "
         "smallest host budget is {}{}",
-        format_bytes(request.device_budget), format_bytes(request.host_budget), exact(device.bytes),
-        exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
+        given(request.device_budget, device.bytes), given(request.host_budget, host.bytes),
+        exact(device.bytes), exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
   }
   if (device.any) {
     throw InputError(
         fmt::format("device memory {} is too small: the smallest budget that works for this "
                     "problem is {}, with {}{}",
-                    format_bytes(request.device_budget), exact(device.bytes),
+                    given(request.device_budget, device.bytes), exact(device.bytes),
                     division_text(device.cut), scratch_hint(request, device.bytes)));
   }
   if (host.any) {
     throw InputError(fmt::format(
         "host memory {} is too small: the smallest budget that works for this problem is {}, "
         "with {}{}",
-        format_bytes(request.host_budget), exact(host.bytes), division_text(host.cut),
+        given(request.host_budget, host.bytes), exact(host.bytes), division_text(host.cut),
         scratch_hint(request, host.cut, host.bytes)));
   }
   const Found least = smallest(

@@ -224,17 +224,22 @@ BOOST_AUTO_TEST_CASE(any_division_takes_tiles_where_they_are_faster_and_else_quo
 BOOST_AUTO_TEST_CASE(nothing_that_fits_is_said_as_without_costs) {
   PlanRequest request = plain_job();
   request.device_budget = 1000;
-  std::string expected;
-  try {
-    make_plan(request);
-  } catch (const InputError& error) {
-    expected = error.what();
-  }
-  for (const Divisions divisions : {Divisions::requested, Divisions::any}) {
-    BOOST_CHECK_EXCEPTION(
-        choose_plan(request, even_costs(request.device), InputKind::files, divisions), InputError,
-        [&](const InputError& error) { return error.what() == expected; });
-  }
+  const auto message = [](const auto& make) -> std::string {
+    try {
+      make();
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const auto chosen = [&](Divisions divisions) {
+    return message(
+        [&] { choose_plan(request, even_costs(request.device), InputKind::files, divisions); });
+  };
+  PlanRequest tiles = request;
+  tiles.scheme = Scheme::tiles;
+  BOOST_TEST(chosen(Divisions::requested) == message([&] { make_plan(request); }));
+  BOOST_TEST(chosen(Divisions::any) == message([&] { make_plan(tiles); }));
 }
 
 BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
@@ -261,6 +266,37 @@ BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
     }
   }
   BOOST_TEST(tight > trials(20));
+}
+
+BOOST_AUTO_TEST_CASE(errors_name_the_smallest_budget_of_any_division) {
+  int tried = 0;
+  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
+    Random random(seed);
+    PlanRequest request = random_job(random);
+    request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+    const Costs costs = builtin_costs(request.device);
+    if (!try_choice(request, costs, Divisions::any)) continue;
+    const SmallestBudgets smallest = smallest_budgets(request, Divisions::any);
+    const auto error_with = [&](std::int64_t device, std::int64_t host) -> std::string {
+      PlanRequest other = request;
+      other.device_budget = device;
+      other.host_budget = host;
+      try {
+        choose_plan(other, costs, InputKind::files, Divisions::any);
+      } catch (const InputError& error) {
+        return error.what();
+      }
+      return "";
+    };
+    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
+      const std::string device = error_with(smallest.device - 1, request.host_budget);
+      const std::string host = error_with(request.device_budget, smallest.host - 1);
+      BOOST_TEST(device.find(std::to_string(smallest.device)) != device.npos, device);
+      BOOST_TEST(host.find(std::to_string(smallest.host)) != host.npos, host);
+      ++tried;
+    }
+  }
+  BOOST_TEST(tried > trials(20));
 }
 
 BOOST_AUTO_TEST_CASE(json_names_the_alternatives_and_the_smallest_budgets) {
