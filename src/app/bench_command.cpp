@@ -181,7 +181,7 @@ bool is_wanted(const BenchArguments& options, std::string_view what) {
 // Throws InputError for what is unknown or cannot be measured as asked.
 void check(const BenchArguments& options) {
   const ResourceOptions& resources = options.stream.resources;
-  if (resources.threads < 0) throw InputError("--threads must not be negative");
+  check_threads(resources);
   if (options.stream.rounds < 0) throw InputError("--rounds must not be negative");
   for (const std::string& what : options.only) {
     if (what != "kernel" && what != "copy" && what != "merge" && what != "io" && what != "stream") {

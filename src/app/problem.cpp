@@ -246,12 +246,19 @@ OpenProblem open_problem(const InputOptions& input, const AttentionOptions& atte
   return open;
 }
 
+void check_threads(const ResourceOptions& resources) {
+  constexpr int most = 4096;
+  if (resources.threads >= 0 && resources.threads <= most) return;
+  throw InputError(fmt::format("--threads {}: from 0, one for each core, to {} are supported",
+                               resources.threads, most));
+}
+
 std::unique_ptr<Backend> make_backend(const ResourceOptions& resources, const Problem& problem) {
   const std::string& name = resources.backend;
   if (name != "auto" && name != "cpu" && name != "cuda") {
     throw InputError(fmt::format("--backend {}: unknown; use auto, cpu or cuda", name));
   }
-  if (resources.threads < 0) throw InputError("--threads must not be negative");
+  check_threads(resources);
   const bool cuda =
       name == "cuda" || (name == "auto" && cuda_computes({resources.cuda_device}, problem));
   if (cuda) return make_cuda_backend({resources.cuda_device});

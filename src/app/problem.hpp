@@ -42,6 +42,9 @@ Layout layout_option(const std::string& name);
 /// A dtype by name. Throws InputError that names `option`.
 DType dtype_option(const std::string& option, const std::string& name);
 
+/// Throws InputError where --threads is none that can be started.
+void check_threads(const ResourceOptions& resources);
+
 /// The backend of --backend and --threads. `auto` is CUDA where that can compute `problem`, else
 /// the CPU; it says so on standard error where there is a CUDA driver. Throws InputError where the
 /// backend that is named cannot.

@@ -89,6 +89,7 @@ class BadInput(CliTest):
                               ("--layout", "hbsd"), ("--direct-io", "maybe"), ("--scale", "nan"), ("--scale", "1e39"), ("--output-dtype", "f8"),
                               ("--scratch", "/nowhere"), ("--plan", "/nowhere.json"),
                               ("--heads-per-group", "9"), ("--heads-per-group", "0"), ("--threads", "-1"),
+                              ("--threads", "4097"),
                               ("--plan", self.folder)]:
             self.refuse_run(option, value)
         for command in (["run", "--output", self.path("o.npy")], ["plan"]):
