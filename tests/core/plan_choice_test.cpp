@@ -28,6 +28,19 @@ std::string json_of(const PlanChoice& choice, bool subproblems = false) {
   return out.str();
 }
 
+// Of which the smallest budgets are found at once.
+PlanRequest short_job(Random& random) {
+  PlanRequest request = random_job(random);
+  request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+  return request;
+}
+
+PlanRequest within(PlanRequest request, std::int64_t device_budget, std::int64_t host_budget) {
+  request.device_budget = device_budget;
+  request.host_budget = host_budget;
+  return request;
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(choices_are_repeatable_never_slower_than_the_default_and_made_again_anywhere) {
@@ -246,16 +259,12 @@ BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
   int tight = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
     Random random(seed);
-    PlanRequest request = random_job(random);
-    request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+    PlanRequest request = short_job(random);
     if (seed % 4 == 0) request = as_tiles(request, random);
     if (!try_plan(request)) continue;
     const SmallestBudgets smallest = smallest_budgets(request);
     const auto works = [&](std::int64_t device, std::int64_t host) {
-      PlanRequest other = request;
-      other.device_budget = device;
-      other.host_budget = host;
-      return try_plan(other).has_value();
+      return try_plan(within(request, device, host)).has_value();
     };
     BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
       BOOST_TEST(works(smallest.device, request.host_budget));
@@ -272,17 +281,13 @@ BOOST_AUTO_TEST_CASE(errors_name_the_smallest_budget_of_any_division) {
   int tried = 0;
   for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
     Random random(seed);
-    PlanRequest request = random_job(random);
-    request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+    PlanRequest request = short_job(random);
     const Costs costs = builtin_costs(request.device);
     if (!try_choice(request, costs, Divisions::any)) continue;
     const SmallestBudgets smallest = smallest_budgets(request, Divisions::any);
     const auto error_with = [&](std::int64_t device, std::int64_t host) -> std::string {
-      PlanRequest other = request;
-      other.device_budget = device;
-      other.host_budget = host;
       try {
-        choose_plan(other, costs, InputKind::files, Divisions::any);
+        choose_plan(within(request, device, host), costs, InputKind::files, Divisions::any);
       } catch (const InputError& error) {
         return error.what();
       }
