@@ -2,8 +2,8 @@
 """What checkpoints cost: one problem with and without, by `stream-cqsa run`.
 
 A pair of runs, one with --checkpoint, is made in each round: one after the other, or side by side on two
-devices, which they exchange from round to round. The cost is what the median of the runs with checkpoints
-takes longer. Both give the same output. Writes JSON and prints a line a round.
+GPUs or two CPU cores, which they exchange from round to round. The cost is what the median of the runs with
+checkpoints takes longer. Both give the same output. Writes JSON and prints a line a round.
 """
 
 import argparse
@@ -29,15 +29,13 @@ def command_of(arguments, folder, checkpoint):
     return command + ["--causal"] * arguments.causal + arguments.options.split()
 
 
-def one_run(arguments, checkpoint, gpu):
-    """The report of a run in a folder of its own, which is removed."""
+def one_run(arguments, checkpoint, prefix):
+    """The report of a run in a folder of its own, which is removed; `prefix` is the command that places it."""
     folder = pathlib.Path(tempfile.mkdtemp(dir=arguments.work))
     try:
         if checkpoint:
             (folder / "checkpoint").mkdir()
-        command = command_of(arguments, folder, checkpoint)
-        if gpu is not None:
-            command = ["env", f"CUDA_VISIBLE_DEVICES={gpu}", *command]
+        command = [*prefix, *command_of(arguments, folder, checkpoint)]
         report = run(command, folder)
         if isinstance(report, str):
             raise SystemExit(f"bench_checkpoints: {' '.join(command)}: {report}")
@@ -46,11 +44,20 @@ def one_run(arguments, checkpoint, gpu):
         shutil.rmtree(folder)
 
 
+def prefixes(arguments):
+    """Of the places that runs can have at once: the commands that put a run there."""
+    if arguments.gpus:
+        return [["env", f"CUDA_VISIBLE_DEVICES={gpu}"] for gpu in arguments.gpus.split(",")]
+    if arguments.cores:
+        return [["taskset", "--cpu-list", core] for core in arguments.cores.split(",")]
+    return [[]]
+
+
 def one_round(arguments, number):
     """(report without, report with checkpoints)."""
-    gpus = arguments.gpus.split(",") if arguments.gpus else [None]
-    places = [gpus[number % len(gpus)], gpus[(number + 1) % len(gpus)]]
-    with concurrent.futures.ThreadPoolExecutor(len(gpus)) as threads:
+    there = prefixes(arguments)
+    places = [there[number % len(there)], there[(number + 1) % len(there)]]
+    with concurrent.futures.ThreadPoolExecutor(len(there)) as threads:
         return [*threads.map(lambda job: one_run(arguments, *job), zip((False, True), places))]
 
 
@@ -78,13 +85,16 @@ def options(words=None):
     parser.add_argument("--host-memory", default="4GiB")
     parser.add_argument("--interval", type=float, default=60, help="seconds between checkpoints")
     parser.add_argument("--options", default="", help="more options of stream-cqsa run, in one word")
-    parser.add_argument("--gpus", help="two of them, as 0,1: the runs of a round go side by side")
+    places = parser.add_mutually_exclusive_group()
+    places.add_argument("--gpus", help="two of them, as 0,1: the runs of a round go side by side")
+    places.add_argument("--cores", help="two of the CPU's, as 0,1, likewise (with --options '--threads 1')")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--work", help="for outputs and checkpoints, which are removed")
     parser.add_argument("--output", help="where to write the JSON")
     arguments = parser.parse_args(words)
-    if arguments.rounds < 1 or (arguments.gpus and len(set(arguments.gpus.split(","))) != 2):
-        parser.error("at least one round is needed, and two different GPUs, if any")
+    given = arguments.gpus or arguments.cores
+    if arguments.rounds < 1 or (given and len(set(given.split(","))) != 2):
+        parser.error("at least one round is needed, and two different GPUs or cores, if any")
     return arguments
 
 

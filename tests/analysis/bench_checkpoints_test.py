@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import stat
 import sys
@@ -22,7 +23,7 @@ if kept and not pathlib.Path(value("--checkpoint")).is_dir():
     sys.exit("stream-cqsa: no such directory")
 device = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 with pathlib.Path(__file__).with_name("calls").open("a") as file:
-    file.write(json.dumps([kept, device]) + "\\n")
+    file.write(json.dumps([kept, device, sorted(os.sched_getaffinity(0))]) + "\\n")
 report = {{"versions": {{"version": "1"}}, "date": "today", "seconds": 103 if kept else 100,
           "checkpoint": {{"written": 9, "bytes": 7, "seconds": 2}} if kept else None,
           "certificate": {{"ok": True, "output": {{"checksum": value("--shape") if device != "9" else "other"}}}}}}
@@ -52,14 +53,23 @@ class BenchCheckpoints(unittest.TestCase):
         result, calls = self.run_it("--rounds", "2")
         self.assertAlmostEqual(result["cost"], 0.03)
         self.assertEqual(result["checkpoints"], [9, 9])
-        self.assertEqual([kept for kept, _ in calls], [False, True, False, True])
+        self.assertEqual([kept for kept, *_ in calls], [False, True, False, True])
         self.assertEqual(sorted(path.name for path in self.folder.iterdir()),
                          ["calls", "result.json", "stream-cqsa"])
 
     def test_devices_are_exchanged(self):
         _, calls = self.run_it("--rounds", "2", "--gpus", "3,5")
-        self.assertEqual(sorted(calls[:2]), [[False, "3"], [True, "5"]])
-        self.assertEqual(sorted(calls[2:]), [[False, "5"], [True, "3"]])
+        self.assertEqual(sorted(call[:2] for call in calls[:2]), [[False, "3"], [True, "5"]])
+        self.assertEqual(sorted(call[:2] for call in calls[2:]), [[False, "5"], [True, "3"]])
+
+    def test_cores_are_exchanged(self):
+        here = sorted(os.sched_getaffinity(0))
+        if len(here) < 2:
+            self.skipTest("one core")
+        _, calls = self.run_it("--rounds", "2", "--cores", f"{here[0]},{here[1]}")
+        places = lambda both: sorted((call[0], call[2]) for call in both)  # noqa: E731
+        self.assertEqual(places(calls[:2]), [(False, here[:1]), (True, here[1:2])])
+        self.assertEqual(places(calls[2:]), [(False, here[1:2]), (True, here[:1])])
 
     def test_other_output(self):
         with self.assertRaisesRegex(SystemExit, "different outputs"):
