@@ -244,6 +244,7 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
         first ? worker.device_budget : std::min(all.device_budget, worker.device_budget);
   }
   add_master(ranks, input_through_master_);
+  planned_ = ranks;
   all.numerics = fmt::format("{}", fmt::join(numerics, "; "));
   all.host_budget = host_budget_of(own);
   all.workers = std::ssize(ranks.workers);
@@ -251,23 +252,30 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
 }
 
 // Finds out, before anybody begins, whether the ranks that merge have memory enough for that.
-Plan Ranks::plan_of_master(const Plan& plan) const {
-  const std::int64_t workers = communicator_.size() - 1 - mergers_;
-  if (mergers_ == 0) return master_plan(plan, workers, input_through_master_);
+void Ranks::check_merging(const Plan& plan) const {
   const MergeShares shares(plan, mergers_);
-  const auto plan_of = [&](int rank, std::int64_t budget) {
+  for (int rank = 0; rank <= mergers_; ++rank) {
     try {
-      return merger_plan(plan, workers, shares.chunks(rank), budget,
-                         rank == 0 && input_through_master_);
+      merger_plan(plan, std::ssize(planned_.workers), shares.chunks(rank),
+                  rank == 0 ? plan.request.host_budget
+                            : planned_.merger_budgets[static_cast<std::size_t>(rank) - 1],
+                  rank == 0 && input_through_master_);
     } catch (const InputError& error) {
+      if (mergers_ == 0) throw;
       throw InputError(fmt::format("rank {}: {}", rank, error.what()));
     }
-  };
-  for (int rank = 1; rank <= mergers_; ++rank) {
-    const json& offer = offers_[static_cast<std::size_t>(rank)];
-    plan_of(rank, offer["host_budget"].get<std::int64_t>());
   }
-  return plan_of(0, plan.request.host_budget);
+}
+
+Tuning Ranks::tuning_of(const Tuning& own) const {
+  Tuning tuning = own;
+  tuning.costs = planned_.costs;
+  for (const WorkerMeans& worker : planned_.workers) tuning.workers.push_back(worker.costs);
+  tuning.fits = [this](const Plan& plan) {
+    const auto costs = costs_of(plan, planned_);
+    return costs && costs->workers.size() == planned_.workers.size();
+  };
+  return tuning;
 }
 
 RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& outputs,
@@ -278,10 +286,12 @@ RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& ou
   write_json(plan, false, text);
   RunOptions own = options;
   own.mergers = mergers_;
+  if (options.tuning) own.tuning = tuning_of(*options.tuning);
+  check_merging(plan);
   RanksResult result;
   result.master = run_master(
-      plan_of_master(plan), outputs, own, telemetry, communicator_,
-      [&] { broadcast(Step::plan, text.str()); }, input_through_master_ ? &inputs : nullptr);
+      plan, outputs, own, telemetry, communicator_, [&] { broadcast(Step::plan, text.str()); },
+      input_through_master_ ? &inputs : nullptr);
   const std::vector<json> reports = receive_reports();
   const auto first_worker = reports.begin() + mergers_;
   result.mergers.assign(reports.begin(), first_worker);

@@ -57,11 +57,13 @@ class Ranks {
   void compute(const JobOptions& options);
   void merge(const JobOptions& options);
   int end_without_master(const std::string& checkpoint) const;
-  Plan plan_of_master(const Plan& plan) const;
+  void check_merging(const Plan& plan) const;
+  Tuning tuning_of(const Tuning& own) const;
 
   Communicator& communicator_;
   int mergers_ = 0;
   std::vector<nlohmann::json> offers_;  ///< at the master: by rank
+  PlannedRanks planned_;                ///< at the master: what they offer
   Step next_ = Step::offers;
   bool input_through_master_ = false;
   bool refused_ = false;

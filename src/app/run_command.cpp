@@ -89,7 +89,8 @@ struct Computing {
 };
 
 RunOptions options_of(const RunArguments& arguments, const OpenProblem& open,
-                      const Durable& durable, const CheckpointDirectory* directory) {
+                      const Durable& durable, const CheckpointDirectory* directory,
+                      std::int64_t workers) {
   const PlanRequest& request = durable.plan.request;
   RunOptions options = run_options(arguments.resources, request.device);
   options.checkpoint = durable.options;
@@ -98,9 +99,9 @@ RunOptions options_of(const RunArguments& arguments, const OpenProblem& open,
   };
   if (!arguments.resources.plan.empty()) return options;  // a plan that was given is what is wanted
   options.tuning = Tuning{find_costs(request.device), open.inputs};
-  options.tuning->has_room = [&arguments, &open, directory](const Plan& plan) {
+  options.tuning->has_room = [&arguments, &open, directory, workers](const Plan& plan) {
     try {
-      check_room(plan, open, arguments, 0, directory);
+      check_room(plan, open, arguments, workers, directory);
       return true;
     } catch (const InputError&) {
       return false;
@@ -176,9 +177,11 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
   Audit audit(open, sinks, rows, telemetry);
   Computed computed;
   try {
-    computed.result = run_audited(
-        durable.plan, options_of(arguments, open, durable, directory ? &*directory : nullptr),
-        arguments.quiet, computing, rows, audit, telemetry);
+    computed.result =
+        run_audited(durable.plan,
+                    options_of(arguments, open, durable, directory ? &*directory : nullptr,
+                               computing.capacity.workers),
+                    arguments.quiet, computing, rows, audit, telemetry);
     if (directory && stop_request().stop) throw Stopped(1.0);
     computed.certificate = certify(open, audit, rows, computed.result, durable.plan, telemetry);
     if (!computed.certificate.ok()) return computed;

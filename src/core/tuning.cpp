@@ -16,13 +16,8 @@ namespace {
 
 bool differ(double a, double b) { return std::max(a, b) > (1 + rate_tolerance) * std::min(a, b); }
 
-// A subproblem that the slots cannot take whole is launched several times.
-bool may_be_in_parts(const Plan& plan) {
-  const DeviceArena& device = plan.device;
-  const Cut cut = cut_of(plan);
-  return std::min(device.query_slots, device.state_slots) <
-             std::min(cut.quorum_size, cut.query_chunks) ||
-         device.kv_slots < std::min(cut.quorum_size, cut.key_chunks);
+double ratio(const ChangedRate& rate) {
+  return std::max(rate.planned, rate.measured) / std::min(rate.planned, rate.measured);
 }
 
 // Whether what was written was whole rows, or what the costs count before these are put together
@@ -99,8 +94,7 @@ void Measuring::merge() {
 
 void Measuring::compute() {
   const double seconds = busy(Stage::compute);
-  if (run_.scores == 0 || run_.subproblems == 0 || !is_enough(seconds) || may_be_in_parts(plan_))
-    return;
+  if (run_.scores == 0 || run_.subproblems == 0 || !is_enough(seconds) || run_.in_parts) return;
   // Launches end before their subproblems are counted as finished.
   const auto launches = static_cast<double>(of(Stage::compute).operations);
   const double flop = 4.0 * static_cast<double>(plan_.problem().head_dim) *
@@ -159,6 +153,26 @@ std::string form_text(const Plan& plan) {
 
 }  // namespace
 
+RunSoFar RunSoFar::since(const RunSoFar& then) const {
+  RunSoFar run = *this;
+  for (std::size_t i = 0; i < run.totals.size(); ++i) {
+    run.totals[i].busy_seconds -= then.totals[i].busy_seconds;
+    run.totals[i].operations -= then.totals[i].operations;
+    run.totals[i].bytes -= then.totals[i].bytes;
+  }
+  run.scores -= then.scores;
+  run.subproblems -= then.subproblems;
+  return run;
+}
+
+bool computes_in_parts(const Plan& plan) {
+  const DeviceArena& device = plan.device;
+  const Cut cut = cut_of(plan);
+  return std::min(device.query_slots, device.state_slots) <
+             std::min(cut.quorum_size, cut.query_chunks) ||
+         device.kv_slots < std::min(cut.quorum_size, cut.key_chunks);
+}
+
 MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind inputs,
                              const RunSoFar& run, std::int64_t from, double least_seconds) {
   Measuring measuring(plan, planned, run, least_seconds);
@@ -175,11 +189,12 @@ ScheduleForm form_of(const Plan& plan) {
   return {plan.order, plan.placement == AccumulatorPlacement::device};
 }
 
-std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
-                                       InputKind inputs, std::int64_t from, double switch_seconds,
+std::optional<PlannedAgain> plan_again(const Plan& plan, const SharedCosts& costs,
+                                       const std::vector<ChangedRate>& changed, InputKind inputs,
+                                       std::int64_t from, double switch_seconds,
                                        const std::vector<ScheduleForm>& abandoned,
                                        const PlanFilter& may_take) {
-  const double going_on = predict(plan, measured.costs, inputs, from).seconds;
+  const double going_on = predict(plan, costs, inputs, from).seconds;
   std::optional<PlannedAgain> best;
   for (const ScheduleForm form : {ScheduleForm{ScheduleOrder::groups_outer, true},
                                   ScheduleForm{ScheduleOrder::groups_outer, false},
@@ -187,13 +202,21 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
     if (form == form_of(plan) || std::ranges::find(abandoned, form) != abandoned.end()) continue;
     auto other = in_form(plan, form, from);
     if (!other) continue;
-    const double seconds = predict(*other, measured.costs, inputs).seconds;
+    const double seconds = predict(*other, costs, inputs).seconds;
     const double allowed = best ? best->seconds : going_on - switch_seconds;
     if (seconds * (1 + prediction_tolerance) < allowed && (!may_take || may_take(*other))) {
-      best = PlannedAgain{std::move(*other), measured.changed, seconds, going_on};
+      best = PlannedAgain{std::move(*other), changed, seconds, going_on};
     }
   }
   return best;
+}
+
+std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& measured,
+                                       InputKind inputs, std::int64_t from, double switch_seconds,
+                                       const std::vector<ScheduleForm>& abandoned,
+                                       const PlanFilter& may_take) {
+  return plan_again(plan, SharedCosts{measured.costs, {}}, measured.changed, inputs, from,
+                    switch_seconds, abandoned, may_take);
 }
 
 std::string describe(const PlannedAgain& again) {
@@ -209,11 +232,30 @@ std::string describe(const PlannedAgain& again) {
 }
 
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
-                                       double switch_seconds, const PlanFilter& may_take) {
-  MeasuredCosts measured =
-      measured_costs(plan, known_, tuning_.inputs, run, from, tuning_.least_seconds);
-  if (measured.changed.empty()) return std::nullopt;
-  for (const ChangedRate& rate : measured.changed) {
+                                       double switch_seconds, const PlanFilter& may_take,
+                                       const WorkersSoFar& workers) {
+  std::vector<ChangedRate> changed;
+  const auto measure = [&](Costs& known, const RunSoFar& so_far) {
+    MeasuredCosts measured =
+        measured_costs(plan, known, tuning_.inputs, so_far, from, tuning_.least_seconds);
+    known = std::move(measured.costs);
+    for (const ChangedRate& rate : measured.changed) {
+      const auto furthest = std::ranges::find(changed, rate.stage, &ChangedRate::stage);
+      if (furthest == changed.end()) {
+        changed.push_back(rate);
+      } else if (ratio(rate) > ratio(*furthest)) {
+        *furthest = rate;
+      }
+    }
+  };
+  measure(known_.merging, run);
+  SharedCosts costs{known_.merging, {}};
+  for (std::size_t i = 0; i < workers.size(); ++i) {
+    if (!workers[i]) continue;
+    measure(known_.workers.at(i), *workers[i]);
+    costs.workers.push_back(known_.workers[i]);
+  }
+  for (const ChangedRate& rate : changed) {
     const auto before = std::ranges::find(changed_, rate.stage, &ChangedRate::stage);
     if (before == changed_.end()) {
       changed_.push_back(rate);
@@ -221,11 +263,9 @@ std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, st
       before->measured = rate.measured;
     }
   }
-  known_ = measured.costs;
-  measured.changed = changed_;
   // Predicted is all of the head groups, of which only a share is lacking.
-  if (!(run.lacking > 0)) return std::nullopt;
-  auto again = plan_again(plan, measured, tuning_.inputs, from, switch_seconds / run.lacking,
+  if (changed.empty() || !(run.lacking > 0)) return std::nullopt;
+  auto again = plan_again(plan, costs, changed_, tuning_.inputs, from, switch_seconds / run.lacking,
                           abandoned_, may_take);
   if (!again) return std::nullopt;
   again->seconds *= run.lacking;

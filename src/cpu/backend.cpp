@@ -74,6 +74,7 @@ class CpuBackend final : public Backend {
     lse_ = plan.request.lse;
     non_finite_ = {};
     cancelled_ = false;
+    lanes_.forget_failures();
     telemetry_ = &telemetry;
     const std::int64_t needed = KernelScratch::bytes(problem_);
     // A plan made for fewer threads runs on those, one made for more on all there are.

@@ -28,6 +28,9 @@ class Lanes {
   /// Blocks until everything submitted has ended.
   void quiesce() noexcept { queues_.quiesce(); }
 
+  /// Begins anew, where everything has ended.
+  void forget_failures() { queues_.forget_failures(); }
+
  private:
   struct Work {
     std::function<void()> run;

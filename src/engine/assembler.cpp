@@ -50,9 +50,7 @@ Assembler::Assembler(const Plan& plan, const Outputs& outputs, std::byte* memory
       open_(plan, plan.placement != AccumulatorPlacement::memory ||
                       !options.checkpoint.directory.empty()),
       merged_scores_(static_cast<std::size_t>(plan.division.chunk_count()), 0),
-      pieces_left_(plan.groups_done > 0
-                       ? (group_total(plan) - plan.groups_done) * pieces_of_group(plan)
-                       : pieces_.count()),
+      pieces_left_(plan.groups_done > 0 ? pieces_with_partials(plan.groups_done) : pieces_.count()),
       store_(plan, memory + plan.host.accumulator_offset(), options, telemetry, abort),
       state_buffers_(abort, numbers_down_from(plan.host.state_buffers)),
       output_buffers_(abort, numbers_down_from(plan.host.output_buffers)),
@@ -79,10 +77,22 @@ void Assembler::start(Crew& crew) {
 }
 
 void Assembler::leave_from(std::int64_t group) {
-  const std::int64_t left =
-      (group_total(plan_) - group) * pieces_of_group(plan_) - finished_from(group);
+  const std::int64_t left = pieces_with_partials(group) - finished_from(group);
   const auto lock = monitor_.lock();
   pieces_left_ -= left;
+}
+
+std::int64_t Assembler::pieces_with_partials(std::int64_t group) const {
+  return (group_total(plan_) - group) * pieces_of_group(plan_, plan_.merged_chunks);
+}
+
+RunSoFar Assembler::so_far() const {
+  RunSoFar run;
+  run.totals = telemetry_.totals();
+  run.scores = telemetry_.scores_done();
+  run.merge_threads = merge_threads_;
+  run.write_threads = write_threads_;
+  return run;
 }
 
 void Assembler::end_of_partials() { ready_.close(); }
@@ -173,6 +183,7 @@ Assembler::Turn Assembler::admit(const PieceKey& key, std::int64_t subproblem) {
 
 bool Assembler::is_merged(std::int64_t subproblem) const {
   const auto [batch, group, quorum] = plan_.key(subproblem);
+  if (group_number(plan_, batch, group) < plan_.groups_done) return true;
   const Division& division = plan_.division;
   const auto lock = monitor_.lock();
   for (std::int64_t position = 0; position < division.quorum_size(); ++position) {
@@ -201,6 +212,7 @@ std::vector<std::int32_t> Assembler::merged_counts() const {
 }
 
 std::int64_t Assembler::lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const {
+  if (group_number(plan_, subproblem.batch, subproblem.group) < plan_.groups_done) return 0;
   const auto lock = monitor_.lock();
   const std::int64_t pieces = piece_count(plan_, plan_.division.chunk(chunk).queries);
   std::int64_t lacking = 0;

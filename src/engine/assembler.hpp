@@ -58,6 +58,9 @@ class Assembler : public PartialReceiver {
   /// merged when this plan began.
   double lacking_from(std::int64_t group) const;
 
+  /// What the telemetry has of this rank's run, with the threads that merge and write.
+  RunSoFar so_far() const;
+
   /// Says that no more partials will come: a piece that is then incomplete is a failure.
   void end_of_partials();
 
@@ -98,7 +101,8 @@ class Assembler : public PartialReceiver {
   /// How many partials every piece has merged, by its number in PieceTable.
   std::vector<std::int32_t> merged_counts() const;
 
-  /// How many pieces of a query chunk lack the partial of a subproblem of their group.
+  /// How many pieces of a query chunk lack the partial of a subproblem of their group; none of a
+  /// group that is done before.
   std::int64_t lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) const;
 
   /// Whether a piece of (batch, group, chunk) still lacks the partial of `quorum`. Any thread may
@@ -117,8 +121,6 @@ class Assembler : public PartialReceiver {
   const std::vector<std::uint64_t>& merged_scores() const { return merged_scores_; }
   NonFinite non_finite() const { return non_finite_; }
   std::int64_t scratch_bytes() const { return store_.file_bytes(); }
-  int merge_threads() const { return merge_threads_; }
-  int write_threads() const { return write_threads_; }
   const CheckpointTotals& checkpoint_totals() const { return checkpoint_totals_; }
   /// Live scores that are in the checkpoint.
   std::uint64_t durable_scores() const { return checkpoint_ ? checkpoint_->scores() : 0; }
@@ -158,6 +160,8 @@ class Assembler : public PartialReceiver {
   void write_piece(const Finished& finished);
   void end_producer();
 
+  /// Of the head group of this number, and of those after it.
+  std::int64_t pieces_with_partials(std::int64_t group) const;
   void resume();
   /// Pieces of the head group of this number, and of those after it, that were finished when this
   /// plan began; of pieces without partials, all where `group` is the first, else none.

@@ -45,6 +45,7 @@ Dispatcher::Dispatcher(const Plan& plan, int workers, const Options& options, La
 
 Dispatcher::Dispatcher(std::int64_t count, int workers, const Options& options, Describe describe)
     : count_(count),
+      held_from_(options.held_from),
       options_(options),
       describe_(std::move(describe)),
       workers_(static_cast<std::size_t>(workers)) {
@@ -60,7 +61,7 @@ int Dispatcher::workers_left() const {
 
 // Looks at more subproblems until there are candidates enough.
 void Dispatcher::fill() {
-  while (cursor_ < count_ && open_.size() < candidates) {
+  while (cursor_ < std::min(count_, held_from_) && open_.size() < candidates) {
     const std::int64_t id = cursor_++;
     if (add(id)) open_.insert(id);
   }
@@ -73,6 +74,16 @@ bool Dispatcher::add(std::int64_t id) {
   if (work.pieces == 0) return false;
   tasks_.emplace(id, Task{std::move(work), {}, false});
   return true;
+}
+
+bool Dispatcher::has_come_to_held() {
+  fill();
+  return held_from_ < count_ && cursor_ >= held_from_ && open_.empty();
+}
+
+void Dispatcher::leave_held() {
+  count_ = std::min(count_, held_from_);
+  forget_merged();
 }
 
 // --- assignment ---

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -40,6 +41,8 @@ class Dispatcher {
     std::int64_t chunks_kept = 0;  ///< chunks that a worker keeps from one subproblem to the next
     /// Seconds, by which workers' speeds are known; without it an idle worker repeats at once.
     std::function<double()> now = nullptr;
+    /// This subproblem, and those after it, are held back at first, see hold_from().
+    std::int64_t held_from = std::numeric_limits<std::int64_t>::max();
   };
 
   /// How many pieces of a query chunk still lack the partial of a subproblem.
@@ -68,6 +71,13 @@ class Dispatcher {
   /// who could begin it, has none. Near the end an idle worker gets one that
   /// another still computes, where it should be done with it sooner: the first result counts.
   std::optional<Order> next(int worker);
+
+  /// Whether all that is not held back has been handed out, and something is held back.
+  bool has_come_to_held();
+  /// From now on this subproblem, and those after it, are held back, and all before are not.
+  void hold_from(std::int64_t id) { held_from_ = id; }
+  /// What is held back is never handed out: all others are all.
+  void leave_held();
 
   /// The worker has computed the subproblem: all of its partials wait, or have come.
   void computed(int worker, std::int64_t id);
@@ -139,6 +149,7 @@ class Dispatcher {
   void forget_merged();
 
   std::int64_t count_;
+  std::int64_t held_from_;
   Options options_;
   Describe describe_;
   std::vector<Worker> workers_;

@@ -10,6 +10,7 @@
 #include "engine/buffer.hpp"
 #include "engine/checkpoint.hpp"
 #include "engine/monitor.hpp"
+#include "engine/passes.hpp"
 #include "engine/pipeline.hpp"
 #include "engine/prepare.hpp"
 #include "stream_cqsa/error.hpp"
@@ -84,17 +85,6 @@ class Remaining {
   std::int64_t next_ = 0;
 };
 
-RunSoFar operator-(RunSoFar run, const RunSoFar& before) {
-  for (std::size_t i = 0; i < run.totals.size(); ++i) {
-    run.totals[i].busy_seconds -= before.totals[i].busy_seconds;
-    run.totals[i].operations -= before.totals[i].operations;
-    run.totals[i].bytes -= before.totals[i].bytes;
-  }
-  run.scores -= before.scores;
-  run.subproblems -= before.subproblems;
-  return run;
-}
-
 /// A run by one plan after another, each of which begins where the one before ends.
 class Passes {
  public:
@@ -115,8 +105,7 @@ class Passes {
   RunResult& result() { return result_; }
 
  private:
-  RunSoFar so_far(const Assembler& assembler) const;
-  bool may_change(const Plan& plan, const Plan& next) const;
+  RunSoFar so_far(const Plan& plan, const Assembler& assembler) const;
   void add(const Assembler& assembler, std::int64_t host_bytes);
   bool is_durable() const { return !options_.checkpoint.directory.empty(); }
 
@@ -151,14 +140,15 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
   Pipeline pipeline(plan, inputs_, memory.data() + plan.host.cache_offset(), backend_, assembler,
                     telemetry_, abort);
   std::optional<PlannedAgain> again;
-  const RunSoFar before = so_far(assembler);
+  const RunSoFar before = so_far(plan, assembler);
   const auto hands_over = [&](std::int64_t group) {
     const StopRequest* stop = options_.checkpoint.stop;
     if (!tuner_ || (stop && stop->stop_now())) return false;
-    RunSoFar run = so_far(assembler) - before;
+    RunSoFar run = so_far(plan, assembler).since(before);
     run.lacking = assembler.lacking_from(group);
-    again = tuner_->ask(plan, run, group, begin - preparing,
-                        [&](const Plan& next) { return may_change(plan, next); });
+    again = tuner_->ask(plan, run, group, begin - preparing, [&](const Plan& next) {
+      return can_go_on_by(plan, next, is_durable(), options_.tuning->has_room);
+    });
     if (again) assembler.leave_from(group);
     return again.has_value();
   };
@@ -177,43 +167,24 @@ std::optional<PlannedAgain> Passes::run(const Plan& planned) {
   return again;
 }
 
-RunSoFar Passes::so_far(const Assembler& assembler) const {
-  RunSoFar run{telemetry_.totals(),           telemetry_.scores_done(),
-               telemetry_.subproblems_done(), std::max(options_.read_threads, 1),
-               assembler.merge_threads(),     assembler.write_threads()};
+RunSoFar Passes::so_far(const Plan& plan, const Assembler& assembler) const {
+  RunSoFar run = assembler.so_far();
+  run.subproblems = telemetry_.subproblems_done();
+  run.read_threads = std::max(options_.read_threads, 1);
   run.in_place = is_durable();
+  run.in_parts = computes_in_parts(plan);
   return run;
 }
 
-// Whether a run of `plan` can go on by `next`.
-bool Passes::may_change(const Plan& plan, const Plan& next) const {
-  const bool durable = is_durable();
-  // The journal is one of the same pieces, and the state file has slots of one size.
-  if (durable &&
-      (next.placement == AccumulatorPlacement::device || next.piece_tokens != plan.piece_tokens ||
-       next.host.accumulator_bytes != plan.host.accumulator_bytes))
-    return false;
-  if (accumulator_file_bytes(next, durable) <= accumulator_file_bytes(plan, durable)) return true;
-  const PlanFilter& has_room = options_.tuning->has_room;
-  return has_room && has_room(next);
-}
-
 void Passes::add(const Assembler& assembler, std::int64_t host_bytes) {
+  RunResult pass = result_of(assembler, host_bytes);
+  pass.output += backend_.output_non_finite();
+  pass.device_bytes = backend_.allocated_bytes();
+  pass.device_in_use = backend_.memory_in_use();
+  if (options_.checkpoint.same_run) pass.checkpoint.resumed = {};  // this run has left it
+  add_pass(result_, pass);
   result_.seconds = now_seconds() - begin_;
-  const auto& scores = assembler.merged_scores();
-  result_.merged_scores.resize(scores.size(), 0);
-  std::ranges::transform(scores, result_.merged_scores, result_.merged_scores.begin(),
-                         std::plus<>());
-  result_.output += assembler.non_finite();
-  result_.output += backend_.output_non_finite();
   result_.scores_computed = backend_.scores_computed();
-  result_.device_bytes = std::max(result_.device_bytes, backend_.allocated_bytes());
-  result_.device_in_use = std::max(result_.device_in_use, backend_.memory_in_use());
-  result_.host_bytes = std::max(result_.host_bytes, host_bytes);
-  result_.scratch_bytes = std::max(result_.scratch_bytes, assembler.scratch_bytes());
-  CheckpointTotals checkpoints = assembler.checkpoint_totals();
-  if (options_.checkpoint.same_run) checkpoints.resumed = {};  // this run has left it
-  result_.checkpoint += checkpoints;
 }
 
 }  // namespace

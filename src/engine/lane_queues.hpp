@@ -95,6 +95,14 @@ class LaneQueues {
                          [](const Queue& queue) { return queue.pending.empty(); });
     });
   }
+  /// Later work does not count as failed for what failed before. Nothing may be pending.
+  void forget_failures() {
+    const Lock own = lock();
+    for (Queue& queue : queues_) {
+      queue.failure = nullptr;
+      queue.first_failed = 0;
+    }
+  }
 
  private:
   struct Queue {

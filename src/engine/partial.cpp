@@ -25,8 +25,12 @@ std::int64_t keyless_tokens(const Problem& problem, const Range& queries) {
 }
 
 std::int64_t pieces_of_group(const Plan& plan) {
+  return pieces_of_group(plan, {0, plan.division.chunk_count()});
+}
+
+std::int64_t pieces_of_group(const Plan& plan, const Range& chunks) {
   std::int64_t pieces = 0;
-  for (std::int64_t chunk = 0; chunk < plan.division.chunk_count(); ++chunk) {
+  for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
     const Range queries = plan.division.chunk(chunk).queries;
     if (plan.problem().sees_keys(queries)) pieces += piece_count(plan, queries);
   }

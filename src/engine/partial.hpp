@@ -37,7 +37,9 @@ std::int64_t keyless_tokens(const Problem& problem, const Range& queries);
 inline bool computes_by_groups(const Plan& plan) {
   return plan.placement == AccumulatorPlacement::device;
 }
-/// Pieces of a head group with any partials.
+/// Pieces of a head group, of these query chunks, with any partials.
+std::int64_t pieces_of_group(const Plan& plan, const Range& chunks);
+/// The same of all query chunks.
 std::int64_t pieces_of_group(const Plan& plan);
 
 /// Bytes of a piece's finished rows in an output buffer.

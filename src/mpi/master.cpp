@@ -1,446 +1,89 @@
 #include "mpi/master.hpp"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <ctime>
-#include <list>
-#include <numeric>
+#include <functional>
 #include <optional>
 #include <utility>
 
-#include "core/merge_shares.hpp"
-#include "engine/assembler.hpp"
-#include "engine/buffer.hpp"
-#include "engine/checkpoint.hpp"
-#include "engine/dispatcher.hpp"
-#include "engine/monitor.hpp"
-#include "mpi/intake.hpp"
-#include "mpi/merged_list.hpp"
-#include "mpi/mergers.hpp"
-#include "mpi/orders.hpp"
-#include "mpi/poll.hpp"
-#include "mpi/protocol.hpp"
-#include "stream_cqsa/error.hpp"
+#include "engine/passes.hpp"
+#include "mpi/later_plan.hpp"
+#include "mpi/master_pass.hpp"
 
 namespace stream_cqsa {
 namespace {
 
-// One that computes, one whose inputs are on their way, one whose partials are.
-constexpr int ahead = 3;
-
-// Of the processor, so that ranks which share cores do not count each other's work.
-double thread_seconds() {
-  timespec time{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-/// The communication thread's work.
-class Master {
- public:
-  Master(const Plan& plan, const MergeShares& shares, Assembler& assembler, MergedList& merged,
-         const Abort& abort, const CheckpointOptions& checkpoint, Telemetry& telemetry,
-         Communicator& communicator, InputServer* inputs)
-      : plan_(plan),
-        assembler_(assembler),
-        merged_(merged),
-        abort_(abort),
-        checkpoint_(checkpoint),
-        telemetry_(telemetry),
-        communicator_(communicator),
-        mergers_(plan, shares, communicator),
-        intake_(plan, assembler, communicator, telemetry,
-                [this](const Source& source) { received(source); }),
-        inputs_(inputs),
-        ended_(static_cast<std::size_t>(communicator.size() - shares.ranks()), false) {
-    result_.failures.resize(ended_.size());
-    result_.subproblems.resize(ended_.size());
-    listen();
-  }
-
-  /// Until everything is merged, and written by the mergers, or something has failed: then nothing
-  /// more can be done. Where it was to stop meanwhile, mergers make their checkpoints.
-  void work() {
-    while (!(all_merged() && mergers_.have_written()) && !abort_.failed() && !mergers_.failed()) {
-      if (!dispatcher_ && mergers_.are_ready()) begin();
-      if (dispatcher_ && !all_merged() && dispatcher_->workers_left() == 0)
-        throw Error(nobody_left());
-      step([this] {
-        const bool told = tell_mergers();
-        return assign() || told;
-      });
-    }
-  }
-  /// Stops the other ranks and waits until they have ended.
-  void end() {
-    intake_.drop_all();
-    Message stop;
-    stop.said = Said::stop;
-    stop.ending = ending();
-    for (int rank = 1; rank < communicator_.size(); ++rank) {
-      if (rank <= mergers_.count() || !ended_[static_cast<std::size_t>(worker_of(rank))])
-        send(rank, stop);
-    }
-    if (inputs_) inputs_->refuse_all();
-    while (!all_ended() || under_way()) {
-      step([] { return false; });
-    }
-    // Where the last one to end was lost, one more message is waited for.
-    incoming_request_.cancel();
-    while (!incoming_request_.settled()) {
-    }
-    result_.stalled_seconds = intake_.stalled_seconds();
-    if (dispatcher_) {
-      result_.repeated = dispatcher_->repeated() * subproblems_of_order();
-      result_.withdrawn = dispatcher_->withdrawn() * subproblems_of_order();
-    }
-    if (inputs_) result_.served = inputs_->served();
-  }
-  const Mergers& mergers() const { return mergers_; }
-  MasterResult& result() { return result_; }
-  /// When the first worker's work began, now_seconds().
-  double began() const { return began_; }
-
- private:
-  struct Sending {
-    Message message;
-    Request request;
-  };
-  int workers() const { return static_cast<int>(ended_.size()); }
-  int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
-  int worker_of(int rank) const { return rank - 1 - mergers_.count(); }
-  bool all_merged() const { return dispatcher_ && dispatcher_->all_merged(); }
-  bool all_ended() const {
-    return mergers_.have_ended() && std::find(ended_.begin(), ended_.end(), false) == ended_.end();
-  }
-  bool under_way() const {
-    return !sends_.empty() || intake_.under_way() || mergers_.under_way() ||
-           (inputs_ && !inputs_->idle());
-  }
-
-  Ending ending() const {
-    if (mergers_.failed()) return Ending::abandon;
-    try {
-      abort_.rethrow_if_failed();
-      return all_merged() ? Ending::complete : Ending::abandon;
-    } catch (const Stopped&) {
-      return Ending::checkpoint;
-    } catch (...) {
-      return Ending::abandon;
-    }
-  }
-
-  template <typename Assign>
-  void step(const Assign& assign) {
-    const double begin = thread_seconds();
-    bool did_something = false;
-    for (const auto& [id, pieces] : merged_.take()) {
-      merged(id, pieces);
-      did_something = true;
-    }
-    if (did_something) intake_.merged();
-    did_something |= mergers_.poll();
-    for (; !all_ended() && receive(); did_something = true) {
-    }
-    did_something |= intake_.poll();
-    did_something |= inputs_ && inputs_->poll();
-    did_something |= assign();
-    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
-    if (did_something) result_.dispatch_seconds += thread_seconds() - begin;
-    pause_.after(did_something, under_way());
-  }
-
-  void listen() {
-    incoming_request_ = communicator_.receive(MPI_ANY_SOURCE, to_master_tag, incoming_.bytes());
-  }
-
-  // All ranks that merge have said what they have.
-  void begin() {
-    const Resumed resumed = mergers_.resumed(assembler_.resumed());
-    telemetry_.add_restored_scores(resumed.scores - assembler_.resumed().scores);
-    tell_resumed(checkpoint_, resumed);
-    make_dispatcher();
-    for (int worker = 0; worker < workers(); ++worker) {
-      if (!result_.failures[static_cast<std::size_t>(worker)].empty())
-        dispatcher_->lost(worker, false);
-    }
-  }
-
-  void make_dispatcher() {
-    Dispatcher::Options options;
-    options.now = now_seconds;
-    if (computes_by_groups(plan_)) {
-      // One that computes, and one to go on with: no more, for the last ones are to be shared out.
-      options.ahead = 2;
-      options.window = groups();
-      Dispatcher::Work work;
-      work.pieces = pieces_of_group(plan_);
-      dispatcher_.emplace(groups(), workers(), options, [work](std::int64_t) { return work; });
-      return;
-    }
-    options.ahead = ahead;
-    options.window = mergers_.window(intake_.window());
-    options.chunks_kept = plan_.device.kv_slots;
-    dispatcher_.emplace(
-        plan_, workers(), options, [this](const SubproblemKey& key, std::int64_t chunk) {
-          return plan_.merged_chunks.contains(chunk) ? assembler_.lacking_pieces(key, chunk)
-                                                     : mergers_.lacking_pieces(key, chunk);
-        });
-  }
-  /// Head groups of all batch entries.
-  std::int64_t groups() const {
-    return plan_.problem().batch * static_cast<std::int64_t>(plan_.groups.size());
-  }
-
-  // False where no message has come and no rank is lost.
-  bool receive() {
-    const Request::State state = incoming_request_.test(source_);
-    if (state == Request::State::pending) return false;
-    if (state == Request::State::lost) {
-      for (const int rank : communicator_.newly_lost()) lose(rank);
-      return true;
-    }
-    hear(source_, incoming_);
-    if (!all_ended()) listen();
-    return true;
-  }
-
-  void lose(int rank) {
-    if (rank <= mergers_.count())
-      communicator_.abort(fmt::format("rank {}, which merges, was lost", rank));
-    const auto worker = static_cast<std::size_t>(worker_of(rank));
-    if (result_.failures[worker].empty()) result_.failures[worker] = lost_text;
-    fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
-               all_merged() ? "" : "; its work goes to the others");
-    ended_[worker] = true;
-    if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
-    intake_.forget(rank);
-    if (inputs_) inputs_->forget(rank);
-    orders_.forget(rank);
-  }
-
-  void hear(int rank, const Message& message) {
-    if (communicator_.is_lost(rank)) return;
-    if (rank <= mergers_.count()) return hear_merger(rank, message);
-    const int worker = worker_of(rank);
-    switch (message.said) {
-      case Said::ready:
-        if (began_ == 0) began_ = now_seconds();
-        return;
-      case Said::offer:
-        return intake_.offer(rank, message);
-      case Said::computed:
-        count_computed(worker);
-        dispatcher_->computed(worker, message.subproblem);
-        orders_.computed({message.subproblem, rank, message.order}, 1 + message.mergers);
-        return intake_.computed(rank, message);
-      case Said::left_out:
-        orders_.left_out(rank, message.subproblem);
-        return dispatcher_->left_out(worker, message.subproblem);
-      case Said::failed:
-        result_.failures[static_cast<std::size_t>(worker)] = message.text.data();
-        fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
-                   message.text.data());
-        if (dispatcher_) dispatcher_->lost(worker, false);
-        return;
-      case Said::read:
-        if (inputs_) return inputs_->request(rank, message);
-        break;
-      case Said::ended:
-        ended_[static_cast<std::size_t>(worker)] = true;
-        return;
-      default:
-        break;
-    }
-    throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
-  }
-
-  /// Those that a worker is given as one.
-  std::int64_t subproblems_of_order() const {
-    return computes_by_groups(plan_) ? plan_.division.quorum_count() : std::int64_t{1};
-  }
-
-  void count_computed(int worker) {
-    const std::int64_t computed = subproblems_of_order();
-    result_.subproblems[static_cast<std::size_t>(worker)] += computed;
-    for (std::int64_t i = 0; i < computed; ++i) telemetry_.add_subproblem();
-  }
-
-  void hear_merger(int rank, const Message& message) {
-    switch (message.said) {
-      case Said::merged:
-        telemetry_.add_scores(static_cast<std::uint64_t>(message.scores));
-        return merged(message.subproblem, message.count);
-      case Said::received:
-        return received({message.subproblem, message.rank, message.order});
-      default:
-        return mergers_.hear(rank, message);
-    }
-  }
-
-  void merged(std::int64_t id, std::int64_t pieces) {
-    for (std::int64_t piece = 0; piece < pieces; ++piece) dispatcher_->merged_piece(id);
-  }
-
-  // By this rank, or a merger.
-  void received(const Source& source) {
-    if (communicator_.is_lost(source.rank)) return;
-    if (orders_.received(source)) dispatcher_->received(worker_of(source.rank), source.subproblem);
-  }
-
-  // Takes from workers what others have computed.
-  void withdraw() {
-    for (const auto& [worker, id] : dispatcher_->withdrawals()) {
-      const auto order = orders_.number(rank_of(worker), id);
-      if (!order) continue;
-      Message message;
-      message.said = Said::withdraw;
-      message.subproblem = id;
-      message.order = *order;
-      send(rank_of(worker), message);
-    }
-  }
-
-  // Gives each worker what it may have.
-  bool assign() {
-    bool did_something = false;
-    if (!dispatcher_) return false;
-    withdraw();
-    for (int worker = 0; worker < workers(); ++worker) {
-      while (const auto order = dispatcher_->next(worker)) {
-        for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);
-        Message message;
-        message.said = Said::assign;
-        message.subproblem = order->assignment.id;
-        message.order = orders_.give(rank_of(worker), message.subproblem);
-        message.set_wanted(order->assignment.wanted);
-        send(rank_of(worker), message);
-        did_something = true;
-      }
-    }
-    return did_something;
-  }
-
-  // The partials of the order that a worker has given up come to every rank that merges.
-  void drop(int rank, std::int64_t id) {
-    Message message;
-    message.said = Said::drop;
-    message.rank = rank;
-    message.subproblem = id;
-    message.order = orders_.number(rank, id).value();
-    intake_.drop({id, rank, message.order});
-    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
-  }
-
-  // Only this rank hears signals. A stop is told when this rank has made its own checkpoint.
-  bool tell_mergers() {
-    const std::int64_t asked = checkpoint_.stop ? checkpoint_.stop->checkpoints.load() : 0;
-    if (asked == std::exchange(checkpoints_told_, asked)) return false;
-    Message message;
-    message.said = Said::checkpoint;
-    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
-    return true;
-  }
-
-  void send(int rank, const Message& message) {
-    Sending& sending = sends_.emplace_back(Sending{message, {}});
-    const Tag tag = rank <= mergers_.count() ? to_master_tag : to_worker_tag;
-    sending.request = communicator_.send(rank, tag, sending.message.bytes());
-  }
-
-  std::string nobody_left() const {
-    const auto first = std::find_if(result_.failures.begin(), result_.failures.end(),
-                                    [](const std::string& text) { return !text.empty(); });
-    return fmt::format("no worker is left; rank {} failed with: {}",
-                       rank_of(static_cast<int>(first - result_.failures.begin())), *first);
-  }
-
-  const Plan& plan_;
-  Assembler& assembler_;
-  MergedList& merged_;
-  const Abort& abort_;
-  const CheckpointOptions& checkpoint_;
-  std::int64_t checkpoints_told_ = 0;
-  Telemetry& telemetry_;
-  Communicator& communicator_;
-  Mergers mergers_;
-  std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
-  Intake intake_;
-  InputServer* inputs_;
-  Orders orders_;
-  std::vector<bool> ended_;  ///< by worker
-  std::list<Sending> sends_;
-  Message incoming_;
-  Request incoming_request_;
-  int source_ = 0;
-  Pause pause_;
-  double began_ = 0;
-  MasterResult result_;
-};
-
-// A checkpoint is what all ranks have made durable.
-void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t scores_of_mergers) {
-  try {
-    abort.rethrow_if_failed();
-  } catch (const Stopped& stopped) {
-    const auto expected = expected_scores(plan);
-    const auto all =
-        static_cast<double>(std::accumulate(expected.begin(), expected.end(), std::uint64_t{0}));
-    const double more = all > 0 ? static_cast<double>(scores_of_mergers) / all : 0.0;
-    throw Stopped(std::min(1.0, stopped.merged() + more));
-  }
+void add(MasterResult& all, MasterResult pass) {
+  add_pass(all.run, pass.run);
+  all.failures = std::move(pass.failures);
+  all.subproblems.resize(pass.subproblems.size());
+  std::ranges::transform(pass.subproblems, all.subproblems, all.subproblems.begin(), std::plus<>());
+  all.repeated += pass.repeated;
+  all.withdrawn += pass.withdrawn;
+  all.dispatch_seconds += pass.dispatch_seconds;
+  all.stalled_seconds += pass.stalled_seconds;
+  all.served.buffers = std::max(all.served.buffers, pass.served.buffers);
+  all.served.buffer_bytes = std::max(all.served.buffer_bytes, pass.served.buffer_bytes);
+  all.served.blocks += pass.served.blocks;
+  all.served.bytes += pass.served.bytes;
 }
 
 }  // namespace
 
-MasterResult run_master(const Plan& plan, const Outputs& outputs, const RunOptions& options,
+MasterResult run_master(const Plan& planned, const Outputs& outputs, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator,
                         const std::function<void()>& ready, const Inputs* served) {
-  check_outputs(plan, outputs);
-  const MergeShares shares(plan, options.mergers);
-  if (served) check_inputs(plan, *served);
-  const HostBuffer memory(plan.host.bytes());
-  Abort abort;
-  MergedList merged;
-  Assembler assembler(plan, outputs, memory.data(), options, telemetry, abort);
-  assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
-  std::optional<InputServer> inputs;
-  if (served) {
-    inputs.emplace(plan, *served, memory.data() + plan.host.cache_offset(), options.read_threads,
-                   communicator);
-  }
-  ready();
-  Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry, communicator,
-                inputs ? &*inputs : nullptr);
-  {
-    Crew crew(abort);
-    try {
-      try {
-        assembler.start(crew);
-        master.work();
-      } catch (...) {
-        abort.fail();
-      }
-      assembler.end_of_partials();
-      master.end();
-    } catch (const std::exception& error) {
-      // Workers can no longer be told, and MPI may still write into what this would free.
-      communicator.abort(fmt::format("rank 0: {}", error.what()));
-    }
-    crew.join();
-  }
-  master.mergers().rethrow_if_failed();
-  rethrow_if_failed(abort, plan, master.mergers().durable_scores());
+  check_outputs(planned, outputs);
+  if (served) check_inputs(planned, *served);
+  const MasterRun run{outputs, options, telemetry, communicator, served};
+  const std::int64_t workers = communicator.size() - 1 - options.mergers;
+  const bool durable = !options.checkpoint.directory.empty();
+  CheckpointOptions checkpoint = options.checkpoint;
+  MasterResult all;
+  all.failures.resize(static_cast<std::size_t>(workers));
+  double began = 0;
+  Plan plan = planned;
 
-  MasterResult result = std::move(master.result());
-  result.run.seconds = now_seconds() - master.began();
-  result.run.merged_scores = assembler.merged_scores();
-  result.run.output = assembler.non_finite();
-  result.run.host_bytes = memory.bytes();
-  result.run.scratch_bytes = assembler.scratch_bytes();
-  result.run.checkpoint = assembler.checkpoint_totals();
-  return result;
+  std::optional<Tuner> tuner;
+  AskForPlan ask;
+  const auto may_take = [&](const Plan& next) {
+    const Tuning& tuning = *options.tuning;
+    return (!tuning.fits || tuning.fits(next)) &&
+           can_go_on_by(plan, next, durable, tuning.has_room);
+  };
+  if (options.tuning) {
+    tuner.emplace(*options.tuning);
+    ask = [&](const RunSoFar& so_far, const Tuner::WorkersSoFar& of_workers, std::int64_t from,
+              double switch_seconds) {
+      return tuner->ask(plan, so_far, from, switch_seconds, may_take, of_workers);
+    };
+  }
+
+  for (bool first = true;; first = false) {
+    bool told = first;
+    const auto tell = [&] {
+      told = true;
+      if (first) return ready();
+      send_later_plan(communicator, options.mergers, all.failures, &plan);
+    };
+    std::optional<Pass> pass;
+    try {
+      const MergeShares shares(plan, options.mergers);
+      const Plan own =
+          merger_plan(plan, workers, shares.chunks(0), plan.request.host_budget, served != nullptr);
+      pass = run_pass(own, shares, run, checkpoint, all.failures, ask, tell);
+    } catch (...) {
+      if (!told) send_later_plan(communicator, options.mergers, all.failures, nullptr);
+      throw;
+    }
+    if (first) began = pass->began;
+    add(all, std::move(pass->result));
+    all.run.seconds = now_seconds() - began;
+    if (!pass->again) return all;
+    if (options.warn) options.warn(describe(*pass->again));
+    all.run.planned_again.push_back(std::move(*pass->again));
+    plan = all.run.planned_again.back().plan;
+    checkpoint.same_run = true;
+  }
 }
 
 }  // namespace stream_cqsa

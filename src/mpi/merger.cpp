@@ -12,8 +12,10 @@
 #include "engine/assembler.hpp"
 #include "engine/buffer.hpp"
 #include "engine/monitor.hpp"
+#include "engine/passes.hpp"
 #include "mpi/error.hpp"
 #include "mpi/intake.hpp"
+#include "mpi/later_plan.hpp"
 #include "mpi/merged_list.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
@@ -81,23 +83,31 @@ class Merging {
   Crew crew_;
 };
 
-/// The communication thread's work.
+/// Gives the outputs, the same ones every time.
+using Open = std::function<const Outputs&()>;
+
+/// The communication thread's work, by one plan.
 class Merger {
  public:
-  Merger(Telemetry& telemetry, Communicator& communicator, int mergers)
+  /// `absent` ranks compute no more.
+  Merger(Telemetry& telemetry, Communicator& communicator, int mergers,
+         const std::vector<int>& absent)
       : telemetry_(telemetry),
         communicator_(communicator),
         mergers_(mergers),
-        workers_left_(communicator.size() - 1 - mergers) {
+        workers_left_(communicator.size() - 1 - mergers - static_cast<int>(absent.size())),
+        ended_(absent.begin(), absent.end()),
+        scores_told_(telemetry.scores_done() - telemetry.restored_scores()) {
     listen();
   }
 
   /// Begins to merge; a failure is told to the master.
-  void start(const Plan& plan, const Range& chunks, std::int64_t host_budget,
-             const std::function<Outputs()>& open, const RunOptions& options) {
+  void start(const Plan& plan, const Range& chunks, std::int64_t host_budget, const Open& open,
+             const RunOptions& options) {
     try {
-      plan_ = merger_plan(plan, workers_left_, chunks, host_budget);
-      const Outputs outputs = open();
+      const int workers = communicator_.size() - 1 - mergers_;
+      plan_ = merger_plan(plan, workers, chunks, host_budget);
+      const Outputs& outputs = open();
       check_outputs(*plan_, outputs);
       merging_ = std::make_unique<Merging>(*plan_, outputs, options, telemetry_, communicator_,
                                            [this](const Source& source) { say_received(source); });
@@ -128,17 +138,15 @@ class Merger {
     for (; !sends_.empty(); pause_.after(false, true)) forget_sent();
   }
 
+  /// Whether the master may have another plan.
+  bool goes_on() const { return goes_on_; }
+
   MergerResult result() {
     MergerResult result;
     result.failure = failure_;
     if (!merging_) return result;
-    const Assembler& assembler = merging_->assembler();
     result.stalled_seconds = merging_->intake().stalled_seconds();
-    result.run.merged_scores = assembler.merged_scores();
-    result.run.output = assembler.non_finite();
-    result.run.host_bytes = merging_->host_bytes();
-    result.run.scratch_bytes = assembler.scratch_bytes();
-    result.run.checkpoint = assembler.checkpoint_totals();
+    result.run = result_of(merging_->assembler(), merging_->host_bytes());
     return result;
   }
 
@@ -190,6 +198,7 @@ class Merger {
         return;
       case Said::stop:
         ending_ = message.ending;
+        goes_on_ = message.goes_on;
         if (merging_ && failure_.empty()) merging_->end(*ending_);
         return;
       case Said::offer:
@@ -198,6 +207,9 @@ class Merger {
         return intake().computed(rank, message);
       case Said::drop:
         return intake().drop({message.subproblem, message.rank, message.order});
+      case Said::leave:
+        if (merging_) merging_->assembler().leave_from(message.subproblem);
+        return;
       case Said::checkpoint:
         if (merging_) merging_->ask_for_checkpoint();
         return;
@@ -316,8 +328,9 @@ class Merger {
   std::list<Sending> sends_;
   std::unique_ptr<Merging> merging_;
   std::optional<Ending> ending_;
+  bool goes_on_ = false;
   bool said_written_ = false;
-  std::uint64_t scores_told_ = 0;
+  std::uint64_t scores_told_;  ///< of those that have come
   Message incoming_;
   Request request_;
   int source_ = 0;
@@ -329,16 +342,34 @@ class Merger {
 MergerResult run_merger(const Plan& plan, std::int64_t host_budget,
                         const std::function<Outputs()>& open, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator) {
-  const MergeShares shares(plan, options.mergers);
-  Merger merger(telemetry, communicator, options.mergers);
+  MergerResult all;
+  RunOptions own = options;
+  std::optional<Outputs> outputs;
+  const Open open_once = [&]() -> const Outputs& {
+    if (!outputs) outputs.emplace(open());
+    return *outputs;
+  };
   try {
-    merger.start(plan, shares.chunks(communicator.rank()), host_budget, open, options);
-    merger.work();
+    std::optional<LaterPlan> later;
+    for (bool goes_on = true; goes_on; own.checkpoint.same_run = true) {
+      const Plan& by = later ? later->plan : plan;
+      Merger merger(telemetry, communicator, own.mergers,
+                    later ? later->absent : std::vector<int>());
+      merger.start(by, MergeShares(by, own.mergers).chunks(communicator.rank()), host_budget,
+                   open_once, own);
+      merger.work();
+      MergerResult by_this = merger.result();
+      if (own.checkpoint.same_run) by_this.run.checkpoint.resumed = {};  // this run has left it
+      add_pass(all.run, by_this.run);
+      all.failure = by_this.failure;
+      all.stalled_seconds += by_this.stalled_seconds;
+      goes_on = merger.goes_on() && (later = receive_later_plan(communicator));
+    }
   } catch (const std::exception& error) {
     // MPI may still write into what this would free.
     communicator.abort(fmt::format("rank {}: {}", communicator.rank(), error.what()));
   }
-  return merger.result();
+  return all;
 }
 
 }  // namespace stream_cqsa

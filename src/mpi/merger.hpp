@@ -16,13 +16,14 @@ struct MergerResult {
   double stalled_seconds = 0;  ///< see Intake::stalled_seconds()
 };
 
-/// Merges what the workers of `plan` compute of this rank's share of the query chunks (see
-/// MergeShares), within merger_plan() for the host budget given, until the master says how to end.
-/// `open` gives the outputs, of which only the rows of that share are written; they are durable
-/// when this returns, and not committed. RunOptions::checkpoint has a directory of this rank's own,
-/// or none; requests for checkpoints, and to stop, come from the master. Failures, those of `open`
-/// too, are told to the master, which ends the run. Only the calling thread sends and receives.
-/// Ends all ranks when messages themselves fail.
+/// Merges what the workers of `plan`, and of those that the master plans after it, compute of this
+/// rank's share of the query chunks (see MergeShares), within merger_plan() for the host budget
+/// given, until the master says how to end. `open` gives the outputs, of which only the rows of
+/// that share are written; they are durable when this returns, and not committed.
+/// RunOptions::checkpoint has a directory of this rank's own, or none; requests for checkpoints,
+/// and to stop, come from the master. Failures, those of `open` too, are told to the master, which
+/// ends the run. Only the calling thread sends and receives. Ends all ranks when messages
+/// themselves fail.
 MergerResult run_merger(const Plan& plan, std::int64_t host_budget,
                         const std::function<Outputs()>& open, const RunOptions& options,
                         Telemetry& telemetry, Communicator& communicator);

@@ -70,6 +70,7 @@ Resumed Mergers::resumed(Resumed own) const {
 }
 
 std::int64_t Mergers::lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk) {
+  if (group_number(plan_, subproblem.batch, subproblem.group) < plan_.groups_done) return 0;
   const std::int64_t pieces = piece_count(plan_, plan_.division.chunk(chunk).queries);
   const int rank = shares_.rank_of(chunk);
   const std::vector<std::int32_t>& merged = starts_.at(rank).merged;

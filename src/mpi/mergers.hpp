@@ -38,7 +38,7 @@ class Mergers {
   /// What they found in their checkpoints, and `own`.
   Resumed resumed(Resumed own) const;
   /// How many pieces of a query chunk that a merger merges lacked the partial of a subproblem at
-  /// the start.
+  /// the start; none of a group that is done before.
   std::int64_t lacking_pieces(const SubproblemKey& subproblem, std::int64_t chunk);
 
   bool under_way() const { return !coming_.empty(); }

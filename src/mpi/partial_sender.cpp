@@ -1,6 +1,7 @@
 #include "mpi/partial_sender.hpp"
 
 #include <numeric>
+#include <utility>
 
 namespace stream_cqsa {
 
@@ -17,7 +18,7 @@ std::vector<std::int32_t> buffer_numbers(const Plan& plan) {
 }  // namespace
 
 PartialSender::PartialSender(const Plan& plan, int mergers, std::byte* memory,
-                             Communicator& communicator, Abort& abort)
+                             Communicator& communicator, Abort& abort, SoFar so_far)
     : plan_(plan),
       pieces_of_group_(computes_by_groups(plan) ? pieces_of_group(plan) : 0),
       memory_(memory),
@@ -25,7 +26,8 @@ PartialSender::PartialSender(const Plan& plan, int mergers, std::byte* memory,
                                              : plan.host.state_buffer_bytes),
       communicator_(communicator),
       buffers_(abort, buffer_numbers(plan)),
-      shares_(plan, mergers) {}
+      shares_(plan, mergers),
+      so_far_(std::move(so_far)) {}
 
 // --- the pipeline's threads ---
 
@@ -86,6 +88,7 @@ void PartialSender::end_of_subproblem(std::int64_t id) {
     waiting_.push_back({rank, own, 0});
   }
   computed.count = order.offered[0];
+  computed.so_far = so_far_();
   waiting_.push_back({0, computed, 0});
   orders_.erase(id);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <list>
 #include <map>
 #include <mutex>
@@ -22,10 +23,13 @@ namespace stream_cqsa {
 /// is in it has been sent.
 class PartialSender : public PartialReceiver {
  public:
+  using SoFar = std::function<RunSoFar()>;
+
   /// `memory` holds the plan's state buffers, or output buffers where it computes by groups. The
-  /// ranks 0 to `mergers` merge.
+  /// ranks 0 to `mergers` merge. `so_far` is what the master is told with each computed subproblem;
+  /// the pipeline's threads call it.
   PartialSender(const Plan& plan, int mergers, std::byte* memory, Communicator& communicator,
-                Abort& abort);
+                Abort& abort, SoFar so_far);
 
   /// From now on the partials of this subproblem are those of the order numbered `order`.
   void ordered(std::int64_t subproblem, std::int64_t order);
@@ -80,6 +84,7 @@ class PartialSender : public PartialReceiver {
   Communicator& communicator_;
   Pool<std::int32_t> buffers_;
   const MergeShares shares_;
+  const SoFar so_far_;
   mutable std::mutex mutex_;  // guards waiting_ and orders_
   std::deque<Waiting> waiting_;
   std::map<std::int64_t, Order> orders_;  ///< by subproblem

@@ -22,6 +22,7 @@
 #include "stream_cqsa/checkpoint.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/tensor.hpp"
+#include "stream_cqsa/tuning.hpp"
 
 namespace stream_cqsa {
 
@@ -31,11 +32,13 @@ inline constexpr int most_input_requests = 32;
 /// Tags. to_master_tag: to the master, and to mergers. The states of an offered partial come under
 /// states_tag plus the number of the worker's buffer, which belongs to no other partial until they
 /// have come; a MergerStart under start_tag; the answer to a request for input rows under
-/// inputs_tag plus the number of the request; a rank's report under report_tag.
+/// inputs_tag plus the number of the request; the text of a later plan (see LaterPlan) under
+/// plan_tag; a rank's report under report_tag.
 enum Tag : int {
   to_master_tag = 1,
   to_worker_tag = 2,
   start_tag = 3,
+  plan_tag = 4,
   report_tag = 8,
   inputs_tag = 16,
   states_tag = inputs_tag + most_input_requests
@@ -50,7 +53,8 @@ enum class Said : std::int32_t {
   // A worker to the rank that merges the query chunk: the master or a merger.
   offer,  ///< a partial, or finished rows, wait: they are sent when the receiver asks MPI for them
   // A worker to the master, and to each merger to which it offered any.
-  computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more
+  computed,  ///< `count` partials of `subproblem` were offered to the receiver; there are no more;
+             ///< to the master, also what the rank has done `so_far` by this plan
   // A worker to the master.
   left_out,  ///< the order `order` of `subproblem` was withdrawn before it had begun
   // A worker to the master and all mergers, or a merger to the master.
@@ -71,6 +75,7 @@ enum class Said : std::int32_t {
   // The master to a merger.
   drop,        ///< from now on, the partials of `order` of `subproblem` to the worker `rank`
   checkpoint,  ///< make one
+  leave,       ///< nothing of the head group numbered `subproblem`, and of those after it, comes
 };
 
 /// How mergers end.
@@ -88,6 +93,7 @@ struct Message {
   std::int32_t mergers = 0;  ///< of `computed` to the master: how many were offered any
   Ending ending = Ending::complete;
   bool bad_input = false;       ///< of `failed`: an InputError
+  bool goes_on = false;         ///< of `stop`: the text of a later plan follows, or an empty one
   std::int64_t subproblem = 0;  ///< or a head group's number, see above
   std::int64_t order = 0;       ///< the number of the order, among all, by which it was computed
   PieceKey piece;               ///< of an offer
@@ -97,6 +103,7 @@ struct Message {
   Block block;                            ///< to be read
   std::array<std::uint64_t, 8> wanted{};  ///< a bit for each chunk's position in the quorum
   std::array<char, 320> text{};           ///< ends with a zero
+  RunSoFar so_far;                        ///< of `computed`
 
   std::span<std::byte> bytes() { return std::as_writable_bytes(std::span(this, 1)); }
   std::span<const std::byte> bytes() const { return std::as_bytes(std::span(this, 1)); }

@@ -62,6 +62,12 @@ void RemoteInputs::cancel() {
 
 // --- the communication thread ---
 
+void RemoteInputs::reopen() {
+  const std::scoped_lock lock(mutex_);
+  waiting_.clear();  // those who asked have left
+  cancelled_ = false;
+}
+
 bool RemoteInputs::poll() {
   bool did_something = false;
   for (auto exchange = active_.begin(); exchange != active_.end();) {

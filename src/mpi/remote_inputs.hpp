@@ -39,6 +39,8 @@ class RemoteInputs {
   void cancel();
 
   // For the communication thread.
+  /// Takes a cancel() back, when idle().
+  void reopen();
   /// Sends what there is to send. True where anything happened.
   bool poll();
   /// Nothing waits to be sent, and nothing that was asked for is still to come.

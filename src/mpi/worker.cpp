@@ -1,5 +1,6 @@
 #include "mpi/worker.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <list>
 #include <memory>
@@ -11,6 +12,7 @@
 #include "engine/prepare.hpp"
 #include "mpi/begun_orders.hpp"
 #include "mpi/error.hpp"
+#include "mpi/later_plan.hpp"
 #include "mpi/partial_sender.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
@@ -31,7 +33,12 @@ class Computing {
       : by_groups_(computes_by_groups(plan)),
         subproblems_of_group_(plan.division.quorum_count()),
         backend_(backend),
-        sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_),
+        telemetry_(telemetry),
+        read_threads_(std::max(options.read_threads, 1)),
+        in_parts_(computes_in_parts(plan)),
+        before_(counted()),
+        sender_(plan, options.mergers, memory + plan.host.state_offset(), communicator, abort_,
+                [this] { return counted().since(before_); }),
         assignments_(abort_, most_assignments),
         pipeline_(plan, inputs, memory + plan.host.cache_offset(), backend, sender_, telemetry,
                   abort_),
@@ -84,11 +91,25 @@ class Computing {
     while (assignment && begun_.is_withdrawn(assignment->order)) assignment = assignments_.pop();
     return assignment;
   }
+  // By all plans.
+  RunSoFar counted() const {
+    RunSoFar run;
+    run.totals = telemetry_.totals();
+    run.scores = telemetry_.scores_done();
+    run.subproblems = telemetry_.subproblems_done();
+    run.read_threads = read_threads_;
+    run.in_parts = in_parts_;
+    return run;
+  }
 
   const bool by_groups_;
   const std::int64_t subproblems_of_group_;
   Abort abort_;
   Backend& backend_;
+  Telemetry& telemetry_;
+  const int read_threads_;
+  const bool in_parts_;
+  const RunSoFar before_;
   PartialSender sender_;
   BoundedQueue<Assignment> assignments_;
   BegunOrders begun_;
@@ -97,11 +118,12 @@ class Computing {
   Crew crew_;
 };
 
-/// The communication thread's work.
+/// The communication thread's work, by one plan.
 class Worker {
  public:
   Worker(Backend& backend, int mergers, Communicator& communicator, RemoteInputs* remote)
       : backend_(backend), mergers_(mergers), communicator_(communicator), remote_(remote) {
+    if (remote_) remote_->reopen();
     listen();
   }
 
@@ -153,6 +175,8 @@ class Worker {
     return {failure_, backend_.scores_computed(), backend_.allocated_bytes(),
             backend_.memory_in_use(), memory_ ? memory_->bytes() : 0};
   }
+  /// Whether the master may have another plan.
+  bool goes_on() const { return incoming_.goes_on && failure_.empty(); }
 
  private:
   struct Sending {
@@ -233,10 +257,20 @@ class Worker {
 WorkerResult run_worker(const Plan& plan, const WorkerBudgets& budgets, const Inputs& inputs,
                         Backend& backend, const RunOptions& options, Telemetry& telemetry,
                         Communicator& communicator, RemoteInputs* remote) {
-  Worker worker(backend, options.mergers, communicator, remote);
-  worker.start(plan, budgets, inputs, options, telemetry);
-  worker.work();
-  return worker.result();
+  WorkerResult all;
+  std::optional<LaterPlan> later;
+  for (bool goes_on = true; goes_on;) {
+    Worker worker(backend, options.mergers, communicator, remote);
+    worker.start(later ? later->plan : plan, budgets, inputs, options, telemetry);
+    worker.work();
+    const WorkerResult by_this = worker.result();
+    all = {by_this.failure, by_this.scores_computed,
+           std::max(all.device_bytes, by_this.device_bytes),
+           std::max(all.device_in_use, by_this.device_in_use),
+           std::max(all.host_bytes, by_this.host_bytes)};
+    goes_on = worker.goes_on() && (later = receive_later_plan(communicator));
+  }
+  return all;
 }
 
 }  // namespace stream_cqsa

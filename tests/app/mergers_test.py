@@ -78,7 +78,7 @@ class Mergers(ranks_test.Ranks):
         expected = self.alone()
         plan = self.path("plan.json")
         plan.write_text(self.succeed("plan", *self.inputs(), *self.options, "--lse", "lse.npy",
-                                     "--mergers", "2", "--json").stdout)
+                                     "--mergers", "2", "--workers", "2", "--json").stdout)
         self.options = ["--causal", "--threads", "1", "--plan", plan]
         for ranks, mergers in ((5, 2), (4, 1), (6, 3), (3, 0)):
             self.compare(expected, ranks, mergers)
@@ -91,6 +91,7 @@ class Mergers(ranks_test.Ranks):
         self.assertIn("--mergers must not be negative",
                       self.mpirun(3, self.command("--mergers", "-1"), status=2))
         self.refuse(*self.command("--mergers", "1"), names=["--mergers", "mpirun"])
+        self.refuse("plan", *self.inputs(), "--mergers", "1", names=["--mergers", "--workers"])
 
     def test_a_merger_that_does_not_see_the_output_is_named(self):
         self.save_inputs(shape=self.shape, dtype=np.float16)

@@ -3,6 +3,7 @@
 import json
 import unittest
 
+import ranks_test
 from cli import CliTest
 
 # Kernels are said to be so slow that they hide merges on the device, which are said to be slow as well, and everything
@@ -53,6 +54,29 @@ class Tuning(CliTest):
         self.assertEqual(report["planned_again"], [])
         self.assertNotIn("again ", done.stdout)
         self.assertEqual(kept, output)
+
+
+class TuningOnRanks(ranks_test.Ranks):
+
+    options = ["--backend", "cpu", "--threads", "1", "--chunks", "7", "--heads-per-group", "1", "--device-memory",
+               "16MiB", "--host-memory", "64MiB"]
+
+    def test_accumulators_move_to_the_ranks_that_merge(self):
+        self.save_inputs(shape=(1, 6000, 16, 64))
+        self.save_costs(**WRONG)
+        expected = self.alone()
+        for mergers in (0, 1):
+            error = self.mpirun(3 + mergers, self.command("--overwrite", "--mergers", mergers, "--report",
+                                                          self.path("r.json")))
+            self.assertEqual(self.bytes_of("o.npy"), expected)
+            report = json.loads(self.path("r.json").read_text())
+            self.assertEqual(report["plan"]["accumulators"]["placement"], "device")
+            self.assertTrue(report["certificate"]["ok"])
+            # One of two workers that is late may have the last head groups before it shows what it is like.
+            said = [line for line in error.splitlines() if "head groups are computed" in line]
+            self.assertEqual(len(said), len(report["planned_again"]), error)
+            for again in report["planned_again"]:
+                self.assertEqual(again["accumulators"], "memory")
 
 
 if __name__ == "__main__":

@@ -243,6 +243,9 @@ BOOST_AUTO_TEST_CASE(kernels_and_merges_are_measured_as_the_costs_count_them) {
 
   Plan in_parts = on_host;
   in_parts.device.query_slots = 2;
+  BOOST_TEST(computes_in_parts(in_parts));
+  BOOST_TEST(!computes_in_parts(on_host));
+  run.in_parts = true;
   const MeasuredCosts unknown = measured_costs(in_parts, planned, InputKind::files, run, 1, 0);
   BOOST_TEST((unknown.costs.kernels == planned.kernels));
 }

@@ -1,0 +1,528 @@
+#include "mpi/master_pass.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <ctime>
+#include <list>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <utility>
+
+#include "engine/assembler.hpp"
+#include "engine/buffer.hpp"
+#include "engine/checkpoint.hpp"
+#include "engine/dispatcher.hpp"
+#include "engine/monitor.hpp"
+#include "engine/passes.hpp"
+#include "mpi/intake.hpp"
+#include "mpi/later_plan.hpp"
+#include "mpi/merged_list.hpp"
+#include "mpi/mergers.hpp"
+#include "mpi/orders.hpp"
+#include "mpi/poll.hpp"
+#include "mpi/protocol.hpp"
+#include "stream_cqsa/error.hpp"
+
+namespace stream_cqsa {
+namespace {
+
+// One that computes, one whose inputs are on their way, one whose partials are.
+constexpr int ahead = 3;
+
+// Of the processor, so that ranks which share cores do not count each other's work.
+double thread_seconds() {
+  timespec time{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+/// The communication thread's work, by one plan.
+class Master {
+ public:
+  /// `failures` of workers that take no part; `ask` where others can be planned, or none.
+  Master(const Plan& plan, const MergeShares& shares, Assembler& assembler, MergedList& merged,
+         const Abort& abort, const CheckpointOptions& checkpoint, Telemetry& telemetry,
+         Communicator& communicator, InputServer* inputs, const Failures& failures,
+         const AskForPlan& ask)
+      : plan_(plan),
+        assembler_(assembler),
+        merged_(merged),
+        abort_(abort),
+        checkpoint_(checkpoint),
+        telemetry_(telemetry),
+        communicator_(communicator),
+        mergers_(plan, shares, communicator),
+        intake_(plan, assembler, communicator, telemetry,
+                [this](const Source& source) { received(source); }),
+        inputs_(inputs),
+        ask_(ask),
+        before_(assembler.so_far()),
+        workers_so_far_(failures.size()) {
+    result().failures = failures;
+    result().subproblems.resize(failures.size());
+    for (const std::string& failure : failures) ended_.push_back(!failure.empty());
+    listen();
+  }
+
+  /// Until everything is merged, and written by the mergers, or something has failed: then nothing
+  /// more can be done. Where it was to stop meanwhile, mergers make their checkpoints.
+  void work() {
+    while (!(all_merged() && mergers_.have_written()) && !abort_.failed() && !mergers_.failed()) {
+      if (!dispatcher_ && mergers_.are_ready()) begin();
+      if (dispatcher_ && !all_merged() && dispatcher_->workers_left() == 0)
+        throw Error(nobody_left());
+      step([this] {
+        const bool told = tell_mergers();
+        return assign() || told;
+      });
+    }
+  }
+  /// Stops the other ranks and waits until they have ended.
+  void end() {
+    intake_.drop_all();
+    Message stop;
+    stop.said = Said::stop;
+    stop.ending = ending();
+    if (stop.ending != Ending::complete) pass_.again.reset();
+    stop.goes_on = pass_.again.has_value();
+    for (int rank = 1; rank < communicator_.size(); ++rank) {
+      if (rank <= mergers_.count() || !ended_[static_cast<std::size_t>(worker_of(rank))])
+        send(rank, stop);
+    }
+    if (inputs_) inputs_->refuse_all();
+    while (!all_ended() || under_way()) {
+      step([] { return false; });
+    }
+    // Where the last one to end was lost, one more message is waited for.
+    incoming_request_.cancel();
+    while (!incoming_request_.settled()) {
+    }
+    result().stalled_seconds = intake_.stalled_seconds();
+    if (dispatcher_) {
+      result().repeated = dispatcher_->repeated() * subproblems_of_order();
+      result().withdrawn = dispatcher_->withdrawn() * subproblems_of_order();
+    }
+    if (inputs_) result().served = inputs_->served();
+  }
+  const Mergers& mergers() const { return mergers_; }
+  Pass& pass() { return pass_; }
+
+ private:
+  struct Sending {
+    Message message;
+    Request request;
+  };
+  MasterResult& result() { return pass_.result; }
+  int workers() const { return static_cast<int>(ended_.size()); }
+  int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
+  int worker_of(int rank) const { return rank - 1 - mergers_.count(); }
+  bool all_merged() const { return dispatcher_ && dispatcher_->all_merged(); }
+  bool all_ended() const {
+    return mergers_.have_ended() && std::find(ended_.begin(), ended_.end(), false) == ended_.end();
+  }
+  bool under_way() const {
+    return !sends_.empty() || intake_.under_way() || mergers_.under_way() ||
+           (inputs_ && !inputs_->idle());
+  }
+
+  Ending ending() const {
+    if (mergers_.failed()) return Ending::abandon;
+    try {
+      abort_.rethrow_if_failed();
+      return all_merged() ? Ending::complete : Ending::abandon;
+    } catch (const Stopped&) {
+      return Ending::checkpoint;
+    } catch (...) {
+      return Ending::abandon;
+    }
+  }
+
+  template <typename Assign>
+  void step(const Assign& assign) {
+    const double begin = thread_seconds();
+    bool did_something = false;
+    for (const auto& [id, pieces] : merged_.take()) {
+      merged(id, pieces);
+      did_something = true;
+    }
+    if (did_something) intake_.merged();
+    did_something |= mergers_.poll();
+    for (; !all_ended() && receive(); did_something = true) {
+    }
+    did_something |= intake_.poll();
+    did_something |= inputs_ && inputs_->poll();
+    did_something |= assign();
+    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
+    if (did_something) result().dispatch_seconds += thread_seconds() - begin;
+    pause_.after(did_something, under_way());
+  }
+
+  void listen() {
+    incoming_request_ = communicator_.receive(MPI_ANY_SOURCE, to_master_tag, incoming_.bytes());
+  }
+
+  // All ranks that merge have said what they have.
+  void begin() {
+    if (!checkpoint_.same_run) {
+      const Resumed resumed = mergers_.resumed(assembler_.resumed());
+      telemetry_.add_restored_scores(resumed.scores - assembler_.resumed().scores);
+      tell_resumed(checkpoint_, resumed);
+    }
+    make_dispatcher();
+    for (int worker = 0; worker < workers(); ++worker) {
+      if (has_failed(worker)) dispatcher_->lost(worker, false);
+    }
+  }
+  bool has_failed(int worker) const {
+    return !pass_.result.failures[static_cast<std::size_t>(worker)].empty();
+  }
+
+  void make_dispatcher() {
+    Dispatcher::Options options;
+    options.now = now_seconds;
+    hold_after(plan_.groups_done);
+    options.held_from = first_id_of(held_group_);
+    if (computes_by_groups(plan_)) {
+      // One that computes, and one to go on with: no more, for the last ones are to be shared out.
+      options.ahead = 2;
+      options.window = group_total(plan_);
+      dispatcher_.emplace(
+          group_total(plan_), workers(), options,
+          [done = plan_.groups_done, pieces = pieces_of_group(plan_)](std::int64_t group) {
+            Dispatcher::Work work;
+            work.pieces = group < done ? 0 : pieces;
+            return work;
+          });
+      return;
+    }
+    options.ahead = ahead;
+    options.window = mergers_.window(intake_.window());
+    options.chunks_kept = plan_.device.kv_slots;
+    dispatcher_.emplace(
+        plan_, workers(), options, [this](const SubproblemKey& key, std::int64_t chunk) {
+          return plan_.merged_chunks.contains(chunk) ? assembler_.lacking_pieces(key, chunk)
+                                                     : mergers_.lacking_pieces(key, chunk);
+        });
+  }
+
+  // --- another plan for the rest ---
+
+  /// Before which nothing of the head groups behind `group`, or behind its batch entry, is begun.
+  void hold_after(std::int64_t group) {
+    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
+    const bool one = computes_by_groups(plan_) || plan_.order == ScheduleOrder::groups_outer;
+    held_group_ = one ? group + 1 : (group / groups + 1) * groups;
+    if (!ask_) held_group_ = group_total(plan_);
+  }
+  /// Of what the dispatcher hands out, that which comes first of a head group that is held.
+  std::int64_t first_id_of(std::int64_t group) const {
+    if (computes_by_groups(plan_)) return group;
+    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
+    return plan_.order == ScheduleOrder::groups_outer
+               ? group * plan_.division.quorum_count()
+               : group / groups * groups * plan_.division.quorum_count();
+  }
+  // All that is not held has been handed out: asks whether another plan takes the rest.
+  void pass_held() {
+    while (!pass_.again && dispatcher_->has_come_to_held()) {
+      pass_.again = ask();
+      if (pass_.again) return leave();
+      hold_after(held_group_);
+      dispatcher_->hold_from(first_id_of(held_group_));
+    }
+  }
+  std::optional<PlannedAgain> ask() {
+    if (checkpoint_.stop && checkpoint_.stop->stop_now()) return std::nullopt;
+    RunSoFar run = assembler_.so_far().since(before_);
+    run.in_place = mergers_.count() > 0 || !checkpoint_.directory.empty();
+    run.lacking = assembler_.lacking_from(held_group_);
+    for (int worker = 0; worker < workers(); ++worker) {
+      auto& so_far = workers_so_far_[static_cast<std::size_t>(worker)];
+      if (has_failed(worker)) {
+        so_far.reset();
+      } else if (!so_far) {
+        so_far.emplace();  // nothing is known of it yet
+      }
+    }
+    return ask_(run, workers_so_far_, held_group_, last_ready_ - start_);
+  }
+  // To the next plan, on all ranks.
+  void leave() {
+    dispatcher_->leave_held();
+    assembler_.leave_from(held_group_);
+    Message message;
+    message.said = Said::leave;
+    message.subproblem = held_group_;
+    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
+  }
+
+  // False where no message has come and no rank is lost.
+  bool receive() {
+    const Request::State state = incoming_request_.test(source_);
+    if (state == Request::State::pending) return false;
+    if (state == Request::State::lost) {
+      for (const int rank : communicator_.newly_lost()) lose(rank);
+      return true;
+    }
+    hear(source_, incoming_);
+    if (!all_ended()) listen();
+    return true;
+  }
+
+  void lose(int rank) {
+    if (rank <= mergers_.count())
+      communicator_.abort(fmt::format("rank {}, which merges, was lost", rank));
+    const auto worker = static_cast<std::size_t>(worker_of(rank));
+    if (result().failures[worker].empty()) result().failures[worker] = lost_text;
+    fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
+               all_merged() ? "" : "; its work goes to the others");
+    ended_[worker] = true;
+    if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
+    intake_.forget(rank);
+    if (inputs_) inputs_->forget(rank);
+    orders_.forget(rank);
+  }
+
+  void hear(int rank, const Message& message) {
+    if (communicator_.is_lost(rank)) return;
+    if (rank <= mergers_.count()) return hear_merger(rank, message);
+    const int worker = worker_of(rank);
+    switch (message.said) {
+      case Said::ready:
+        last_ready_ = now_seconds();
+        if (pass_.began == 0) pass_.began = last_ready_;
+        return;
+      case Said::offer:
+        return intake_.offer(rank, message);
+      case Said::computed:
+        count_computed(worker);
+        workers_so_far_[static_cast<std::size_t>(worker)] = message.so_far;
+        dispatcher_->computed(worker, message.subproblem);
+        orders_.computed({message.subproblem, rank, message.order}, 1 + message.mergers);
+        return intake_.computed(rank, message);
+      case Said::left_out:
+        orders_.left_out(rank, message.subproblem);
+        return dispatcher_->left_out(worker, message.subproblem);
+      case Said::failed:
+        result().failures[static_cast<std::size_t>(worker)] = message.text.data();
+        fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
+                   message.text.data());
+        if (dispatcher_) dispatcher_->lost(worker, false);
+        return;
+      case Said::read:
+        if (inputs_) return inputs_->request(rank, message);
+        break;
+      case Said::ended:
+        ended_[static_cast<std::size_t>(worker)] = true;
+        return;
+      default:
+        break;
+    }
+    throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
+  }
+
+  /// Those that a worker is given as one.
+  std::int64_t subproblems_of_order() const {
+    return computes_by_groups(plan_) ? plan_.division.quorum_count() : std::int64_t{1};
+  }
+
+  void count_computed(int worker) {
+    const std::int64_t computed = subproblems_of_order();
+    result().subproblems[static_cast<std::size_t>(worker)] += computed;
+    for (std::int64_t i = 0; i < computed; ++i) telemetry_.add_subproblem();
+  }
+
+  void hear_merger(int rank, const Message& message) {
+    switch (message.said) {
+      case Said::merged:
+        telemetry_.add_scores(static_cast<std::uint64_t>(message.scores));
+        return merged(message.subproblem, message.count);
+      case Said::received:
+        return received({message.subproblem, message.rank, message.order});
+      default:
+        return mergers_.hear(rank, message);
+    }
+  }
+
+  void merged(std::int64_t id, std::int64_t pieces) {
+    for (std::int64_t piece = 0; piece < pieces; ++piece) dispatcher_->merged_piece(id);
+  }
+
+  // By this rank, or a merger.
+  void received(const Source& source) {
+    if (communicator_.is_lost(source.rank)) return;
+    if (orders_.received(source)) dispatcher_->received(worker_of(source.rank), source.subproblem);
+  }
+
+  // Takes from workers what others have computed.
+  void withdraw() {
+    for (const auto& [worker, id] : dispatcher_->withdrawals()) {
+      const auto order = orders_.number(rank_of(worker), id);
+      if (!order) continue;
+      Message message;
+      message.said = Said::withdraw;
+      message.subproblem = id;
+      message.order = *order;
+      send(rank_of(worker), message);
+    }
+  }
+
+  // Gives each worker what it may have.
+  bool assign() {
+    bool did_something = false;
+    if (!dispatcher_) return false;
+    withdraw();
+    for (int worker = 0; worker < workers(); ++worker) {
+      while (const auto order = next_order(worker)) {
+        for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);
+        Message message;
+        message.said = Said::assign;
+        message.subproblem = order->assignment.id;
+        message.order = orders_.give(rank_of(worker), message.subproblem);
+        message.set_wanted(order->assignment.wanted);
+        send(rank_of(worker), message);
+        did_something = true;
+      }
+    }
+    return did_something;
+  }
+
+  std::optional<Dispatcher::Order> next_order(int worker) {
+    pass_held();
+    return dispatcher_->next(worker);
+  }
+
+  // The partials of the order that a worker has given up come to every rank that merges.
+  void drop(int rank, std::int64_t id) {
+    Message message;
+    message.said = Said::drop;
+    message.rank = rank;
+    message.subproblem = id;
+    message.order = orders_.number(rank, id).value();
+    intake_.drop({id, rank, message.order});
+    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
+  }
+
+  // Only this rank hears signals. A stop is told when this rank has made its own checkpoint.
+  bool tell_mergers() {
+    const std::int64_t asked = checkpoint_.stop ? checkpoint_.stop->checkpoints.load() : 0;
+    if (asked == std::exchange(checkpoints_told_, asked)) return false;
+    Message message;
+    message.said = Said::checkpoint;
+    for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
+    return true;
+  }
+
+  void send(int rank, const Message& message) {
+    Sending& sending = sends_.emplace_back(Sending{message, {}});
+    const Tag tag = rank <= mergers_.count() ? to_master_tag : to_worker_tag;
+    sending.request = communicator_.send(rank, tag, sending.message.bytes());
+  }
+
+  std::string nobody_left() const {
+    const Failures& failures = pass_.result.failures;
+    const auto first = std::find_if(failures.begin(), failures.end(),
+                                    [](const std::string& text) { return !text.empty(); });
+    return fmt::format("no worker is left; rank {} failed with: {}",
+                       rank_of(static_cast<int>(first - failures.begin())), *first);
+  }
+
+  const Plan& plan_;
+  Assembler& assembler_;
+  MergedList& merged_;
+  const Abort& abort_;
+  const CheckpointOptions& checkpoint_;
+  std::int64_t checkpoints_told_ = 0;
+  Telemetry& telemetry_;
+  Communicator& communicator_;
+  Mergers mergers_;
+  std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
+  Intake intake_;
+  InputServer* inputs_;
+  Orders orders_;
+  std::vector<bool> ended_;  ///< by worker
+  std::list<Sending> sends_;
+  Message incoming_;
+  Request incoming_request_;
+  int source_ = 0;
+  Pause pause_;
+  const AskForPlan& ask_;
+  const RunSoFar before_;               ///< this rank's, by the plans before
+  Tuner::WorkersSoFar workers_so_far_;  ///< by this plan
+  std::int64_t held_group_ = 0;         ///< the first one that may be another plan's
+  const double start_ = now_seconds();
+  double last_ready_ = start_;  ///< when the last worker began
+  Pass pass_;
+};
+
+// A checkpoint is what all ranks have made durable.
+void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t scores_of_mergers) {
+  try {
+    abort.rethrow_if_failed();
+  } catch (const Stopped& stopped) {
+    const auto expected = expected_scores(plan);
+    const auto all =
+        static_cast<double>(std::accumulate(expected.begin(), expected.end(), std::uint64_t{0}));
+    const double more = all > 0 ? static_cast<double>(scores_of_mergers) / all : 0.0;
+    throw Stopped(std::min(1.0, stopped.merged() + more));
+  }
+}
+
+}  // namespace
+
+Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
+              const CheckpointOptions& checkpoint, const Failures& failures, const AskForPlan& ask,
+              const std::function<void()>& ready) {
+  Telemetry& telemetry = run.telemetry;
+  Communicator& communicator = run.communicator;
+  RunOptions options = run.options;
+  options.checkpoint = checkpoint;
+  const HostBuffer memory(plan.host.bytes());
+  Abort abort;
+  MergedList merged;
+  Assembler assembler(plan, run.outputs, memory.data(), options, telemetry, abort);
+  assembler.on_merged([&](std::int64_t subproblem) { merged.add(subproblem); });
+  std::optional<InputServer> inputs;
+  if (run.served) {
+    inputs.emplace(plan, *run.served, memory.data() + plan.host.cache_offset(),
+                   options.read_threads, communicator);
+  }
+  ready();
+  Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry, communicator,
+                inputs ? &*inputs : nullptr, failures, ask);
+  {
+    Crew crew(abort);
+    try {
+      try {
+        assembler.start(crew);
+        master.work();
+      } catch (...) {
+        abort.fail();
+      }
+      assembler.end_of_partials();
+      master.end();
+    } catch (const std::exception& error) {
+      // Workers can no longer be told, and MPI may still write into what this would free.
+      communicator.abort(fmt::format("rank 0: {}", error.what()));
+    }
+    crew.join();
+  }
+  try {
+    master.mergers().rethrow_if_failed();
+    rethrow_if_failed(abort, plan, master.mergers().durable_scores());
+  } catch (...) {
+    // A stop may have come since the others were told of another plan.
+    if (master.pass().again)
+      send_later_plan(communicator, options.mergers, master.pass().result.failures, nullptr);
+    throw;
+  }
+
+  Pass pass = std::move(master.pass());
+  pass.result.run = result_of(assembler, memory.bytes());
+  if (checkpoint.same_run) pass.result.run.checkpoint.resumed = {};  // this run has left it
+  return pass;
+}
+
+}  // namespace stream_cqsa
