@@ -23,10 +23,21 @@ BOOST_TEST_GLOBAL_FIXTURE(MpiWorld);
 
 namespace {
 
-// Costs of every rank are far too good.
-Tuning wrong_tuning_of_all(const Plan& plan, int mergers) {
+/// A stage that workers are slow at.
+struct SlowAt {
+  bool SlowBackend::*told;
+  double Costs::*rate;
+};
+constexpr SlowAt reads{&SlowBackend::slow_reads, &Costs::read};
+constexpr SlowAt device_merges{&SlowBackend::slow_device, &Costs::device_merge};
+
+// Costs of every rank are far too good, but that all workers are known to be slow at that: what the
+// first of them is found to do otherwise is reason enough for another plan.
+Tuning wrong_tuning_of_all(const Plan& plan, int mergers, const SlowAt& slow) {
   Tuning tuning = wrong_tuning(plan);
-  tuning.workers.assign(static_cast<std::size_t>(world().size() - 1 - mergers), tuning.costs);
+  Costs worker = tuning.costs;
+  worker.*slow.rate = 1 / slow_seconds;
+  tuning.workers.assign(static_cast<std::size_t>(world().size() - 1 - mergers), worker);
   tuning.has_room = [](const Plan&) { return true; };
   return tuning;
 }
@@ -34,8 +45,8 @@ Tuning wrong_tuning_of_all(const Plan& plan, int mergers) {
 /// Runs of one case on all ranks, which write the same outputs in turn.
 class TunedRuns {
  public:
-  TunedRuns(const TunedCase& own, int mergers)
-      : own_(own), mergers_(mergers), output_desc_(own.input.query.desc) {
+  TunedRuns(const TunedCase& own, int mergers, const SlowAt& slow)
+      : own_(own), mergers_(mergers), slow_(slow), output_desc_(own.input.query.desc) {
     const Problem& problem = own.plan.problem();
     output_desc_.name = "o";
     output_desc_.dtype = problem.output_dtype;
@@ -79,7 +90,7 @@ class TunedRuns {
       part_.result = merger.run;
       return;
     }
-    options.tuning = wrong_tuning_of_all(plan, mergers_);
+    options.tuning = wrong_tuning_of_all(plan, mergers_, slow_);
     options.warn = [&](const std::string& line) { told.push_back(line); };
     told.clear();
     master = run_master(
@@ -114,6 +125,7 @@ class TunedRuns {
  private:
   const TunedCase& own_;
   const int mergers_;
+  const SlowAt slow_;
   TensorDesc output_desc_, lse_desc_;
   Outcome part_;
 };
@@ -126,11 +138,11 @@ void for_mergers(const Test& test) {
   }
 }
 
-MakeBackend slow_workers(bool SlowBackend::*slow, Lane lane = Lane::compute,
+MakeBackend slow_workers(const SlowAt& slow, Lane lane = Lane::compute,
                          int submissions = never_fails) {
   return [=] {
     auto backend = std::make_unique<SlowBackend>(lane, submissions);
-    (*backend).*slow = true;
+    (*backend).*slow.told = true;
     return backend;
   };
 }
@@ -143,52 +155,43 @@ TunedCase many_groups(std::mt19937_64& random, AccumulatorPlacement placement) {
   return make_case(problem, placement, ScheduleOrder::groups_outer, random);
 }
 
-// Of several workers, some may have all that is left before they show what they are like.
-void check_changes(int changed, int trials, int mergers) {
-  if (world().rank() > 0) return;
-  const bool alone = world().size() - 1 - mergers == 1;
-  BOOST_TEST(changed >= (alone ? trials : 1));
-}
-
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(accumulators_move_to_the_ranks_that_merge_with_the_same_bytes) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(51);
-    int changed = 0;
     for (int trial = 0; trial < trials(6); ++trial) {
       const TunedCase own = many_groups(random, AccumulatorPlacement::device);
-      TunedRuns runs(own, mergers);
-      runs.run(slow_workers(&SlowBackend::slow_device));
+      TunedRuns runs(own, mergers, device_merges);
+      runs.run(slow_workers(device_merges));
       BOOST_TEST_CONTEXT("trial " << trial) { runs.check(); }
       BOOST_TEST(runs.worker.failure == "");
-      if (runs.again_of().empty()) continue;
-      ++changed;
+      if (world().rank() > 0) continue;
+      BOOST_REQUIRE(!runs.again_of().empty());
       const Plan& again = runs.again_of().front().plan;
       BOOST_TEST((again.placement != AccumulatorPlacement::device));
     }
-    check_changes(changed, trials(6), mergers);
   });
 }
 
 BOOST_AUTO_TEST_CASE(slow_reads_of_workers_are_made_once_for_all_head_groups) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(52);
-    int changed = 0, at_once = 0;
     for (int trial = 0; trial < trials(6); ++trial) {
       const bool through_master = trial % 2 == 1;
-      const TunedCase own = half_cached_case(random, AccumulatorPlacement::memory, trial % 3 == 0);
-      TunedRuns runs(own, mergers);
+      const TunedCase own = half_cached_case(random, AccumulatorPlacement::memory);
+      TunedRuns runs(own, mergers, reads);
       runs.run(
-          slow_workers(&SlowBackend::slow_reads), {}, [](int) {}, through_master);
+          slow_workers(reads), {}, [](int) {}, through_master);
       BOOST_TEST_CONTEXT("trial " << trial) { runs.check(); }
       BOOST_TEST(runs.worker.failure == "");
-      if (runs.again_of().empty()) continue;
-      ++changed;
-      at_once += runs.again_of().back().plan.order == ScheduleOrder::groups_inner;
+      if (world().rank() > 0) continue;
+      BOOST_REQUIRE(!runs.again_of().empty());
+      // With accumulators on the device the host may cache more: then no row is read twice either.
+      const Plan& again = runs.again_of().front().plan;
+      BOOST_TEST((again.order == ScheduleOrder::groups_inner ||
+                  again.placement == AccumulatorPlacement::device));
     }
-    check_changes(changed, trials(6), mergers);
-    check_changes(at_once, 1, mergers);
   });
 }
 
@@ -197,21 +200,19 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_before_or_after_the_change_is_replaced)
     const int workers = world().size() - 1 - mergers;
     if (workers < 2) return;
     std::mt19937_64 random(53);
-    int changed = 0;
     for (int trial = 0; trial < trials(8); ++trial) {
       const TunedCase own = trial % 2 ? many_groups(random, AccumulatorPlacement::device)
                                       : half_cached_case(random, AccumulatorPlacement::memory);
-      const auto slow = trial % 2 ? &SlowBackend::slow_device : &SlowBackend::slow_reads;
+      const SlowAt slow = trial % 2 ? device_merges : reads;
       const int failing = world().size() - 1 - trial % workers;
       const int after = static_cast<int>(random() % 100);
-      TunedRuns runs(own, mergers);
+      TunedRuns runs(own, mergers, slow);
       runs.run(slow_workers(slow, static_cast<Lane>(trial % lane_count),
                             world().rank() == failing ? after : never_fails));
       BOOST_TEST_CONTEXT("trial " << trial) { runs.check(); }
       if (world().rank() != failing) BOOST_TEST(runs.worker.failure == "");
-      changed += !runs.again_of().empty();
+      BOOST_TEST((world().rank() > 0 || !runs.again_of().empty()));
     }
-    if (world().rank() == 0) BOOST_TEST(changed >= 1);
   });
 }
 
@@ -226,7 +227,7 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
       if (world().rank() == 0) made.emplace();
       const std::filesystem::path all =
           world().broadcast(world().rank() == 0 ? made->path().string() : "");
-      TunedRuns runs(own, mergers);
+      TunedRuns runs(own, mergers, reads);
       int resumed = 0;
       StopRequest stop;
       CheckpointOptions checkpoint;
@@ -251,12 +252,10 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
         stop.stop = false;
       };
       const int stopping = static_cast<int>(random() % 40);
-      end_early(slow_workers(&SlowBackend::slow_reads),
+      end_early(slow_workers(reads),
                 [&](int written) { stop.stop = stop.stop || written == stopping; });
-      end_early(
-          slow_workers(&SlowBackend::slow_reads, Lane::compute, static_cast<int>(random() % 60)),
-          [](int) {});
-      runs.run(slow_workers(&SlowBackend::slow_reads), checkpoint);
+      end_early(slow_workers(reads, Lane::compute, static_cast<int>(random() % 60)), [](int) {});
+      runs.run(slow_workers(reads), checkpoint);
       BOOST_TEST_CONTEXT("trial " << trial) { runs.check(); }
       world().broadcast("");  // only now may the directory go
     }
@@ -269,7 +268,8 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
 BOOST_AUTO_TEST_CASE(a_plan_that_other_ranks_have_no_room_for_is_not_taken) {
   std::mt19937_64 random(55);
   const TunedCase own = many_groups(random, AccumulatorPlacement::device);
-  const Tuning tuning = wrong_tuning_of_all(own.plan, 0);
+  Tuning tuning = wrong_tuning(own.plan);
+  tuning.workers.assign(static_cast<std::size_t>(world().size() - 1), tuning.costs);
   RunSoFar slow;
   slow.totals[static_cast<std::size_t>(Stage::merge)] = {slow_seconds, 1, 1};
   const Tuner::WorkersSoFar all(tuning.workers.size(), slow);
