@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <queue>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -69,6 +70,7 @@ struct Worker {
   double flop = 0;
   double launches = 0;
   Demand last;  // that it has computed
+  std::size_t kind = 0;
 };
 
 const Costs& costs_of_worker(const SharedCosts& costs, std::size_t worker) {
@@ -80,6 +82,66 @@ std::size_t count_workers(const Plan& plan, const SharedCosts& costs) {
                                : costs.workers.size();
 }
 
+/// The workers, by how fast they are: of those that are alike the one that is free first is done
+/// first, so that few are looked at for each subproblem.
+class Crowd {
+ public:
+  Crowd(const Plan& plan, const SharedCosts& costs) {
+    const std::size_t count = count_workers(plan, costs);
+    workers_.reserve(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      Worker& worker = workers_.emplace_back(costs_of_worker(costs, i), plan.problem());
+      worker.kind = kind_of(worker);
+      kinds_[worker.kind].free.emplace(0, i);
+    }
+  }
+
+  const std::vector<Worker>& all() const { return workers_; }
+
+  // By computing or copying in alone. Nobody takes what a faster one would be done with before:
+  // near the end that repeats it, see Dispatcher::next().
+  Worker& first_done(const Demand& demand) {
+    std::pair<double, std::size_t> first(std::numeric_limits<double>::infinity(), 0);
+    for (const Kind& kind : kinds_) {
+      const auto& [free, number] = *kind.free.begin();
+      const double seconds =
+          std::max(demand.flop / kind.flop_per_second, demand.copied_bytes / kind.copy_in);
+      first = std::min(first, {free + seconds, number});
+    }
+    return workers_[first.second];
+  }
+
+  // When the worker will have computed.
+  double run(Worker& worker, double ready, double seconds) {
+    auto& free = kinds_[worker.kind].free;
+    const auto number = static_cast<std::size_t>(&worker - workers_.data());
+    free.erase({worker.compute.free, number});
+    const double end = worker.compute.run(ready, seconds);
+    free.emplace(end, number);
+    return end;
+  }
+
+ private:
+  struct Kind {
+    double flop_per_second = 0;
+    double copy_in = 0;
+    std::set<std::pair<double, std::size_t>> free;  // from when on each is, and its number
+  };
+
+  std::size_t kind_of(const Worker& worker) {
+    const double rate = worker.kernel.flop_per_second, copy_in = worker.costs.copy_in;
+    std::size_t kind = 0;
+    while (kind < kinds_.size() &&
+           (kinds_[kind].flop_per_second != rate || kinds_[kind].copy_in != copy_in))
+      ++kind;
+    if (kind == kinds_.size()) kinds_.push_back({rate, copy_in, {}});
+    return kind;
+  }
+
+  std::vector<Worker> workers_;
+  std::vector<Kind> kinds_;
+};
+
 class Timeline {
  public:
   Timeline(const Plan& plan, const Demands& demands, const SharedCosts& costs, InputKind inputs)
@@ -88,11 +150,8 @@ class Timeline {
         demands_(demands),
         inputs_(inputs),
         on_device_(plan.placement == AccumulatorPlacement::device),
-        sends_(!costs.workers.empty() || plan.request.workers > 1) {
-    const std::size_t count = count_workers(plan, costs);
-    for (std::size_t i = 0; i < count; ++i)
-      workers_.emplace_back(costs_of_worker(costs, i), plan.problem());
-  }
+        crowd_(plan, costs),
+        sends_(!costs.workers.empty() || plan.request.workers > 1) {}
 
   // Of the head groups from this one on.
   Prediction run(std::int64_t from) {
@@ -121,7 +180,7 @@ class Timeline {
  private:
   // Of whole head groups where these are merged on the workers' devices.
   Worker& worker_of(const SubproblemKey& key, const Demand& demand) {
-    if (!on_device_) return first_done(demand);
+    if (!on_device_) return crowd_.first_done(demand);
     const std::int64_t group = group_number(plan_, key.batch, key.group);
     if (group != group_) {
       const Problem& problem = plan_.problem();
@@ -129,19 +188,10 @@ class Timeline {
       Demand whole = demand;
       whole.flop = flop_of(problem) * static_cast<double>(heads.count) /
                    static_cast<double>(problem.batch * problem.kv_heads);
-      taker_ = &first_done(whole);
+      taker_ = &crowd_.first_done(whole);
       group_ = group;
     }
     return *taker_;
-  }
-
-  // By computing or copying in alone. Nobody takes what a faster one would be done with before:
-  // near the end that repeats it, see Dispatcher::next().
-  Worker& first_done(const Demand& demand) {
-    return *std::ranges::min_element(workers_, {}, [&](const Worker& worker) {
-      return worker.compute.free + std::max(demand.flop / worker.kernel.flop_per_second,
-                                            demand.copied_bytes / worker.costs.copy_in);
-    });
   }
 
   // What has been computed by then, in this order.
@@ -161,12 +211,12 @@ class Timeline {
   const Costs& costs_;  // of the rank that merges
   const Demands& demands_;
   Lane read_, receive_, spill_, merge_, write_;
-  std::vector<Worker> workers_;
-  // When they end what they have computed last, and who; the first on top.
+  // When workers end what they have computed last, and who; the first on top.
   using Ending = std::pair<double, Worker*>;
   std::priority_queue<Ending, std::vector<Ending>, std::greater<>> undelivered_;
   const InputKind inputs_;
   const bool on_device_;
+  Crowd crowd_;
   const bool sends_;  // to another rank, which merges
   // Who has the head group that was taken last.
   Worker* taker_ = nullptr;
@@ -203,7 +253,7 @@ void Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
         static_cast<double>(plan_.device.state_slots) / std::max(demand.query_chunks, 1.0);
     emptied = worker.copied_out.before(std::max<std::int64_t>(1, static_cast<std::int64_t>(sets)));
   }
-  worker.computed.add(worker.compute.run(std::max(loaded, emptied), seconds));
+  worker.computed.add(crowd_.run(worker, std::max(loaded, emptied), seconds));
 }
 
 void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
@@ -229,7 +279,7 @@ Prediction Timeline::prediction(double of_followed) const {
     busy = std::max(busy, seconds);
   };
   double end = std::max(merge_.free, write_.free);
-  for (const Worker& worker : workers_) {
+  for (const Worker& worker : crowd_.all()) {
     end = std::max({end, worker.compute.free, worker.copy_out.free});
     at_least(Stage::copy_in, worker.copy_in.busy);
     at_least(Stage::compute, worker.compute.busy);

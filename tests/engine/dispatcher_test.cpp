@@ -406,3 +406,47 @@ BOOST_AUTO_TEST_CASE(every_worker_has_one_before_any_has_two) {
     }
   }
 }
+
+BOOST_AUTO_TEST_CASE(what_is_held_back_waits_and_may_never_come) {
+  Dispatcher::Options options{100, 2, 0};
+  options.held_from = 3;
+  Dispatcher dispatcher(8, 2, options, [](std::int64_t id) {
+    Dispatcher::Work work;
+    work.pieces = id == 4 ? 0 : 1;  // of which nothing is lacking
+    return work;
+  });
+  const auto take = [&](int worker) {
+    const auto order = dispatcher.next(worker);
+    return order ? order->assignment.id : -1;
+  };
+  const auto finish = [&](int worker, std::int64_t id) {
+    dispatcher.computed(worker, id);
+    dispatcher.received(worker, id);
+    dispatcher.merged_piece(id);
+  };
+  BOOST_TEST(!dispatcher.has_come_to_held());
+  BOOST_TEST(take(0) == 0);
+  BOOST_TEST(take(1) == 1);
+  BOOST_TEST(take(0) == 2);
+  BOOST_TEST(dispatcher.has_come_to_held());
+  BOOST_TEST(take(1) == -1);
+  // What a lost worker had comes before what is held.
+  dispatcher.lost(0, true);
+  BOOST_TEST(!dispatcher.has_come_to_held());
+  BOOST_TEST(take(1) == 0);
+  finish(1, 0);
+  BOOST_TEST(take(1) == 2);
+  dispatcher.hold_from(5);
+  BOOST_TEST(!dispatcher.has_come_to_held());
+  finish(1, 1);
+  finish(1, 2);
+  BOOST_TEST(take(1) == 3);
+  BOOST_TEST(dispatcher.has_come_to_held());
+  BOOST_TEST(!dispatcher.all_merged());
+  dispatcher.leave_held();
+  BOOST_TEST(!dispatcher.has_come_to_held());
+  BOOST_TEST(!dispatcher.all_merged());
+  BOOST_TEST(take(1) == -1);
+  finish(1, 3);
+  BOOST_TEST(dispatcher.all_merged());
+}
