@@ -25,6 +25,8 @@ namespace stream_cqsa {
 namespace {
 
 constexpr std::int64_t arena_alignment = 64;
+// Fewer bytes of states are merged by one thread sooner than others are woken.
+constexpr std::int64_t shared_merge_bytes = 256 << 10;
 
 HostBuffer allocate_arena(std::int64_t bytes) {
   try {
@@ -227,10 +229,11 @@ Range share(std::int64_t rows, int worker, int workers) {
 }
 
 void CpuBackend::run_merge(const MergeWork& work) {
-  const StageTimer timer(*telemetry_, Stage::merge,
-                         softmax_state_bytes(work.rows, problem_.head_dim), work.subproblem);
+  const std::int64_t bytes = softmax_state_bytes(work.rows, problem_.head_dim);
+  const StageTimer timer(*telemetry_, Stage::merge, bytes, work.subproblem);
   const SoftmaxStates into = slots_.states(work.into_slot, work.rows);
   const SoftmaxStates from = slots_.states(work.from_slot, work.rows);
+  if (bytes < shared_merge_bytes) return stream_cqsa::merge(into, from);
   pool_.run([&](int worker) {
     const Range rows = share(work.rows, worker, pool_.threads());
     stream_cqsa::merge(rows_of(into, rows), rows_of(from, rows));
