@@ -180,6 +180,9 @@ bool parse(const Arguments& arguments, const std::string& intro, OptionGroup opt
     }
     po::notify(values);
     return true;
+  } catch (const po::validation_error& error) {
+    // Options that take no number take any text.
+    throw InputError(fmt::format("{}: it takes a number; --help lists the options", error.what()));
   } catch (const po::error& error) {
     throw InputError(fmt::format("{}; --help lists the options", error.what()));
   }

@@ -169,11 +169,9 @@ Layout layout_option(const std::string& name) {
   return *layout;
 }
 
-DType dtype_option(const std::string& option, const std::string& name) {
+DType dtype_option(const std::string& option, const std::string& name, std::string_view types) {
   const auto dtype = parse_dtype(name);
-  if (!dtype) {
-    throw InputError(fmt::format("{} {}: unknown type; use f16, bf16, f32 or f64", option, name));
-  }
+  if (!dtype) throw InputError(fmt::format("{} {}: unknown type; use {}", option, name, types));
   return *dtype;
 }
 
@@ -185,7 +183,8 @@ OpenProblem open_synthetic(const InputOptions& input, std::uint64_t seed) {
   }
   TensorDesc query;
   query.name = fmt::format("synthetic:{} query", seed);
-  query.dtype = dtype_option("--dtype", input.dtype.empty() ? "f16" : input.dtype);
+  query.dtype =
+      dtype_option("--dtype", input.dtype.empty() ? "f16" : input.dtype, "f16, bf16 or f32");
   if (query.dtype == DType::f64) {
     throw InputError("--dtype f64: synthetic elements are f16, bf16 or f32");
   }
@@ -216,7 +215,8 @@ Problem problem_of(const TensorDesc& query, const TensorDesc& key, const TensorD
   if (attention.causal) problem.mask = Mask::causal;
   if (attention.scale) problem.scale = *attention.scale;
   if (!attention.output_dtype.empty()) {
-    problem.output_dtype = dtype_option("--output-dtype", attention.output_dtype);
+    problem.output_dtype =
+        dtype_option("--output-dtype", attention.output_dtype, "f16, bf16, f32 or f64");
   }
   if (attention.queries) {
     const Range rows = queries_option(*attention.queries, query.tokens);

@@ -165,7 +165,8 @@ int verify_command(const Arguments& arguments, const MpiEnvironment&) {
   if (options.json) {
     fmt::print("{}\n", to_json(verification).dump(1));
   } else {
-    fmt::print("{}\n", describe(verification));
+    const bool all = std::ssize(rows) < options.rows;
+    fmt::print("{}{}\n", describe(verification), all ? "; these are all rows" : "");
   }
   return verification.ok() && verification.compared() > 0 ? 0 : 1;
 }

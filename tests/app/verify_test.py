@@ -42,6 +42,8 @@ class Verify(VerifyTest):
             self.assertEqual(done.returncode, 1)
             self.assertIn("FAILED", done.stdout)
             self.assertIn("batch 1, token 17, head 0", done.stdout)
+            self.assertNotIn("all rows", done.stdout)
+            self.assertIn("; these are all rows\n", self.verify("--rows", "161").stdout)
 
     def test_a_wrong_lse_is_found(self):
         self.save()
