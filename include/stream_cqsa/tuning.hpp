@@ -104,6 +104,9 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const MeasuredCosts& me
 /// by quorum, with accumulators in memory, predicted 12.1 s instead of 40.3 s"
 std::string describe(const PlannedAgain& again);
 
+/// What each of several workers has done; none of one that takes no part any more.
+using WorkersSoFar = std::vector<std::optional<RunSoFar>>;
+
 /// What tuning needs to know.
 struct Tuning {
   Costs costs;  ///< that the plan was chosen by, of the rank that merges
@@ -113,7 +116,9 @@ struct Tuning {
   /// have not.
   PlanFilter has_room = nullptr;
   std::vector<Costs> workers = {};  ///< of other ranks that compute, if there are any
-  PlanFilter fits = nullptr;        ///< whether other ranks have memory for a plan; none: they have
+  /// Whether the workers that take part, and the ranks that merge, have memory for a plan; none:
+  /// they have.
+  std::function<bool(const Plan&, const WorkersSoFar&)> has_memory = nullptr;
 };
 
 /// Decides, whenever a run could change over to another plan, whether it should. It never goes back
@@ -122,21 +127,22 @@ struct Tuning {
 class Tuner {
  public:
   explicit Tuner(Tuning tuning)
-      : tuning_(std::move(tuning)), known_{tuning_.costs, tuning_.workers} {}
-
-  /// What each of Tuning::workers has done; none of one that takes no part any more.
-  using WorkersSoFar = std::vector<std::optional<RunSoFar>>;
+      : tuning_(std::move(tuning)),
+        known_{tuning_.costs, tuning_.workers},
+        changed_(1 + tuning_.workers.size()) {}
 
   /// Asked when all head groups before `from` have been handed out, and nothing of the others.
-  /// Every rank's own rates count; of those that changed, the furthest of each stage is told.
+  /// `run` is that of this rank, whose merging and writing stand for those of all that merge;
+  /// `workers` are Tuning::workers, each with its own rates. Of the rates that changed, that of the
+  /// rank where a stage is furthest from planned is told.
   std::optional<PlannedAgain> ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
                                   double switch_seconds, const PlanFilter& may_take = nullptr,
                                   const WorkersSoFar& workers = {});
 
  private:
   const Tuning tuning_;
-  SharedCosts known_;  ///< those planned by, or measured since
-  std::vector<ChangedRate> changed_;
+  SharedCosts known_;                              ///< those planned by, or measured since
+  std::vector<std::vector<ChangedRate>> changed_;  ///< of this rank, then of each worker
   std::vector<ScheduleForm> abandoned_;
 };
 

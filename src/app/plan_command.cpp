@@ -32,7 +32,7 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
       "workers", po::value(&plan.workers)->default_value(0)->value_name("W"),
       "plan for W ranks like this one that compute, beside those that merge (with the --threads "
       "that each will have), and predict the time of 1, 2, 4, ... and W of them; 0: one rank "
-      "alone, or with mpirun -n R as many as its run has");
+      "alone");
   OptionGroup all = job_group(plan);
   all.add(printing);
   return parse(arguments,
@@ -41,17 +41,17 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
                all);
 }
 
-// Ranks that compute, beside those that merge.
-std::int64_t workers_of(const PlanArguments& options, const MpiEnvironment& mpi) {
-  const std::int64_t mergers = options.resources.mergers;
-  if (options.workers > 0) return options.workers;
-  if (mpi.size() == 1 && mergers == 0) return 0;
-  const std::int64_t workers = mpi.size() - 1 - mergers;
-  if (workers > 0) return workers;
-  throw InputError(
-      "--mergers needs ranks that compute beside those that merge: give --workers W, or plan as "
-      "the "
-      "run starts, mpirun -n R stream-cqsa plan ...");
+void check_arguments(const PlanArguments& options, const MpiEnvironment& mpi) {
+  if (mpi.size() > 1) {
+    throw InputError(fmt::format(
+        "plan runs on one rank and was started on {}: leave out mpirun -n {}, and plan for several "
+        "ranks by --workers W, those that compute",
+        mpi.size(), mpi.size()));
+  }
+  if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
+  if (options.workers < 0) throw InputError("--workers must not be negative");
+  if (options.resources.mergers > 0 && options.workers == 0)
+    throw InputError("--mergers needs ranks that compute beside those that merge: --workers W");
 }
 
 }  // namespace
@@ -59,18 +59,16 @@ std::int64_t workers_of(const PlanArguments& options, const MpiEnvironment& mpi)
 int plan_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   PlanArguments options;
   if (!parse_plan(arguments, options)) return 0;
-  if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
-  if (options.workers < 0) throw InputError("--workers must not be negative");
-  const std::int64_t workers = workers_of(options, mpi);
+  check_arguments(options, mpi);
   const OpenProblem open =
       open_problem(options.input, options.attention, all_host_budgets(options.resources));
   check_output_paths(options.input, options.resources, {options.svg}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
   Capacity capacity = capacity_of(options.resources, open.problem, *backend);
-  capacity.workers = workers;
+  capacity.workers = options.workers;
   const bool lse = !options.output.lse.empty();
   PlanChoice choice = choose_for(open, options.resources, lse, capacity);
-  if (workers > 0)
+  if (options.workers > 0)
     choice.for_workers =
         choose_for_workers(open, options.resources, lse, capacity, choice.prediction);
   const Plan& plan = choice.plan;

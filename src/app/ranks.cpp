@@ -251,19 +251,40 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
   return all;
 }
 
-// Finds out, before anybody begins, whether the ranks that merge have memory enough for that.
-void Ranks::check_merging(const Plan& plan) const {
+// Of each rank that merges. Throws, before anybody begins, where one has too little memory.
+std::vector<Plan> Ranks::merging_plans(const Plan& plan) const {
   const MergeShares shares(plan, mergers_);
+  std::vector<Plan> plans;
   for (int rank = 0; rank <= mergers_; ++rank) {
     try {
-      merger_plan(plan, std::ssize(planned_.workers), shares.chunks(rank),
-                  rank == 0 ? plan.request.host_budget
-                            : planned_.merger_budgets[static_cast<std::size_t>(rank) - 1],
-                  rank == 0 && input_through_master_);
+      plans.push_back(merger_plan(plan, std::ssize(planned_.workers), shares.chunks(rank),
+                                  rank == 0
+                                      ? plan.request.host_budget
+                                      : planned_.merger_budgets[static_cast<std::size_t>(rank) - 1],
+                                  rank == 0 && input_through_master_));
     } catch (const InputError& error) {
       if (mergers_ == 0) throw;
       throw InputError(fmt::format("rank {}: {}", rank, error.what()));
     }
+  }
+  return plans;
+}
+
+// Whether all that take part could go on by a later plan, none of them with more in a file than the
+// plan says.
+bool Ranks::have_memory(const Plan& plan, const WorkersSoFar& workers) const {
+  try {
+    for (const Plan& merging : merging_plans(plan)) {
+      if (merging.placement == AccumulatorPlacement::file && plan.placement != merging.placement)
+        return false;
+    }
+    for (std::size_t i = 0; i < workers.size(); ++i) {
+      const WorkerMeans& worker = planned_.workers[i];
+      if (workers[i]) worker_plan(plan, worker.device, worker.device_budget, worker.host_budget);
+    }
+    return true;
+  } catch (const InputError&) {
+    return false;
   }
 }
 
@@ -271,9 +292,8 @@ Tuning Ranks::tuning_of(const Tuning& own) const {
   Tuning tuning = own;
   tuning.costs = planned_.costs;
   for (const WorkerMeans& worker : planned_.workers) tuning.workers.push_back(worker.costs);
-  tuning.fits = [this](const Plan& plan) {
-    const auto costs = costs_of(plan, planned_);
-    return costs && costs->workers.size() == planned_.workers.size();
+  tuning.has_memory = [this](const Plan& plan, const WorkersSoFar& workers) {
+    return have_memory(plan, workers);
   };
   return tuning;
 }
@@ -287,7 +307,7 @@ RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& ou
   RunOptions own = options;
   own.mergers = mergers_;
   if (options.tuning) own.tuning = tuning_of(*options.tuning);
-  check_merging(plan);
+  merging_plans(plan);
   RanksResult result;
   result.master = run_master(
       plan, outputs, own, telemetry, communicator_, [&] { broadcast(Step::plan, text.str()); },

@@ -57,7 +57,8 @@ class Ranks {
   void compute(const JobOptions& options);
   void merge(const JobOptions& options);
   int end_without_master(const std::string& checkpoint) const;
-  void check_merging(const Plan& plan) const;
+  std::vector<Plan> merging_plans(const Plan& plan) const;
+  bool have_memory(const Plan& plan, const WorkersSoFar& workers) const;
   Tuning tuning_of(const Tuning& own) const;
 
   Communicator& communicator_;

@@ -82,8 +82,8 @@ std::size_t count_workers(const Plan& plan, const SharedCosts& costs) {
                                : costs.workers.size();
 }
 
-/// The workers, by how fast they are: of those that are alike the one that is free first is done
-/// first, so that few are looked at for each subproblem.
+/// The workers, by how fast they are: of those that are about alike the one that is free first is
+/// taken to be done first, so that few are looked at for each subproblem.
 class Crowd {
  public:
   Crowd(const Plan& plan, const SharedCosts& costs) {
@@ -131,12 +131,15 @@ class Crowd {
   std::size_t kind_of(const Worker& worker) {
     const double rate = worker.kernel.flop_per_second, copy_in = worker.costs.copy_in;
     std::size_t kind = 0;
-    while (kind < kinds_.size() &&
-           (kinds_[kind].flop_per_second != rate || kinds_[kind].copy_in != copy_in))
+    while (kind < kinds_.size() && !(are_alike(kinds_[kind].flop_per_second, rate) &&
+                                     are_alike(kinds_[kind].copy_in, copy_in)))
       ++kind;
     if (kind == kinds_.size()) kinds_.push_back({rate, copy_in, {}});
     return kind;
   }
+
+  // As measured rates are of devices of one kind.
+  static bool are_alike(double a, double b) { return std::max(a, b) <= 1.05 * std::min(a, b); }
 
   std::vector<Worker> workers_;
   std::vector<Kind> kinds_;

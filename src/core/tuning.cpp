@@ -110,6 +110,22 @@ void Measuring::compute() {
   measured_.changed.push_back({Stage::compute, flop / planned, flop / seconds});
 }
 
+// Of the changed rates of several ranks: of each stage the one that is furthest from planned.
+std::vector<ChangedRate> furthest(const std::vector<std::vector<ChangedRate>>& of_ranks) {
+  std::vector<ChangedRate> all;
+  for (const std::vector<ChangedRate>& changed : of_ranks) {
+    for (const ChangedRate& rate : changed) {
+      const auto other = std::ranges::find(all, rate.stage, &ChangedRate::stage);
+      if (other == all.end()) {
+        all.push_back(rate);
+      } else if (ratio(rate) > ratio(*other)) {
+        *other = rate;
+      }
+    }
+  }
+  return all;
+}
+
 std::optional<Plan> try_plan(const PlanRequest& request) {
   try {
     return make_plan(request);
@@ -234,39 +250,32 @@ std::string describe(const PlannedAgain& again) {
 std::optional<PlannedAgain> Tuner::ask(const Plan& plan, const RunSoFar& run, std::int64_t from,
                                        double switch_seconds, const PlanFilter& may_take,
                                        const WorkersSoFar& workers) {
-  std::vector<ChangedRate> changed;
-  const auto measure = [&](Costs& known, const RunSoFar& so_far) {
+  bool any = false;
+  const auto measure = [&](Costs& known, std::vector<ChangedRate>& changed, const RunSoFar& of) {
     MeasuredCosts measured =
-        measured_costs(plan, known, tuning_.inputs, so_far, from, tuning_.least_seconds);
+        measured_costs(plan, known, tuning_.inputs, of, from, tuning_.least_seconds);
     known = std::move(measured.costs);
     for (const ChangedRate& rate : measured.changed) {
-      const auto furthest = std::ranges::find(changed, rate.stage, &ChangedRate::stage);
-      if (furthest == changed.end()) {
+      any = true;
+      const auto before = std::ranges::find(changed, rate.stage, &ChangedRate::stage);
+      if (before == changed.end()) {
         changed.push_back(rate);
-      } else if (ratio(rate) > ratio(*furthest)) {
-        *furthest = rate;
+      } else {
+        before->measured = rate.measured;
       }
     }
   };
-  measure(known_.merging, run);
+  measure(known_.merging, changed_.front(), run);
   SharedCosts costs{known_.merging, {}};
   for (std::size_t i = 0; i < workers.size(); ++i) {
     if (!workers[i]) continue;
-    measure(known_.workers.at(i), *workers[i]);
+    measure(known_.workers.at(i), changed_[1 + i], *workers[i]);
     costs.workers.push_back(known_.workers[i]);
   }
-  for (const ChangedRate& rate : changed) {
-    const auto before = std::ranges::find(changed_, rate.stage, &ChangedRate::stage);
-    if (before == changed_.end()) {
-      changed_.push_back(rate);
-    } else {
-      before->measured = rate.measured;
-    }
-  }
   // Predicted is all of the head groups, of which only a share is lacking.
-  if (changed.empty() || !(run.lacking > 0)) return std::nullopt;
-  auto again = plan_again(plan, costs, changed_, tuning_.inputs, from, switch_seconds / run.lacking,
-                          abandoned_, may_take);
+  if (!any || !(run.lacking > 0)) return std::nullopt;
+  auto again = plan_again(plan, costs, furthest(changed_), tuning_.inputs, from,
+                          switch_seconds / run.lacking, abandoned_, may_take);
   if (!again) return std::nullopt;
   again->seconds *= run.lacking;
   again->seconds_before *= run.lacking;

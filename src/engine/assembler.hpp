@@ -54,8 +54,9 @@ class Assembler : public PartialReceiver {
   /// another plan's. Before end_of_partials().
   void leave_from(std::int64_t group);
 
-  /// Share of the scores of the head group of this number, and of those after it, that was not
-  /// merged when this plan began.
+  /// Share of the scores of the head group of this number, and of those after it, in the query
+  /// chunks that this rank merges, that was not merged when this plan began; 1 where there are
+  /// none.
   double lacking_from(std::int64_t group) const;
 
   /// What the telemetry has of this rank's run, with the threads that merge and write.

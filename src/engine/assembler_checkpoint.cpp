@@ -15,7 +15,9 @@ constexpr std::chrono::milliseconds watch_period(20);
 /// Says that a request is watched while this lives.
 class Watch {
  public:
-  explicit Watch(StopRequest* request) : request_(request) {
+  /// With `answered`, checkpoints that were asked for before do not count.
+  Watch(StopRequest* request, bool answered)
+      : request_(request), seen_(request && answered ? request->checkpoints.load() : 0) {
     if (request_) request_->watched = true;
   }
   Watch(const Watch&) = delete;
@@ -33,7 +35,7 @@ class Watch {
 
  private:
   StopRequest* request_;
-  std::int64_t seen_ = 0;
+  std::int64_t seen_;
 };
 
 }  // namespace
@@ -79,7 +81,8 @@ double Assembler::lacking_from(std::int64_t group) const {
   if (restored_scores_.empty()) return 1;
   const Problem& problem = plan_.problem();
   std::uint64_t row_scores = 0;
-  for (std::int64_t chunk = 0; chunk < plan_.division.chunk_count(); ++chunk) {
+  const Range chunks = plan_.merged_chunks;
+  for (std::int64_t chunk = chunks.begin; chunk < chunks.end; ++chunk) {
     const Range queries = plan_.division.chunk(chunk).queries;
     row_scores += static_cast<std::uint64_t>(problem.live_scores(queries, {0, problem.key_length}));
   }
@@ -90,11 +93,11 @@ double Assembler::lacking_from(std::int64_t group) const {
            static_cast<double>(plan_.groups[of_batch].query_heads(problem).size());
     restored += static_cast<double>(restored_scores_[static_cast<std::size_t>(i)]);
   }
-  return all > 0 ? 1 - restored / all : 0;
+  return all > 0 ? 1 - restored / all : 1;
 }
 
 void Assembler::keep_checkpoint() {
-  Watch watch(checkpoint_options_.stop);
+  Watch watch(checkpoint_options_.stop, checkpoint_options_.same_run);
   double due = now_seconds() + checkpoint_options_.interval;
   for (;;) {
     bool last = false;  // beside other ranks this one may have to wait long before it ends

@@ -304,8 +304,8 @@ void Pipeline::drain() {
     }
     if (!launched.last) return;
     in_flight_.add(launched.ticket, [this, id = launched.id] {
+      telemetry_.add_subproblem();  // first: the receiver may tell what has been done so far
       receiver_.end_of_subproblem(id);
-      telemetry_.add_subproblem();
     });
   });
 }

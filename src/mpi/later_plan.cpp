@@ -1,25 +1,13 @@
 #include "mpi/later_plan.hpp"
 
+#include <fmt/format.h>
+
 #include <sstream>
 
 #include "mpi/error.hpp"
 #include "mpi/protocol.hpp"
 
 namespace stream_cqsa {
-
-namespace {
-
-// A line of what the plan's own text lacks, then that.
-std::string text_of(const LaterPlan& later) {
-  std::ostringstream out;
-  out << later.plan.groups_done;
-  for (const int rank : later.absent) out << ' ' << rank;
-  out << '\n';
-  write_json(later.plan, false, out);
-  return out.str();
-}
-
-}  // namespace
 
 std::optional<LaterPlan> receive_later_plan(Communicator& communicator) {
   const auto text = communicator.receive_text(0, plan_tag);
@@ -31,25 +19,45 @@ std::optional<LaterPlan> receive_later_plan(Communicator& communicator) {
   std::istringstream numbers(line);
   std::int64_t groups_done = 0;
   numbers >> groups_done;
-  std::vector<int> absent;
-  for (int rank = 0; numbers >> rank;) absent.push_back(rank);
+  std::set<int> absent;
+  for (int rank = 0; numbers >> rank;) absent.insert(rank);
   LaterPlan later{read_plan(in, "of rank 0"), std::move(absent)};
   later.plan.groups_done = groups_done;
   return later;
 }
 
-void send_later_plan(Communicator& communicator, int mergers,
-                     const std::vector<std::string>& failures, const Plan* plan) {
-  const auto failed = [&](int rank) {
-    return rank > mergers && !failures[static_cast<std::size_t>(rank - 1 - mergers)].empty();
-  };
-  std::vector<int> absent, present;
-  for (int rank = 1; rank < communicator.size(); ++rank)
-    (failed(rank) ? absent : present).push_back(rank);
-  const std::string text = plan ? text_of(LaterPlan{*plan, absent}) : "";
-  for (const int rank : present) {
+OthersWaiting::~OthersWaiting() {
+  try {
+    send("");
+  } catch (const std::exception& error) {
+    communicator_.abort(fmt::format("rank 0: {}", error.what()));
+  }
+}
+
+void OthersWaiting::begin(const std::set<int>& absent) {
+  for (int rank = 1; rank < communicator_.size(); ++rank) {
+    if (!absent.contains(rank)) ranks_.insert(rank);
+  }
+}
+
+// A line of what the plan's own text lacks, then that.
+void OthersWaiting::tell(const Plan& plan) {
+  std::ostringstream out;
+  out << plan.groups_done;
+  for (int rank = 1; rank < communicator_.size(); ++rank) {
+    if (!ranks_.contains(rank)) out << ' ' << rank;
+  }
+  out << '\n';
+  write_json(plan, false, out);
+  send(out.str());
+}
+
+void OthersWaiting::send(const std::string& text) {
+  while (!ranks_.empty()) {
+    const int rank = *ranks_.begin();
+    ranks_.erase(rank);
     try {
-      communicator.send_text(rank, plan_tag, text);
+      communicator_.send_text(rank, plan_tag, text);
     } catch (const LostRank&) {
       // It is told of where it is missed.
     }

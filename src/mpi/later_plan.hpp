@@ -2,8 +2,8 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
-#include <vector>
 
 #include "mpi/communicator.hpp"
 #include "stream_cqsa/plan.hpp"
@@ -11,16 +11,34 @@
 namespace stream_cqsa {
 
 struct LaterPlan {
-  Plan plan;                ///< whose groups_done are finished by those before
-  std::vector<int> absent;  ///< ranks that compute no more
+  Plan plan;             ///< whose groups_done are finished by those before
+  std::set<int> absent;  ///< ranks that compute no more
 };
 
-/// Tells it to the ranks that wait for it, mergers and those workers that have no failure (by
-/// worker: why it takes no part any more, or empty); without `plan`, that the run does not go on.
-void send_later_plan(Communicator& communicator, int mergers,
-                     const std::vector<std::string>& failures, const Plan* plan);
-
-/// Waits for that; none where the run does not go on. Throws LostRank where the master is lost.
+/// Waits for what the master tells, see OthersWaiting; none where the run does not go on. Throws
+/// LostRank where the master is lost.
 std::optional<LaterPlan> receive_later_plan(Communicator& communicator);
+
+/// The ranks that the master has told to wait for a later plan. Those that are not told one by then
+/// hear at this object's end that the run does not go on, whatever has happened.
+class OthersWaiting {
+ public:
+  explicit OthersWaiting(Communicator& communicator) : communicator_(communicator) {}
+  ~OthersWaiting();
+  OthersWaiting(const OthersWaiting&) = delete;
+  OthersWaiting& operator=(const OthersWaiting&) = delete;
+
+  /// From now on all other ranks wait, but the `absent`.
+  void begin(const std::set<int>& absent);
+
+  /// Tells those that wait.
+  void tell(const Plan& plan);
+
+ private:
+  void send(const std::string& text);
+
+  Communicator& communicator_;
+  std::set<int> ranks_;  ///< that wait
+};
 
 }  // namespace stream_cqsa

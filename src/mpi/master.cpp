@@ -45,42 +45,32 @@ MasterResult run_master(const Plan& planned, const Outputs& outputs, const RunOp
 
   std::optional<Tuner> tuner;
   AskForPlan ask;
-  const auto may_take = [&](const Plan& next) {
-    const Tuning& tuning = *options.tuning;
-    return (!tuning.fits || tuning.fits(next)) &&
-           can_go_on_by(plan, next, durable, tuning.has_room);
-  };
   if (options.tuning) {
     tuner.emplace(*options.tuning);
-    ask = [&](const RunSoFar& so_far, const Tuner::WorkersSoFar& of_workers, std::int64_t from,
+    ask = [&](const RunSoFar& so_far, const WorkersSoFar& of_workers, std::int64_t from,
               double switch_seconds) {
+      const auto may_take = [&](const Plan& next) {
+        const Tuning& tuning = *options.tuning;
+        return (!tuning.has_memory || tuning.has_memory(next, of_workers)) &&
+               can_go_on_by(plan, next, durable, tuning.has_room);
+      };
       return tuner->ask(plan, so_far, from, switch_seconds, may_take, of_workers);
     };
   }
 
+  OthersWaiting others(communicator);
   for (bool first = true;; first = false) {
-    bool told = first;
-    const auto tell = [&] {
-      told = true;
-      if (first) return ready();
-      send_later_plan(communicator, options.mergers, all.failures, &plan);
-    };
-    std::optional<Pass> pass;
-    try {
-      const MergeShares shares(plan, options.mergers);
-      const Plan own =
-          merger_plan(plan, workers, shares.chunks(0), plan.request.host_budget, served != nullptr);
-      pass = run_pass(own, shares, run, checkpoint, all.failures, ask, tell);
-    } catch (...) {
-      if (!told) send_later_plan(communicator, options.mergers, all.failures, nullptr);
-      throw;
-    }
-    if (first) began = pass->began;
-    add(all, std::move(pass->result));
+    const MergeShares shares(plan, options.mergers);
+    const Plan own =
+        merger_plan(plan, workers, shares.chunks(0), plan.request.host_budget, served != nullptr);
+    const auto tell = [&] { first ? ready() : others.tell(plan); };
+    Pass pass = run_pass(own, shares, run, checkpoint, all.failures, ask, tell, others);
+    if (first) began = pass.began;
+    add(all, std::move(pass.result));
     all.run.seconds = now_seconds() - began;
-    if (!pass->again) return all;
-    if (options.warn) options.warn(describe(*pass->again));
-    all.run.planned_again.push_back(std::move(*pass->again));
+    if (!pass.again) return all;
+    if (options.warn) options.warn(describe(*pass.again));
+    all.run.planned_again.push_back(std::move(*pass.again));
     plan = all.run.planned_again.back().plan;
     checkpoint.same_run = true;
   }

@@ -7,6 +7,7 @@
 #include <list>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <span>
 #include <utility>
 
@@ -45,7 +46,7 @@ class Master {
   Master(const Plan& plan, const MergeShares& shares, Assembler& assembler, MergedList& merged,
          const Abort& abort, const CheckpointOptions& checkpoint, Telemetry& telemetry,
          Communicator& communicator, InputServer* inputs, const Failures& failures,
-         const AskForPlan& ask)
+         const AskForPlan& ask, double begin)
       : plan_(plan),
         assembler_(assembler),
         merged_(merged),
@@ -59,7 +60,9 @@ class Master {
         inputs_(inputs),
         ask_(ask),
         before_(assembler.so_far()),
-        workers_so_far_(failures.size()) {
+        workers_so_far_(failures.size()),
+        begin_(begin) {
+    if (checkpoint.same_run && checkpoint.stop) checkpoints_told_ = checkpoint.stop->checkpoints;
     result().failures = failures;
     result().subproblems.resize(failures.size());
     for (const std::string& failure : failures) ended_.push_back(!failure.empty());
@@ -108,6 +111,14 @@ class Master {
   }
   const Mergers& mergers() const { return mergers_; }
   Pass& pass() { return pass_; }
+  /// Ranks of workers that take no part any more.
+  std::set<int> absent() const {
+    std::set<int> ranks;
+    for (int worker = 0; worker < workers(); ++worker) {
+      if (has_failed(worker)) ranks.insert(rank_of(worker));
+    }
+    return ranks;
+  }
 
  private:
   struct Sending {
@@ -155,7 +166,10 @@ class Master {
     did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
     sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
-    if (did_something) result().dispatch_seconds += thread_seconds() - begin;
+    if (did_something) {
+      const double asking = std::exchange(asking_seconds_, 0);  // is planning, not bookkeeping
+      result().dispatch_seconds += thread_seconds() - begin - asking;
+    }
     pause_.after(did_something, under_way());
   }
 
@@ -209,14 +223,15 @@ class Master {
 
   // --- another plan for the rest ---
 
-  /// Before which nothing of the head groups behind `group`, or behind its batch entry, is begun.
+  // Holds back what comes after this head group or, where all of a batch entry are open at once,
+  // after its batch entry.
   void hold_after(std::int64_t group) {
     const auto groups = static_cast<std::int64_t>(plan_.groups.size());
     const bool one = computes_by_groups(plan_) || plan_.order == ScheduleOrder::groups_outer;
     held_group_ = one ? group + 1 : (group / groups + 1) * groups;
     if (!ask_) held_group_ = group_total(plan_);
   }
-  /// Of what the dispatcher hands out, that which comes first of a head group that is held.
+  // Of what the dispatcher hands out, that which comes first of a head group that is held.
   std::int64_t first_id_of(std::int64_t group) const {
     if (computes_by_groups(plan_)) return group;
     const auto groups = static_cast<std::int64_t>(plan_.groups.size());
@@ -235,6 +250,7 @@ class Master {
   }
   std::optional<PlannedAgain> ask() {
     if (checkpoint_.stop && checkpoint_.stop->stop_now()) return std::nullopt;
+    const double begin = thread_seconds();
     RunSoFar run = assembler_.so_far().since(before_);
     run.in_place = mergers_.count() > 0 || !checkpoint_.directory.empty();
     run.lacking = assembler_.lacking_from(held_group_);
@@ -246,7 +262,19 @@ class Master {
         so_far.emplace();  // nothing is known of it yet
       }
     }
-    return ask_(run, workers_so_far_, held_group_, last_ready_ - start_);
+    auto again = ask_(run, workers_so_far_, held_group_, switch_seconds());
+    asking_seconds_ += thread_seconds() - begin;
+    return again;
+  }
+  // All ranks prepare as they did for this plan; before that they wait for who ends last.
+  double switch_seconds() const {
+    double last = 0;
+    for (const auto& worker : workers_so_far_) {
+      if (!worker || worker->subproblems == 0) continue;
+      const StageTotals& compute = worker->totals[static_cast<std::size_t>(Stage::compute)];
+      last = std::max(last, compute.busy_seconds / static_cast<double>(worker->subproblems));
+    }
+    return last_ready_ - begin_ + last * static_cast<double>(subproblems_of_order());
   }
   // To the next plan, on all ranks.
   void leave() {
@@ -341,6 +369,9 @@ class Master {
         return merged(message.subproblem, message.count);
       case Said::received:
         return received({message.subproblem, message.rank, message.order});
+      case Said::ready:
+        last_ready_ = now_seconds();
+        return mergers_.hear(rank, message);
       default:
         return mergers_.hear(rank, message);
     }
@@ -449,11 +480,12 @@ class Master {
   int source_ = 0;
   Pause pause_;
   const AskForPlan& ask_;
-  const RunSoFar before_;               ///< this rank's, by the plans before
-  Tuner::WorkersSoFar workers_so_far_;  ///< by this plan
-  std::int64_t held_group_ = 0;         ///< the first one that may be another plan's
-  const double start_ = now_seconds();
-  double last_ready_ = start_;  ///< when the last worker began
+  const RunSoFar before_;        ///< this rank's, by the plans before
+  WorkersSoFar workers_so_far_;  ///< by this plan
+  std::int64_t held_group_ = 0;  ///< the first one that may be another plan's
+  const double begin_;           ///< when this rank began to prepare
+  double last_ready_ = begin_;   ///< when the last of the others was
+  double asking_seconds_ = 0;
   Pass pass_;
 };
 
@@ -474,7 +506,8 @@ void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t score
 
 Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
               const CheckpointOptions& checkpoint, const Failures& failures, const AskForPlan& ask,
-              const std::function<void()>& ready) {
+              const std::function<void()>& ready, OthersWaiting& others) {
+  const double begin = now_seconds();
   Telemetry& telemetry = run.telemetry;
   Communicator& communicator = run.communicator;
   RunOptions options = run.options;
@@ -491,7 +524,7 @@ Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
   }
   ready();
   Master master(plan, shares, assembler, merged, abort, options.checkpoint, telemetry, communicator,
-                inputs ? &*inputs : nullptr, failures, ask);
+                inputs ? &*inputs : nullptr, failures, ask, begin);
   {
     Crew crew(abort);
     try {
@@ -509,15 +542,9 @@ Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
     }
     crew.join();
   }
-  try {
-    master.mergers().rethrow_if_failed();
-    rethrow_if_failed(abort, plan, master.mergers().durable_scores());
-  } catch (...) {
-    // A stop may have come since the others were told of another plan.
-    if (master.pass().again)
-      send_later_plan(communicator, options.mergers, master.pass().result.failures, nullptr);
-    throw;
-  }
+  if (master.pass().again) others.begin(master.absent());
+  master.mergers().rethrow_if_failed();
+  rethrow_if_failed(abort, plan, master.mergers().durable_scores());
 
   Pass pass = std::move(master.pass());
   pass.result.run = result_of(assembler, memory.bytes());

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/merge_shares.hpp"
+#include "mpi/later_plan.hpp"
 #include "mpi/master.hpp"
 #include "stream_cqsa/tuning.hpp"
 
@@ -18,8 +19,7 @@ using Failures = std::vector<std::string>;
 
 /// Asks for a plan for the head groups from `from` on; none: the run goes on as before.
 using AskForPlan = std::function<std::optional<PlannedAgain>(
-    const RunSoFar& run, const Tuner::WorkersSoFar& workers, std::int64_t from,
-    double switch_seconds)>;
+    const RunSoFar& run, const WorkersSoFar& workers, std::int64_t from, double switch_seconds)>;
 
 /// What one plan's part of a run leaves.
 struct Pass {
@@ -38,12 +38,11 @@ struct MasterRun {
 };
 
 /// Has the workers compute `plan`, this rank's own, until that is done, or the rest is left to
-/// another plan: then the others wait for it, see send_later_plan(). `failures` are those of
-/// workers that take no part from the start. `ask`, or none, is called whenever the rest could be
-/// left. Calls `ready`, and throws, as run_master(); what is thrown after `ready` has returned
-/// leaves nobody waiting.
+/// another plan: then `others` wait for it. `failures` are those of workers that take no part from
+/// the start. `ask`, or none, is called whenever the rest could be left. Calls `ready`, and throws,
+/// as run_master().
 Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
               const CheckpointOptions& checkpoint, const Failures& failures, const AskForPlan& ask,
-              const std::function<void()>& ready);
+              const std::function<void()>& ready, OthersWaiting& others);
 
 }  // namespace stream_cqsa

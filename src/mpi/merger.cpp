@@ -90,14 +90,16 @@ using Open = std::function<const Outputs&()>;
 class Merger {
  public:
   /// `absent` ranks compute no more.
-  Merger(Telemetry& telemetry, Communicator& communicator, int mergers,
-         const std::vector<int>& absent)
+  Merger(Telemetry& telemetry, Communicator& communicator, int mergers, const std::set<int>& absent)
       : telemetry_(telemetry),
         communicator_(communicator),
         mergers_(mergers),
-        workers_left_(communicator.size() - 1 - mergers - static_cast<int>(absent.size())),
-        ended_(absent.begin(), absent.end()),
+        ended_(absent),
         scores_told_(telemetry.scores_done() - telemetry.restored_scores()) {
+    for (int rank = mergers + 1; rank < communicator.size(); ++rank) {
+      if (communicator.is_lost(rank)) ended_.insert(rank);  // which the master may not know yet
+    }
+    workers_left_ = communicator.size() - 1 - mergers - static_cast<int>(ended_.size());
     listen();
   }
 
@@ -320,7 +322,7 @@ class Merger {
   Telemetry& telemetry_;
   Communicator& communicator_;
   int mergers_;
-  int workers_left_;
+  int workers_left_ = 0;
   std::set<int> ended_;  ///< workers, well or lost
   std::string failure_;
   std::optional<Plan> plan_;  ///< with this rank's arenas
@@ -353,8 +355,7 @@ MergerResult run_merger(const Plan& plan, std::int64_t host_budget,
     std::optional<LaterPlan> later;
     for (bool goes_on = true; goes_on; own.checkpoint.same_run = true) {
       const Plan& by = later ? later->plan : plan;
-      Merger merger(telemetry, communicator, own.mergers,
-                    later ? later->absent : std::vector<int>());
+      Merger merger(telemetry, communicator, own.mergers, later ? later->absent : std::set<int>());
       merger.start(by, MergeShares(by, own.mergers).chunks(communicator.rank()), host_budget,
                    open_once, own);
       merger.work();

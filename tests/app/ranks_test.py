@@ -161,6 +161,8 @@ class Wrong(Ranks):
         error = self.mpirun(3, self.command(), status=2)
         self.assertIn("--overwrite", self.only_line(error))
         self.assertEqual(self.path("o.npy").read_bytes(), b"mine")
+        error = self.mpirun(3, ["plan", *self.inputs()], status=2)
+        self.assertIn("--workers", self.only_line(error))
 
     def test_an_input_that_a_worker_does_not_see_is_named_with_the_rank(self):
         self.save_inputs(shape=(1, 50, 2, 16))

@@ -72,11 +72,12 @@ class TuningOnRanks(ranks_test.Ranks):
             report = json.loads(self.path("r.json").read_text())
             self.assertEqual(report["plan"]["accumulators"]["placement"], "device")
             self.assertTrue(report["certificate"]["ok"])
-            # One of two workers that is late may have the last head groups before it shows what it is like.
             said = [line for line in error.splitlines() if "head groups are computed" in line]
             self.assertEqual(len(said), len(report["planned_again"]), error)
             for again in report["planned_again"]:
                 self.assertEqual(again["accumulators"], "memory")
+            if all(worker["compute_seconds"] > 1 for worker in report["workers"]):  # kernels are measured from 0.2 s on
+                self.assertTrue(report["planned_again"])
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ class TunedRuns {
       return;
     }
     options.tuning = wrong_tuning_of_all(plan, mergers_, slow_);
+    options.tuning->has_memory = has_memory;
     options.warn = [&](const std::string& line) { told.push_back(line); };
     told.clear();
     master = run_master(
@@ -121,6 +122,8 @@ class TunedRuns {
   WorkerResult worker;
   MergerResult merger;
   std::vector<std::string> told;
+  /// Of the next run, see Tuning.
+  std::function<bool(const Plan&, const WorkersSoFar&)> has_memory;
 
  private:
   const TunedCase& own_;
@@ -265,6 +268,40 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
   });
 }
 
+// Without a mask all subproblems have as many scores.
+BOOST_AUTO_TEST_CASE(workers_tell_what_they_have_done_and_their_memory_is_asked_about) {
+  for_mergers([](int mergers) {
+    std::mt19937_64 random(56);
+    for (const bool has_memory : {true, false}) {
+      constexpr std::int64_t queries = 130;
+      const TunedCase own = half_cached_case(random, AccumulatorPlacement::memory, false, queries);
+      const std::int64_t quorums = own.plan.division.quorum_count();
+      TunedRuns runs(own, mergers, reads);
+      int asked = 0;
+      runs.has_memory = [&](const Plan&, const WorkersSoFar& workers) {
+        ++asked;
+        std::int64_t subproblems = 0;
+        BOOST_TEST(std::ssize(workers) == world().size() - 1 - mergers);
+        for (const auto& worker : workers) {
+          BOOST_REQUIRE(worker.has_value());
+          subproblems += worker->subproblems;
+          BOOST_TEST(static_cast<std::int64_t>(worker->scores) * quorums ==
+                     worker->subproblems * queries * 3 * queries);
+          BOOST_TEST(worker->totals[static_cast<std::size_t>(Stage::compute)].operations >=
+                     worker->subproblems);
+        }
+        BOOST_TEST(subproblems > 0);
+        return has_memory;
+      };
+      runs.run(slow_workers(reads));
+      runs.check();
+      if (world().rank() > 0) continue;
+      BOOST_TEST(asked > 0);
+      BOOST_TEST(runs.again_of().empty() == !has_memory);
+    }
+  });
+}
+
 BOOST_AUTO_TEST_CASE(a_plan_that_other_ranks_have_no_room_for_is_not_taken) {
   std::mt19937_64 random(55);
   const TunedCase own = many_groups(random, AccumulatorPlacement::device);
@@ -272,14 +309,14 @@ BOOST_AUTO_TEST_CASE(a_plan_that_other_ranks_have_no_room_for_is_not_taken) {
   tuning.workers.assign(static_cast<std::size_t>(world().size() - 1), tuning.costs);
   RunSoFar slow;
   slow.totals[static_cast<std::size_t>(Stage::merge)] = {slow_seconds, 1, 1};
-  const Tuner::WorkersSoFar all(tuning.workers.size(), slow);
-  const auto ask = [&](const PlanFilter& may_take, const Tuner::WorkersSoFar& workers) {
+  const WorkersSoFar all(tuning.workers.size(), slow);
+  const auto ask = [&](const PlanFilter& may_take, const WorkersSoFar& workers) {
     return Tuner(tuning).ask(own.plan, {}, 3, 0, may_take, workers).has_value();
   };
   BOOST_TEST(ask(nullptr, all));
   BOOST_TEST(!ask([](const Plan&) { return false; }, all));
   // Rates of a worker that takes no part any more are no reason.
-  Tuner::WorkersSoFar others(tuning.workers.size(), RunSoFar{});
+  WorkersSoFar others(tuning.workers.size(), RunSoFar{});
   BOOST_TEST(!ask(nullptr, others));
   others.front() = slow;
   if (others.size() > 1) {

@@ -130,13 +130,17 @@ inline TunedCase random_tuned_case(std::mt19937_64& random, AccumulatorPlacement
 
 // Token rows of six head groups, of which the host keeps about half: each group reads the others
 // again, and a quorum's fit it beside the accumulators of all groups. Of the `keyless` ones the
-// first half of the queries see no key.
+// first half of the queries see no key; of `unmasked_queries` all see all.
 inline TunedCase half_cached_case(std::mt19937_64& random, AccumulatorPlacement placement,
-                                  bool keyless = false) {
+                                  bool keyless = false, std::int64_t unmasked_queries = 0) {
   Problem problem = random_groups(random);
   problem.batch = 1 + static_cast<std::int64_t>(random() % 2);
   problem.dtype = DType::f32;
   problem.query_heads = problem.kv_heads = 6;
+  if (unmasked_queries > 0) {
+    problem.query_length = unmasked_queries;
+    problem.mask = Mask::none;
+  }
   problem.key_length = keyless ? 3 * problem.query_length / 4 : 3 * problem.query_length;
   if (keyless) problem.mask = Mask::causal;
   problem.head_dim = keyless ? 32 : 8;
