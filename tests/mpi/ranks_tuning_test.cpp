@@ -163,7 +163,7 @@ TunedCase many_groups(std::mt19937_64& random, AccumulatorPlacement placement) {
 BOOST_AUTO_TEST_CASE(accumulators_move_to_the_ranks_that_merge_with_the_same_bytes) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(51);
-    for (int trial = 0; trial < trials(6); ++trial) {
+    for (int trial = 0; trial < trials(3); ++trial) {
       const TunedCase own = many_groups(random, AccumulatorPlacement::device);
       TunedRuns runs(own, mergers, device_merges);
       runs.run(slow_workers(device_merges));
@@ -180,7 +180,7 @@ BOOST_AUTO_TEST_CASE(accumulators_move_to_the_ranks_that_merge_with_the_same_byt
 BOOST_AUTO_TEST_CASE(slow_reads_of_workers_are_made_once_for_all_head_groups) {
   for_mergers([](int mergers) {
     std::mt19937_64 random(52);
-    for (int trial = 0; trial < trials(6); ++trial) {
+    for (int trial = 0; trial < trials(3); ++trial) {
       const bool through_master = trial % 2 == 1;
       const TunedCase own = half_cached_case(random, AccumulatorPlacement::memory);
       TunedRuns runs(own, mergers, reads);
@@ -203,7 +203,7 @@ BOOST_AUTO_TEST_CASE(a_worker_that_fails_before_or_after_the_change_is_replaced)
     const int workers = world().size() - 1 - mergers;
     if (workers < 2) return;
     std::mt19937_64 random(53);
-    for (int trial = 0; trial < trials(8); ++trial) {
+    for (int trial = 0; trial < trials(4); ++trial) {
       const TunedCase own = trial % 2 ? many_groups(random, AccumulatorPlacement::device)
                                       : half_cached_case(random, AccumulatorPlacement::memory);
       const SlowAt slow = trial % 2 ? device_merges : reads;
@@ -224,7 +224,7 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
   for_mergers([](int mergers) {
     std::mt19937_64 random(54);
     int ended_early = 0, after_the_change = 0;
-    for (int trial = 0; trial < trials(9); ++trial) {
+    for (int trial = 0; trial < trials(6); ++trial) {
       const TunedCase own = half_cached_case(random, AccumulatorPlacement::memory, trial % 3 == 0);
       std::optional<TestDirectory> made;
       if (world().rank() == 0) made.emplace();
@@ -263,8 +263,8 @@ BOOST_AUTO_TEST_CASE(a_run_on_ranks_that_has_changed_over_is_continued_from_its_
       world().broadcast("");  // only now may the directory go
     }
     if (world().rank() > 0) return;
-    BOOST_TEST(ended_early >= trials(9) / 3);
-    BOOST_TEST(after_the_change >= trials(9) / 9);
+    BOOST_TEST(ended_early >= trials(6) / 3);
+    BOOST_TEST(after_the_change >= trials(6) / 9);
   });
 }
 
