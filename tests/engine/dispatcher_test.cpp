@@ -410,10 +410,9 @@ BOOST_AUTO_TEST_CASE(every_worker_has_one_before_any_has_two) {
 BOOST_AUTO_TEST_CASE(what_is_held_back_waits_and_may_never_come) {
   Dispatcher::Options options{100, 2, 0};
   options.held_from = 3;
+  // Of the one numbered 4 nothing is lacking.
   Dispatcher dispatcher(8, 2, options, [](std::int64_t id) {
-    Dispatcher::Work work;
-    work.pieces = id == 4 ? 0 : 1;  // of which nothing is lacking
-    return work;
+    return Dispatcher::Work{{}, {}, id == 4 ? 0 : 1};
   });
   const auto take = [&](int worker) {
     const auto order = dispatcher.next(worker);
@@ -438,8 +437,7 @@ BOOST_AUTO_TEST_CASE(what_is_held_back_waits_and_may_never_come) {
   BOOST_TEST(take(1) == 2);
   dispatcher.hold_from(5);
   BOOST_TEST(!dispatcher.has_come_to_held());
-  finish(1, 1);
-  finish(1, 2);
+  for (const std::int64_t id : {1, 2}) finish(1, id);
   BOOST_TEST(take(1) == 3);
   BOOST_TEST(dispatcher.has_come_to_held());
   BOOST_TEST(!dispatcher.all_merged());
