@@ -14,7 +14,7 @@ namespace stream_cqsa {
 
 /// Plans whose predicted times are no further apart than this share are taken to be as fast:
 /// predictions tell no more.
-inline constexpr double prediction_tolerance = 0.10;
+inline constexpr double prediction_tolerance = 0.05;
 
 /// Which divisions are looked at.
 enum class Divisions {

@@ -8,7 +8,7 @@ from cli import CliTest
 
 # Kernels are said to be so slow that they hide merges on the device, which are said to be slow as well, and everything
 # else fast. Kernels take long enough here to be measured; merges, reads and copies do not.
-WRONG = {"flop_per_second": 1e6, "device_merge_bytes_per_second": 1e4,
+WRONG = {"flop_per_second": 4e5, "device_merge_bytes_per_second": 1e4,
          **{f"{name}_bytes_per_second": 1e15
             for name in ("copy_in", "copy_out", "merge", "read", "write", "rewrite")}}
 
@@ -34,8 +34,8 @@ class Tuning(CliTest):
         self.assertEqual(again["accumulators"], "memory")
         self.assertEqual(again["head_groups"], 8)
         self.assertIn(again["head_groups_done"], range(1, 8))
-        self.assertAlmostEqual(again["rates"]["compute"]["planned"] / 1e6, 1, places=4)
-        self.assertGreater(again["rates"]["compute"]["measured"], 1e6)
+        self.assertAlmostEqual(again["rates"]["compute"]["planned"] / 4e5, 1, places=4)
+        self.assertGreater(again["rates"]["compute"]["measured"], 4e5)
         self.assertLess(again["predicted_seconds"], again["predicted_seconds_as_before"])
         left = 8 - again["head_groups_done"]
         said = f"the remaining {left} of 8 head groups are computed one after another, with accumulators in memory"
