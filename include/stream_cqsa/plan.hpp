@@ -91,6 +91,13 @@ struct DeviceArena {
     return output_offset() + output_slots * output_slot_bytes;
   }
   std::int64_t bytes() const { return workspace_offset() + workspace_bytes; }
+  /// How many query chunks of a subproblem that has `chunks` of them one launch computes: all where
+  /// there are slots for them, else as many as half of the slots hold, so that the others are
+  /// filled and emptied meanwhile.
+  std::int64_t queries_at_once(std::int64_t chunks) const {
+    const std::int64_t slots = std::min(query_slots, state_slots);
+    return chunks <= slots ? chunks : std::max<std::int64_t>(1, slots / 2);
+  }
   friend bool operator==(const DeviceArena&, const DeviceArena&) = default;
 };
 

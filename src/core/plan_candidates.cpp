@@ -5,7 +5,7 @@
 #include <limits>
 #include <map>
 #include <optional>
-#include <utility>
+#include <tuple>
 
 #include "core/plan_search.hpp"
 #include "core/plan_tiles.hpp"
@@ -35,13 +35,14 @@ std::vector<std::int64_t> some_group_counts(const PlanRequest& request) {
   return some;
 }
 
-// Perfect covers, k(k - 1) + 1 chunks: of about as many chunks they are those of which a subproblem
-// holds the smallest part. Each at least 1.3 times the one before.
+// Two, and perfect covers, k(k - 1) + 1 chunks: of about as many chunks they are those of which a
+// subproblem holds the smallest part. Each at least 1.3 times the one before.
 std::vector<std::int64_t> chunk_counts(const PlanRequest& request) {
   constexpr double least_ratio = 1.3;
   if (request.chunks) return {*request.chunks};
   const std::int64_t longest = std::max(request.problem.query_length, request.problem.key_length);
   std::vector<std::int64_t> counts = {1};
+  if (longest >= 2) counts.push_back(2);
   for (std::int64_t k = 2; k * (k - 1) + 1 <= std::min(max_modulus, longest); ++k) {
     const std::int64_t c = k * (k - 1) + 1;
     const bool apart = static_cast<double>(c) >= least_ratio * static_cast<double>(counts.back());
@@ -74,23 +75,39 @@ std::vector<Cut> cuts_of(const PlanRequest& request) {
   return cuts;
 }
 
-// The arenas of a cut, with head groups in the outer loop.
+// The arenas of a cut.
 struct Arenas {
   DeviceArena device;
   HostLayout host;
-  bool accumulating = false;  // on the device
 };
 
+// Where accumulators, and which loop head groups, can be.
+struct Form {
+  bool on_device = false;
+  ScheduleOrder order = ScheduleOrder::groups_outer;
+};
+
+std::vector<Form> forms_of(const PlanRequest& request, const Cut& cut) {
+  std::vector<Form> forms;
+  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+    const bool outer = order == ScheduleOrder::groups_outer;
+    if (!outer && (cut.groups == 1 || cut.grid)) continue;
+    if (request.order && *request.order != order && cut.groups > 1 && !cut.grid) continue;
+    if (outer) forms.push_back({true, order});
+    forms.push_back({false, order});
+  }
+  return forms;
+}
+
 // None where it does not fit the budgets.
-std::optional<Arenas> arenas_of(const PlanRequest& request, const Cut& cut) {
-  if (minimum_device_arena(request, cut).bytes() > request.device_budget) return std::nullopt;
-  if (smallest_host_bytes(request, cut) > request.host_budget) return std::nullopt;
-  const auto accumulating = accumulating_device_arena(request, cut);
-  const auto host = accumulating ? device_accumulators_layout(request, cut)
-                                 : host_layout(request, cut, ScheduleOrder::groups_outer);
-  if (!host) return std::nullopt;
-  return Arenas{accumulating ? *accumulating : device_arena(request, cut), *host,
-                accumulating.has_value()};
+std::optional<Arenas> arenas_of(const PlanRequest& request, const Cut& cut, const Form& form) {
+  if (form.on_device) {
+    const auto device = accumulating_device_arena(request, cut);
+    const auto host = device ? device_accumulators_layout(request, cut) : std::nullopt;
+    return host ? std::optional(Arenas{*device, *host}) : std::nullopt;
+  }
+  const auto host = host_layout(request, cut, form.order);
+  return host ? std::optional(Arenas{device_arena(request, cut), *host}) : std::nullopt;
 }
 
 // Bytes of vectors of so many tokens and heads, in device memory.
@@ -108,23 +125,26 @@ double launches_of(const Problem& problem, const Cut& cut) {
 
 class Estimate {
  public:
-  Estimate(const PlanRequest& request, const Cut& cut, const Arenas& arenas, const Costs& costs,
-           InputKind inputs)
+  Estimate(const PlanRequest& request, const Cut& cut, const Form& form, const Arenas& arenas,
+           const Costs& costs, InputKind inputs)
       : request_(request),
         problem_(request.problem),
         cut_(cut),
         costs_(costs),
-        accumulating_(arenas.accumulating),
+        accumulating_(form.on_device),
+        sweeps_(problem_.batch *
+                (form.order == ScheduleOrder::groups_outer ? cut.groups : std::int64_t{1})),
         read_rate_(read_rate(costs, inputs)),
         workers_(static_cast<double>(request.workers)),
         copying_workers_(copying_workers(arenas.host.arena)),
-        traffic_(estimate_traffic(request, cut, ScheduleOrder::groups_outer, arenas.device,
-                                  arenas.host)) {}
+        traffic_(estimate_traffic(request, cut, form.order, arenas.device, arenas.host)) {}
 
   double seconds() const {
-    const double in = first_load(), compute = compute_seconds();
+    const double compute = compute_seconds();
+    const double of_sweep = compute / static_cast<double>(sweeps_);
+    const double in = std::max(first_load(), overhang(first_reads(), of_sweep));
     const double launched = compute * workers_ / static_cast<double>(cut_.subproblems);
-    const double tail = last_delivery();
+    const double tail = std::max(last_delivery(), overhang(last_writes(), of_sweep));
     const double back = traffic_.copied_out;
     double behind = std::max(back / costs_.copy_out / copying_workers_, write_seconds());
     if (!accumulating_) behind = std::max(behind, back / costs_.merge);
@@ -176,6 +196,28 @@ class Estimate {
                                problem_.query_heads_per_kv_head());
   }
 
+  // Of a sweep over the quorums that computes for `compute` seconds: how much longer it takes for
+  // `seconds` of reading each chunk before its first quorum, or of writing it after its last one.
+  // With k chunks in a quorum, 1 - exp(-k x) of all chunks are in the first, or last, part x of the
+  // quorums, as gaps between a cover's elements are spread like random ones.
+  double overhang(double seconds, double compute) const {
+    const auto chunks = static_cast<double>(cut_.quorum_size);
+    if (cut_.grid || seconds * chunks <= compute) return 0;
+    return seconds - compute / chunks * (1 + std::log(seconds * chunks / compute));
+  }
+
+  // Of the first sweep; where token rows hold all heads it may read for the others, too.
+  double first_reads() const {
+    const double entries = static_cast<double>(problem_.batch);
+    const double inputs =
+        vector_bytes(problem_, static_cast<double>(problem_.query_length), problem_.query_heads) +
+        vector_bytes(problem_, static_cast<double>(problem_.key_length), 2 * problem_.kv_heads);
+    const bool by_rows = request_.query.layout == Layout::bshd;
+    const double bytes = by_rows ? std::min(traffic_.read / entries, inputs)
+                                 : traffic_.read / static_cast<double>(sweeps_);
+    return bytes / read_rate_;
+  }
+
   // From the last launch on.
   double last_delivery() const {
     const double last = last_rows();
@@ -185,13 +227,19 @@ class Estimate {
     return states / costs_.copy_out + states / costs_.merge + written;
   }
 
-  // The last head group of rows that hold all heads puts these in order.
   double write_seconds() const {
-    const double bytes = rows() * finished_bytes();
+    const auto sweeps = static_cast<double>(sweeps_);
+    return last_writes() + (sweeps - 1) / sweeps * rows() * finished_bytes() / costs_.write;
+  }
+
+  // Of the last sweep. The last head group of rows that hold all heads puts these in order.
+  double last_writes() const {
+    const auto sweeps = static_cast<double>(sweeps_);
+    const double bytes = rows() * finished_bytes() / sweeps;
     if (request_.output_layout != Layout::bshd || cut_.groups == 1) return bytes / costs_.write;
-    const double last =
-        bytes * static_cast<double>(cut_.group_heads) / static_cast<double>(problem_.kv_heads);
-    return (bytes - last) / costs_.write + last * static_cast<double>(cut_.groups) / costs_.rewrite;
+    const double entry = rows() * finished_bytes() / static_cast<double>(problem_.batch);
+    const double group = entry / static_cast<double>(cut_.groups);
+    return (bytes - group) / costs_.write + entry / costs_.rewrite;
   }
 
   double rows() const {
@@ -212,17 +260,19 @@ class Estimate {
   const Cut& cut_;
   const Costs& costs_;
   const bool accumulating_;
+  const std::int64_t sweeps_;  // over the quorums
   const double read_rate_;
   const double workers_;
   const double copying_workers_;
   const Traffic traffic_;
 };
 
-// First the best for each number of head groups and placement, then the second best, and so on.
+// First the best for each number of head groups, placement and order, then the second best, and so
+// on.
 void mix(std::vector<Candidate>& candidates) {
-  std::map<std::pair<std::int64_t, bool>, std::int64_t> seen;
+  std::map<std::tuple<std::int64_t, bool, ScheduleOrder>, std::int64_t> seen;
   for (Candidate& candidate : candidates) {
-    candidate.rank = seen[{candidate.cut.groups, candidate.host_accumulators}]++;
+    candidate.rank = seen[{candidate.cut.groups, candidate.on_device, candidate.order}]++;
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::rank);
 }
@@ -231,25 +281,22 @@ void mix(std::vector<Candidate>& candidates) {
 
 std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& costs,
                                      InputKind inputs) {
-  PlanRequest on_host = request;
-  on_host.host_accumulators = true;
   std::vector<Candidate> candidates;
   double least = std::numeric_limits<double>::infinity();
-  const auto add = [&](const PlanRequest& placed, const Cut& cut, const Arenas& arenas) {
-    const double seconds = Estimate(placed, cut, arenas, costs, inputs).seconds();
-    candidates.push_back({cut, placed.host_accumulators, seconds, 0});
-    least = std::min(least, seconds);
-  };
   const double launch = kernel_cost(costs, request.problem).launch_seconds;
   for (const Cut& cut : cuts_of(request)) {
     // Launches alone take too long.
     const double launches = launches_of(request.problem, cut);
     if (launches * launch / static_cast<double>(request.workers) > hopeless * least) continue;
-    const auto arenas = arenas_of(request, cut);
-    if (!arenas) continue;
-    add(request, cut, *arenas);
-    if (!arenas->accumulating) continue;
-    if (const auto beside = arenas_of(on_host, cut)) add(on_host, cut, *beside);
+    if (smallest_device_arena(request, cut).bytes() > request.device_budget) continue;
+    if (smallest_host_bytes(request, cut) > request.host_budget) continue;
+    for (const Form& form : forms_of(request, cut)) {
+      const auto arenas = arenas_of(request, cut, form);
+      if (!arenas) continue;
+      const double seconds = Estimate(request, cut, form, *arenas, costs, inputs).seconds();
+      candidates.push_back({cut, form.on_device, form.order, seconds, 0});
+      least = std::min(least, seconds);
+    }
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::estimate);
   mix(candidates);
@@ -265,7 +312,8 @@ PlanRequest pinned(const PlanRequest& request, const Candidate& candidate) {
     result.chunks = cut.c;
   }
   if (!request.heads_per_group) result.heads_per_group = cut.group_heads;
-  result.host_accumulators = candidate.host_accumulators;
+  result.host_accumulators = !candidate.on_device;
+  if (cut.groups > 1 && !cut.grid) result.order = candidate.order;
   return result;
 }
 

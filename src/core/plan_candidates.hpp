@@ -10,11 +10,12 @@ namespace stream_cqsa {
 
 struct Candidate {
   Cut cut;
-  bool host_accumulators = false;
+  bool on_device = false;  ///< accumulators
+  ScheduleOrder order = ScheduleOrder::groups_outer;
   /// Seconds by the totals of each stage, and the first and last subproblems: about the least that
   /// predict() may say.
   double estimate = 0;
-  /// Among those with as many head groups and the same placement, by estimate.
+  /// Among those with as many head groups, the same placement and order, by estimate.
   std::int64_t rank = 0;
 };
 

@@ -32,7 +32,7 @@ constexpr double certain_share = 0.9;
 double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
 
 Candidate candidate_of(const Plan& plan) {
-  return {cut_of(plan), plan.request.host_accumulators, 0, 0};
+  return {cut_of(plan), plan.placement == AccumulatorPlacement::device, plan.order, 0, 0};
 }
 
 template <typename Make>
@@ -107,7 +107,6 @@ class Contest {
       if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
     }
     consider_other_order(plans_.front());
-    consider_other_order(fastest());
     fits_ = costs || plans_.size() > 1;
     if (plans_.size() > 1 && !costs) plans_.erase(plans_.begin());
   }

@@ -162,6 +162,9 @@ Demand Demands::of(const SubproblemKey& key) const {
   demand.read_bytes = read_bytes(key, share);
   demand.key_chunks = load.key_chunks;
   demand.query_chunks = load.query_chunks;
+  demand.query_bytes =
+      load.query_tokens * query_heads *
+      static_cast<double>(problem_.head_dim * size_of(storage_type(problem_.dtype)));
   demand.flop = 4 * load.scores * query_heads * static_cast<double>(problem_.head_dim);
   demand.partial_bytes = load.query_tokens * query_heads *
                          static_cast<double>(softmax_state_bytes(1, problem_.head_dim));

@@ -102,8 +102,9 @@ void write_division(const Plan& plan, const Cut& cut, Table& table) {
              counted(cut.group_heads * plan.problem().query_heads_per_kv_head(), "query head"));
   table.line("subproblems", "{} = {} batch x {} x {}", cut.subproblems, plan.problem().batch,
              counted(cut.groups, "head group"), counted(cut.quorums, cut.grid ? "tile" : "quorum"));
-  const std::int64_t part = std::min(plan.device.query_slots, plan.device.state_slots);
-  if (part < std::min(cut.quorum_size, cut.query_chunks)) {
+  const std::int64_t queries = std::min(cut.quorum_size, cut.query_chunks);
+  const std::int64_t part = plan.device.queries_at_once(queries);
+  if (part < queries) {
     table.line("", "each in parts of up to {}: the device has no room for a quorum's",
                counted(part, "query chunk"));
   }

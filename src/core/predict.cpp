@@ -154,7 +154,8 @@ class Timeline {
         inputs_(inputs),
         on_device_(plan.placement == AccumulatorPlacement::device),
         crowd_(plan, costs),
-        sends_(!costs.workers.empty() || plan.request.workers > 1) {}
+        sends_(!costs.workers.empty() || plan.request.workers > 1),
+        has_slots_beside_(std::min(plan.device.query_slots, plan.device.state_slots) > 1) {}
 
   // Of the head groups from this one on.
   Prediction run(std::int64_t from) {
@@ -205,6 +206,13 @@ class Timeline {
     }
   }
 
+  // Launches of one subproblem.
+  double parts_of(const Demand& demand) const {
+    const auto chunks = static_cast<std::int64_t>(demand.query_chunks);
+    const std::int64_t at_once = plan_.device.queries_at_once(chunks);
+    return at_once < chunks ? std::ceil(demand.query_chunks / static_cast<double>(at_once)) : 1.0;
+  }
+
   double load(Worker& worker, const Demand& demand);
   void compute(Worker& worker, const Demand& demand, double loaded);
   void deliver(Worker& worker, const Demand& demand, double computed);
@@ -221,6 +229,8 @@ class Timeline {
   const bool on_device_;
   Crowd crowd_;
   const bool sends_;  // to another rank, which merges
+  // For what is computed in parts: one is copied in, or out, while another computes.
+  const bool has_slots_beside_;
   // Who has the head group that was taken last.
   Worker* taker_ = nullptr;
   std::int64_t group_ = -1;
@@ -245,8 +255,14 @@ void Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
   // Of all that the worker has computed so far: clocks depend on what came before.
   const double before = kernel_seconds(worker.kernel, worker.flop, worker.launches);
   worker.flop += demand.flop;
-  ++worker.launches;
+  const double parts = parts_of(demand);
+  worker.launches += parts;
   double seconds = kernel_seconds(worker.kernel, worker.flop, worker.launches) - before;
+  if (parts > 1 && !has_slots_beside_) {
+    const double moved =
+        demand.query_bytes / worker.costs.copy_in + demand.partial_bytes / worker.costs.copy_out;
+    seconds += moved * (parts - 1) / parts;
+  }
   double emptied = 0;
   if (on_device_) {
     if (plan_.division.most_partials() > 1)

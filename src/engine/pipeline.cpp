@@ -101,7 +101,14 @@ void Pipeline::schedule(const NextSubproblem& next) {
 
 std::vector<std::vector<ChunkPair>> Pipeline::parts_of(const Assignment& assignment,
                                                        const QuorumWork& work) const {
-  const std::int64_t most_queries = std::min(plan_.device.query_slots, plan_.device.state_slots);
+  const auto is_wanted = [&](std::int32_t query) {
+    return assignment.wanted.empty() || assignment.wanted[static_cast<std::size_t>(query)];
+  };
+  std::set<std::int32_t> all;
+  for (const ChunkPair& pair : work.pairs) {
+    if (is_wanted(pair.query)) all.insert(pair.query);
+  }
+  const std::int64_t at_once = plan_.device.queries_at_once(static_cast<std::int64_t>(all.size()));
   std::vector<std::vector<ChunkPair>> parts;
   std::set<std::int32_t> queries, keys;  // of the last part
   for (auto begin = work.pairs.begin(); begin != work.pairs.end();) {
@@ -110,10 +117,10 @@ std::vector<std::vector<ChunkPair>> Pipeline::parts_of(const Assignment& assignm
                                   [query](const ChunkPair& pair) { return pair.query != query; });
     const std::span<const ChunkPair> pairs(begin, end);
     begin = end;
-    if (!assignment.wanted.empty() && !assignment.wanted[static_cast<std::size_t>(query)]) continue;
+    if (!is_wanted(query)) continue;
     std::set<std::int32_t> together = keys;
     for (const ChunkPair& pair : pairs) together.insert(pair.key);
-    if (parts.empty() || static_cast<std::int64_t>(queries.size()) == most_queries ||
+    if (parts.empty() || static_cast<std::int64_t>(queries.size()) == at_once ||
         static_cast<std::int64_t>(together.size()) > plan_.device.kv_slots) {
       parts.emplace_back();
       queries.clear();

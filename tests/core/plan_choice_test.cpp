@@ -21,6 +21,8 @@ using namespace stream_cqsa::testing;
 namespace {
 
 constexpr double tolerance = 1 + prediction_tolerance;
+// What is searched for is found by estimates.
+constexpr double search_tolerance = 1.1;
 
 std::string json_of(const PlanChoice& choice, bool subproblems = false) {
   std::stringstream out;
@@ -32,6 +34,28 @@ std::string json_of(const PlanChoice& choice, bool subproblems = false) {
 PlanRequest short_job(Random& random) {
   PlanRequest request = random_job(random);
   request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
+  return request;
+}
+
+// On one like an H200.
+PlanRequest gpu_job(std::int64_t length, std::int64_t heads) {
+  PlanRequest request;
+  Problem& problem = request.problem;
+  problem.query_length = problem.key_length = length;
+  problem.query_heads = problem.kv_heads = heads;
+  problem.head_dim = 64;
+  problem.dtype = problem.output_dtype = DType::f16;
+  problem.mask = Mask::causal;
+  DeviceTraits& device = request.device;
+  device.kind = "cuda";
+  device.tile = 192;
+  device.slot_alignment = device.workspace_bytes = 256;
+  device.query_item_bytes = 200;
+  device.key_item_bytes = 64;
+  device.overlap_worth = 16;
+  device.overlap_flop = 2'000'000'000'000;
+  device.merges = true;
+  request.host_budget = 32 * GiB;
   return request;
 }
 
@@ -204,6 +228,43 @@ BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
   const Prediction prediction = predict(make_plan(request), slow_reads, InputKind::files);
   slow_reads.read *= prediction.busy_of(Stage::read) / prediction.busy_of(Stage::compute);
   BOOST_TEST(chosen(slow_reads).subproblem_count() > 4);
+}
+
+// Of jobs for a GPU, bound by computing, reading, merging or the network.
+BOOST_AUTO_TEST_CASE(no_division_that_could_be_pinned_is_faster) {
+  int compared = 0;
+  for (const std::int64_t length : {1 << 18, 1 << 20, 1 << 22}) {
+    for (const std::int64_t heads : {1, 8, 32}) {
+      for (const std::int64_t workers : {1, 8}) {
+        for (const std::int64_t device_budget : {256 * MiB, 4 * GiB}) {
+          PlanRequest request = gpu_job(length, heads);
+          request.workers = workers;
+          request.device_budget = device_budget;
+          const Costs costs = builtin_costs(request.device);
+          const double chosen =
+              choose_plan(request, costs, InputKind::synthetic).prediction.seconds;
+          for (const std::int64_t chunks : {3, 7, 13, 31, 57, 133, 307}) {
+            for (std::int64_t groups = 1; groups <= heads; groups *= 2) {
+              for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+                PlanRequest pinned = request;
+                pinned.chunks = chunks;
+                pinned.heads_per_group = heads / groups;
+                pinned.order = order;
+                const auto plan = try_plan(pinned);
+                if (!plan) continue;
+                const double seconds = predict(*plan, costs, InputKind::synthetic).seconds;
+                BOOST_TEST(chosen <= seconds * search_tolerance,
+                           chosen << " s chosen, " << seconds << " s with " << division_text(*plan)
+                                  << ": " << text_of(request));
+                ++compared;
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  BOOST_TEST(compared > 500);
 }
 
 BOOST_AUTO_TEST_CASE(any_division_takes_tiles_where_they_are_faster_and_else_quorum_sets) {
