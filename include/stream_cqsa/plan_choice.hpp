@@ -68,16 +68,16 @@ struct PlanChoice {
 };
 
 /// Of the plans that `request` leaves open one that predict() says is as fast on its workers as
-/// any, by prediction_tolerance: the default, make_plan(request), if it is one, and then with
-/// `request` as its request, else the one with the fewest subproblems. That one's request has
-/// chunks (or grid), heads per group, the accumulators' placement and perhaps the order set, so
-/// that make_plan() makes it anywhere. With any division a plan of PlanRequest::scheme comes before
-/// one of the other that is no faster.
+/// any: the default, make_plan(request), if it is one by prediction_tolerance, and then with
+/// `request` as its request, else the fastest, or one of fewer subproblems within 1% of it. That
+/// one's request has chunks (or grid), heads per group, the accumulators' placement and the order
+/// set, so that make_plan() makes it anywhere. With any division a plan of PlanRequest::scheme
+/// comes before one of the other that is no faster, by prediction_tolerance.
 ///
-/// Looked at are, on whole kernel tiles, difference covers that waste little, or grids; numbers of
-/// head groups; accumulators on the device and not; of the default and the fastest of these also
-/// the other order. So a larger budget is hardly predicted to take longer than a smaller one by
-/// more than the tolerance, on one worker. Equal arguments give equal choices.
+/// Looked at are, on whole kernel tiles, difference covers that waste little, or grids; quorums
+/// that the device holds, and those that it computes in parts; numbers of head groups; accumulators
+/// on the device and not; both orders. So a larger budget is hardly predicted to take longer than a
+/// smaller one by more than the tolerance, on one worker. Equal arguments give equal choices.
 ///
 /// A plan for which the ranks have no room, see costs_of(), is taken only where there is no other,
 /// and then it is the default.

@@ -195,22 +195,27 @@ class Contest {
   bool fits_ = false;
 };
 
-// Of the first scheme that has a plan as fast as any the default, if it is one, else the plan with
-// the fewest subproblems: what each costs beside its launch is not predicted.
+// Of the first scheme that has a plan as fast as any the default, if it is one. Else the fastest
+// or, of those that are hardly slower, the one with the fewest subproblems: what each costs beside
+// its launch is not predicted.
 std::pair<Contest*, const Alternative*> pick(std::vector<Contest>& contests) {
+  constexpr double hardly = 1.01;
   double best = std::numeric_limits<double>::infinity();
   for (const Contest& contest : contests) {
     if (contest.fits()) best = std::min(best, seconds_of(contest.fastest()));
   }
   for (Contest& contest : contests) {
-    const Alternative* picked = nullptr;
     if (!contest.fits()) continue;
+    const Alternative* picked = &contest.fastest();
+    const double fastest = seconds_of(*picked);
+    if (!(fastest <= best * (1 + prediction_tolerance))) continue;
     for (const Alternative& plan : contest.plans()) {
-      if (!(seconds_of(plan) <= best * (1 + prediction_tolerance))) continue;
-      if (plan.is_default) return {&contest, &plan};
-      if (!picked || plan.subproblems < picked->subproblems) picked = &plan;
+      if (plan.is_default && seconds_of(plan) <= best * (1 + prediction_tolerance))
+        return {&contest, &plan};
+      if (seconds_of(plan) <= hardly * fastest && plan.subproblems < picked->subproblems)
+        picked = &plan;
     }
-    if (picked) return {&contest, picked};
+    return {&contest, picked};
   }
   return {&contests.front(), &contests.front().plans().front()};
 }

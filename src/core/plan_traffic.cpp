@@ -1,5 +1,6 @@
 // Estimated bytes moved by a plan.
 #include <algorithm>
+#include <cmath>
 
 #include "core/plan_sizes.hpp"
 #include "stream_cqsa/softmax_state.hpp"
@@ -31,11 +32,40 @@ double key_loads_of_rows(const Problem& problem, const Cut& cut, std::int64_t sl
   return 1.0 + std::max(rows - 1.0, 0.0) * (1.0 - kept);
 }
 
-// How often each of `chunks` is loaded in a sweep over all quorums, when `kept` of them stay: once,
-// and again at each of its other k - 1 uses unless it was kept.
-double loads_per_chunk(const Cut& cut, double kept, double chunks) {
-  const double missed = 1.0 - std::min(1.0, kept / chunks);
-  return 1.0 + static_cast<double>(cut.quorum_size - 1) * missed;
+// Of the uses of what a cover's order returns to, the share that misses where a part `kept` of it
+// all can stay, and that stays which is used next. Gaps between the uses of a chunk are spread like
+// random ones: those shorter than x of their mean, 1 - exp(-x) of all, take 1 - (1 + x) exp(-x) of
+// the whole.
+double missed_share(double kept) {
+  if (kept <= 0) return 1;
+  if (kept >= 1) return 0;
+  double low = 0, high = 64;
+  while (high - low > 1e-3) {
+    const double x = (low + high) / 2;
+    (1 - (1 + x) * std::exp(-x) < kept ? low : high) = x;
+  }
+  return std::exp(-low);
+}
+
+// How often each of `chunks` is loaded in a sweep over all quorums of k, when there are slots for
+// so many: once, and again at its other uses, but where it was in the quorum before or was kept.
+double loads_per_chunk(const Problem& problem, const Cut& cut, std::int64_t slots,
+                       std::int64_t chunks) {
+  const std::int64_t k = std::min(cut.quorum_size, chunks);
+  if (slots >= chunks || k == chunks) return 1;
+  // A causal mask leaves the keys of a quorum's last chunk, and the queries of its first one,
+  // without scores, but for those on the diagonal: at one end of a chunk's uses, so that the one
+  // beside it is often no return either.
+  const double returns = static_cast<double>(k) - (problem.mask == Mask::causal ? 2.5 : 1.0);
+  if (returns <= 0) return 1;
+  // Beside those of a quorum, and of the one before, while other slots are free: see SlotCache.
+  const auto missed_beside = [&](std::int64_t quorums) {
+    const std::int64_t busy = quorums * k;
+    if (slots <= busy || chunks <= busy) return 1.0;
+    return missed_share(static_cast<double>(slots - busy) / static_cast<double>(chunks - busy));
+  };
+  const double apart = 1.0 - static_cast<double>(k) / static_cast<double>(chunks);
+  return 1.0 + returns * apart * (missed_beside(1) + missed_beside(2)) / 2;
 }
 
 double tensor_bytes(const Problem& problem, std::int64_t heads, std::int64_t tokens) {
@@ -51,10 +81,8 @@ struct Loads {
 
 Loads loads_of(const Problem& problem, const Cut& cut, const DeviceArena& device) {
   if (cut.grid) return {1.0, key_loads_of_rows(problem, cut, device.kv_slots)};
-  return {loads_per_chunk(cut, static_cast<double>(device.query_slots),
-                          static_cast<double>(cut.query_chunks)),
-          loads_per_chunk(cut, static_cast<double>(device.kv_slots),
-                          static_cast<double>(cut.key_chunks))};
+  return {loads_per_chunk(problem, cut, device.query_slots, cut.query_chunks),
+          loads_per_chunk(problem, cut, device.kv_slots, cut.key_chunks)};
 }
 
 struct ReadModel {
@@ -79,13 +107,23 @@ struct ReadModel {
     const bool by_rows = input.layout == Layout::bshd;
     const double share = by_rows ? 1.0 : groups / static_cast<double>(cut.groups);
     const double whole = share * tensor_bytes(request.problem, heads, tokens);
-    const double kept = std::min(1.0, cache_bytes / all_sets);
     const double quorum_set =
         all_sets * static_cast<double>(cut.quorum_size) / static_cast<double>(cut.c);
     // With bshd, each head group reads whole token rows, unless the group before left them.
     const bool shared = order == ScheduleOrder::groups_inner && cache_bytes >= quorum_set;
     const double passes = chunk_loads * (by_rows && !shared ? groups : 1.0);
-    return whole * (1.0 + (passes - 1.0) * (1.0 - kept));
+    return whole * (1.0 + (passes - 1.0) * missed(chunk_loads, quorum_set, all_sets));
+  }
+
+  // Of what is loaded again. What comes once a sweep, in the same order, is kept as far as there is
+  // room: so do rows of tiles go through all keys. What comes more often is kept where it is used
+  // next, beside the chunks of a quorum.
+  double missed(double chunk_loads, double quorum_set, double all_sets) const {
+    if (cache_bytes >= all_sets) return 0;
+    const double of_sweeps = 1.0 - cache_bytes / all_sets;
+    if (cut.grid || chunk_loads <= 1) return of_sweeps;
+    const double within = missed_share((cache_bytes - quorum_set) / (all_sets - quorum_set));
+    return (of_sweeps + (chunk_loads - 1) * within) / chunk_loads;
   }
 
   double of_batch_entry() const {
@@ -107,7 +145,8 @@ double cache_bytes_of(const HostArena& host) {
 }  // namespace
 
 double partials_per_row(const Problem& problem, const Cut& cut) {
-  if (!cut.grid) return static_cast<double>(cut.quorum_size);
+  // Of two chunks each is the queries of one quorum and the keys of both.
+  if (!cut.grid) return cut.c == 2 ? 1.0 : static_cast<double>(cut.quorum_size);
   const double columns = keys_per_row(problem, cut) / static_cast<double>(cut.key_chunk_tokens);
   return std::clamp(columns, 1.0, static_cast<double>(cut.key_chunks));
 }

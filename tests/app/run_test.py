@@ -129,8 +129,9 @@ class Run(CliTest):
     def test_synthetic_is_what_generate_writes(self):
         shape = ["--shape", "1,300,4,16", "--kv-heads", "2", "--dtype", "f32"]
         self.succeed("generate", *shape, "--seed", "5", *self.inputs())
-        self.succeed("run", *self.inputs(), "--output", self.path("a.npy"), "--quiet")
-        self.succeed("run", "--input", "synthetic:5", *shape, "--output", self.path("b.npy"), "--quiet")
+        self.succeed("run", *self.inputs(), "--chunks", "7", "--output", self.path("a.npy"), "--quiet")
+        self.succeed("run", "--input", "synthetic:5", *shape, "--chunks", "7", "--output", self.path("b.npy"),
+                     "--quiet")
         self.assertEqual(self.path("a.npy").read_bytes(), self.path("b.npy").read_bytes())
         arrays = [np.load(self.path(f"{name}.npy")) for name in "qkv"]
         np.testing.assert_allclose(np.load(self.path("a.npy")), attention(*arrays)[0], atol=2e-6)

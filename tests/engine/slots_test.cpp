@@ -6,8 +6,10 @@
 #include <set>
 #include <tuple>
 
+#include "core/plan_sizes.hpp"
 #include "engine/slot_cache.hpp"
 #include "engine/use_table.hpp"
+#include "stream_cqsa/difference_cover.hpp"
 #include "support/small_plan.hpp"
 
 using namespace stream_cqsa;
@@ -230,4 +232,58 @@ BOOST_AUTO_TEST_CASE(more_needs_than_slots_are_refused) {
   SlotCache cache(1);
   const SlotCache::Need needs[] = {{{0, 0, 0}, 1}, {{0, 0, 1}, 1}};
   BOOST_CHECK_THROW(cache.assign(needs, 0), std::logic_error);
+}
+
+// By the rule of the engine.
+double loads_of(const Plan& plan, Side side) {
+  UseTable uses(plan);
+  SlotCache cache(side == Side::query ? plan.device.query_slots : plan.device.kv_slots);
+  std::int64_t loads = 0;
+  for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {
+    const SubproblemKey key = plan.key(id);
+    const QuorumWork work = plan.work(id);
+    std::set<std::int64_t> chunks;
+    for (const ChunkPair& pair : work.pairs) {
+      const auto position = static_cast<std::size_t>(side == Side::query ? pair.query : pair.key);
+      chunks.insert(work.chunks[position].index);
+    }
+    std::vector<SlotCache::Need> needs;
+    for (const std::int64_t chunk : chunks) {
+      needs.push_back(
+          {{key.batch, key.group, chunk}, uses.next(side, key.batch, key.group, chunk, id)});
+    }
+    for (const auto& assigned : cache.assign(needs, id)) loads += assigned.load;
+  }
+  return static_cast<double>(loads);
+}
+
+BOOST_AUTO_TEST_CASE(the_estimated_bytes_into_the_device_are_about_those_loaded) {
+  int compared = 0;
+  for (const Mask mask : {Mask::none, Mask::causal}) {
+    for (const std::int64_t chunks : {31, 57, 133}) {
+      PlanRequest request;
+      request.problem.query_length = request.problem.key_length = chunks * 128;
+      request.problem.head_dim = 64;
+      request.problem.mask = mask;
+      request.chunks = chunks;
+      request.host_accumulators = true;
+      request.host_budget = std::int64_t{1} << 30;
+      const double chunk_bytes = 128 * 64 * 4;
+      const std::int64_t smallest = smallest_device_budget(request);
+      for (std::int64_t budget = smallest; budget < 16 * smallest; budget += budget / 8) {
+        request.device_budget = budget;
+        const Plan plan = make_plan(request);
+        if (plan.device.query_slots < difference_cover_size(chunks)) continue;  // in parts
+        const double counted =
+            chunk_bytes * (loads_of(plan, Side::query) + 2 * loads_of(plan, Side::key));
+        BOOST_TEST_CONTEXT("c = " << chunks << ", " << plan.device.query_slots << " and "
+                                  << plan.device.kv_slots << " slots") {
+          BOOST_TEST(estimate_traffic(plan).copied_in == counted,
+                     boost::test_tools::tolerance(0.25));
+        }
+        ++compared;
+      }
+    }
+  }
+  BOOST_TEST(compared > 50);
 }
