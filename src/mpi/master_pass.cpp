@@ -58,10 +58,8 @@ class Master {
         intake_(plan, assembler, communicator, telemetry,
                 [this](const Source& source) { received(source); }),
         inputs_(inputs),
-        ask_(ask),
-        before_(assembler.so_far()),
-        workers_so_far_(failures.size()),
-        begin_(begin) {
+        held_(plan, assembler, ask, failures.size(),
+              mergers_.count() > 0 || !checkpoint.directory.empty(), begin) {
     if (checkpoint.same_run && checkpoint.stop) checkpoints_told_ = checkpoint.stop->checkpoints;
     result().failures = failures;
     result().subproblems.resize(failures.size());
@@ -104,8 +102,8 @@ class Master {
     }
     result().stalled_seconds = intake_.stalled_seconds();
     if (dispatcher_) {
-      result().repeated = dispatcher_->repeated() * subproblems_of_order();
-      result().withdrawn = dispatcher_->withdrawn() * subproblems_of_order();
+      result().repeated = dispatcher_->repeated() * subproblems_of_order(plan_);
+      result().withdrawn = dispatcher_->withdrawn() * subproblems_of_order(plan_);
     }
     if (inputs_) result().served = inputs_->served();
   }
@@ -196,8 +194,7 @@ class Master {
   void make_dispatcher() {
     Dispatcher::Options options;
     options.now = now_seconds;
-    hold_after(plan_.groups_done);
-    options.held_from = first_id_of(held_group_);
+    options.held_from = held_.first_id();
     if (computes_by_groups(plan_)) {
       // One that computes, and one to go on with: no more, for the last ones are to be shared out.
       options.ahead = 2;
@@ -221,68 +218,27 @@ class Master {
         });
   }
 
-  // --- another plan for the rest ---
-
-  // Holds back what comes after this head group or, where all of a batch entry are open at once,
-  // after its batch entry.
-  void hold_after(std::int64_t group) {
-    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
-    const bool one = computes_by_groups(plan_) || plan_.order == ScheduleOrder::groups_outer;
-    held_group_ = one ? group + 1 : (group / groups + 1) * groups;
-    if (!ask_) held_group_ = group_total(plan_);
-  }
-  // Of what the dispatcher hands out, that which comes first of a head group that is held.
-  std::int64_t first_id_of(std::int64_t group) const {
-    if (computes_by_groups(plan_)) return group;
-    const auto groups = static_cast<std::int64_t>(plan_.groups.size());
-    return plan_.order == ScheduleOrder::groups_outer
-               ? group * plan_.division.quorum_count()
-               : group / groups * groups * plan_.division.quorum_count();
-  }
   // All that is not held has been handed out: asks whether another plan takes the rest.
   void pass_held() {
     while (!pass_.again && dispatcher_->has_come_to_held()) {
-      pass_.again = ask();
-      if (pass_.again) return leave();
-      hold_after(held_group_);
-      dispatcher_->hold_from(first_id_of(held_group_));
-    }
-  }
-  std::optional<PlannedAgain> ask() {
-    if (checkpoint_.stop && checkpoint_.stop->stop_now()) return std::nullopt;
-    const double begin = thread_seconds();
-    RunSoFar run = assembler_.so_far().since(before_);
-    run.in_place = mergers_.count() > 0 || !checkpoint_.directory.empty();
-    run.lacking = assembler_.lacking_from(held_group_);
-    for (int worker = 0; worker < workers(); ++worker) {
-      auto& so_far = workers_so_far_[static_cast<std::size_t>(worker)];
-      if (has_failed(worker)) {
-        so_far.reset();
-      } else if (!so_far) {
-        so_far.emplace();  // nothing is known of it yet
+      const double begin = thread_seconds();
+      if (checkpoint_.stop && checkpoint_.stop->stop_now()) {
+        held_.let_go();
+      } else {
+        pass_.again = held_.ask(result().failures);
       }
+      asking_seconds_ += thread_seconds() - begin;
+      if (pass_.again) return leave();
+      dispatcher_->hold_from(held_.first_id());
     }
-    auto again = ask_(run, workers_so_far_, held_group_, switch_seconds());
-    asking_seconds_ += thread_seconds() - begin;
-    return again;
-  }
-  // All ranks prepare as they did for this plan; before that they wait for who ends last.
-  double switch_seconds() const {
-    double last = 0;
-    for (const auto& worker : workers_so_far_) {
-      if (!worker || worker->subproblems == 0) continue;
-      const StageTotals& compute = worker->totals[static_cast<std::size_t>(Stage::compute)];
-      last = std::max(last, compute.busy_seconds / static_cast<double>(worker->subproblems));
-    }
-    return last_ready_ - begin_ + last * static_cast<double>(subproblems_of_order());
   }
   // To the next plan, on all ranks.
   void leave() {
     dispatcher_->leave_held();
-    assembler_.leave_from(held_group_);
+    assembler_.leave_from(held_.first());
     Message message;
     message.said = Said::leave;
-    message.subproblem = held_group_;
+    message.subproblem = held_.first();
     for (int merger = 1; merger <= mergers_.count(); ++merger) send(merger, message);
   }
 
@@ -319,14 +275,12 @@ class Master {
     const int worker = worker_of(rank);
     switch (message.said) {
       case Said::ready:
-        last_ready_ = now_seconds();
-        if (pass_.began == 0) pass_.began = last_ready_;
-        return;
+        return has_prepared();
       case Said::offer:
         return intake_.offer(rank, message);
       case Said::computed:
         count_computed(worker);
-        workers_so_far_[static_cast<std::size_t>(worker)] = message.so_far;
+        held_.has_computed(worker, message.so_far);
         dispatcher_->computed(worker, message.subproblem);
         orders_.computed({message.subproblem, rank, message.order}, 1 + message.mergers);
         return intake_.computed(rank, message);
@@ -351,13 +305,15 @@ class Master {
     throw Error(fmt::format("rank {} sent a message that is not for this rank", rank));
   }
 
-  /// Those that a worker is given as one.
-  std::int64_t subproblems_of_order() const {
-    return computes_by_groups(plan_) ? plan_.division.quorum_count() : std::int64_t{1};
+  // A worker.
+  void has_prepared() {
+    const double now = now_seconds();
+    held_.has_prepared(now);
+    if (pass_.began == 0) pass_.began = now;
   }
 
   void count_computed(int worker) {
-    const std::int64_t computed = subproblems_of_order();
+    const std::int64_t computed = subproblems_of_order(plan_);
     result().subproblems[static_cast<std::size_t>(worker)] += computed;
     for (std::int64_t i = 0; i < computed; ++i) telemetry_.add_subproblem();
   }
@@ -370,7 +326,7 @@ class Master {
       case Said::received:
         return received({message.subproblem, message.rank, message.order});
       case Said::ready:
-        last_ready_ = now_seconds();
+        held_.has_prepared(now_seconds());
         return mergers_.hear(rank, message);
       default:
         return mergers_.hear(rank, message);
@@ -479,12 +435,7 @@ class Master {
   Request incoming_request_;
   int source_ = 0;
   Pause pause_;
-  const AskForPlan& ask_;
-  const RunSoFar before_;        ///< this rank's, by the plans before
-  WorkersSoFar workers_so_far_;  ///< by this plan
-  std::int64_t held_group_ = 0;  ///< the first one that may be another plan's
-  const double begin_;           ///< when this rank began to prepare
-  double last_ready_ = begin_;   ///< when the last of the others was
+  HeldGroups held_;
   double asking_seconds_ = 0;
   Pass pass_;
 };

@@ -4,22 +4,14 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <string>
-#include <vector>
 
 #include "core/merge_shares.hpp"
+#include "mpi/held_groups.hpp"
 #include "mpi/later_plan.hpp"
 #include "mpi/master.hpp"
 #include "stream_cqsa/tuning.hpp"
 
 namespace stream_cqsa {
-
-/// Why workers take no part any more, or empty: by worker.
-using Failures = std::vector<std::string>;
-
-/// Asks for a plan for the head groups from `from` on; none: the run goes on as before.
-using AskForPlan = std::function<std::optional<PlannedAgain>(
-    const RunSoFar& run, const WorkersSoFar& workers, std::int64_t from, double switch_seconds)>;
 
 /// What one plan's part of a run leaves.
 struct Pass {
