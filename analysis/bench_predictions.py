@@ -98,6 +98,7 @@ class Study:
                 "seconds": measured, "rounds": seconds, "predicted_over_measured":
                     first["predicted"]["seconds"] / measured,
                 "compute_seconds": statistics.median(r["stages"]["compute"]["busy_seconds"] for r in reports),
+                "stages": first["stages"],
                 "flop_per_second": first["flop"] / measured,
                 "device_bytes": device["allocated"], "planned_device_bytes": device["planned"],
                 "host_bytes": host["allocated"], "planned_host_bytes": host["planned"],
