@@ -109,13 +109,12 @@ Schedule outer_schedule(const PlanRequest& request, const Cut& cut) {
 // whole head groups go through them in the outer one; so do tiles, of which the inner one would
 // have a row open for each.
 Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
-  const bool any_order = cut.groups > 1 && !cut.grid;
   const auto inner_schedule = [&]() -> std::optional<Schedule> {
     const auto host = host_layout(request, cut, ScheduleOrder::groups_inner);
     if (!host) return std::nullopt;
     return Schedule{ScheduleOrder::groups_inner, device_arena(request, cut), *host};
   };
-  if (any_order && request.order == ScheduleOrder::groups_inner) {
+  if (cut.has_orders() && request.order == ScheduleOrder::groups_inner) {
     if (const auto inner = inner_schedule()) return *inner;
     throw InputError(fmt::format(
         "host memory {} is too small for all {} head groups at once; leave their order open",
@@ -123,7 +122,7 @@ Schedule choose_schedule(const PlanRequest& request, const Cut& cut) {
   }
   const Schedule outer = outer_schedule(request, cut);
   const bool by_groups = request.workers > 1 && outer.device.output_slots > 0;
-  if (!any_order || by_groups || request.order) return outer;
+  if (!cut.has_orders() || by_groups || request.order) return outer;
   const auto inner = inner_schedule();
   if (!inner) return outer;
   const auto file_bytes = [&](const Schedule& of) {

@@ -88,14 +88,10 @@ struct Form {
 };
 
 std::vector<Form> forms_of(const PlanRequest& request, const Cut& cut) {
+  constexpr auto outer = ScheduleOrder::groups_outer, inner = ScheduleOrder::groups_inner;
   std::vector<Form> forms;
-  for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
-    const bool outer = order == ScheduleOrder::groups_outer;
-    if (!outer && (cut.groups == 1 || cut.grid)) continue;
-    if (request.order && *request.order != order && cut.groups > 1 && !cut.grid) continue;
-    if (outer) forms.push_back({true, order});
-    forms.push_back({false, order});
-  }
+  if (!cut.has_orders() || request.order != inner) forms = {{true, outer}, {false, outer}};
+  if (cut.has_orders() && request.order != outer) forms.push_back({false, inner});
   return forms;
 }
 
@@ -313,7 +309,7 @@ PlanRequest pinned(const PlanRequest& request, const Candidate& candidate) {
   }
   if (!request.heads_per_group) result.heads_per_group = cut.group_heads;
   result.host_accumulators = !candidate.on_device;
-  if (cut.groups > 1 && !cut.grid) result.order = candidate.order;
+  if (cut.has_orders()) result.order = candidate.order;
   return result;
 }
 

@@ -169,6 +169,7 @@ class Contest {
 
   // Of head groups and quorums.
   void consider_other_order(const Alternative& plan) {
+    if (request_.order) return;
     PlanRequest request = plan.request;
     const bool outer = plan.order == ScheduleOrder::groups_outer;
     request.order = outer ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;

@@ -38,6 +38,9 @@ struct Cut {
   std::int64_t query_chunks = 1;  ///< that are not empty
   std::int64_t key_chunks = 1;
   std::int64_t subproblems = 1;
+
+  /// Whether head groups can be the inner loop: see ScheduleOrder.
+  bool has_orders() const { return groups > 1 && !grid; }
 };
 
 Cut cut_of(const PlanRequest& request, std::int64_t c, std::int64_t groups);
