@@ -138,15 +138,17 @@ class Estimate {
   double seconds() const {
     const double compute = compute_seconds();
     const double of_sweep = compute / static_cast<double>(sweeps_);
+    const double reads = traffic_.read / read_rate_;
     const double in = std::max(first_load(), overhang(first_reads(), of_sweep));
     const double launched = compute * workers_ / static_cast<double>(cut_.subproblems);
-    const double tail = std::max(last_delivery(), overhang(last_writes(), of_sweep));
+    const double tail =
+        std::max(last_delivery(),
+                 overhang(last_writes(), std::max(of_sweep, reads / static_cast<double>(sweeps_))));
     const double back = traffic_.copied_out;
     double behind = std::max(back / costs_.copy_out / copying_workers_, write_seconds());
     if (!accumulating_) behind = std::max(behind, back / costs_.merge);
     if (request_.workers > 1) behind = std::max(behind, back / costs_.receive);
-    const double before =
-        std::max(traffic_.read / read_rate_, traffic_.copied_in / costs_.copy_in / workers_);
+    const double before = std::max(reads, traffic_.copied_in / costs_.copy_in / workers_);
     return costs_.start_seconds +
            std::max({before + launched + tail, in + compute + tail, in + launched + behind});
   }
@@ -160,16 +162,16 @@ class Estimate {
 
   // Until the first subproblem's chunks are there.
   double first_load() const {
-    const auto part = [&](std::int64_t chunks, std::int64_t tokens) {
-      return static_cast<double>(std::min(cut_.quorum_size, chunks) * tokens);
-    };
-    const double queries = part(cut_.query_chunks, cut_.query_chunk_tokens);
-    const double keys = part(cut_.key_chunks, cut_.key_chunk_tokens);
-    const std::int64_t heads = cut_.group_heads;
-    const double bytes =
-        vector_bytes(problem_, queries, heads * problem_.query_heads_per_kv_head()) +
-        vector_bytes(problem_, keys, 2 * heads);
-    return bytes / (traffic_.read > 0 ? std::min(read_rate_, costs_.copy_in) : costs_.copy_in);
+    const std::int64_t keys = std::min(cut_.quorum_size, cut_.key_chunks) * cut_.key_chunk_tokens;
+    const std::int64_t queries = cut_.queries_of_quorum() * cut_.query_chunk_tokens;
+    const std::int64_t query_heads = cut_.group_heads * problem_.query_heads_per_kv_head();
+    return load_seconds(request_.query, queries, query_heads) +
+           load_seconds(request_.key, keys, cut_.group_heads) +
+           load_seconds(request_.value, keys, cut_.group_heads);
+  }
+  double load_seconds(const InputTraits& input, std::int64_t tokens, std::int64_t heads) const {
+    const double rate = input.resident ? costs_.copy_in : std::min(read_rate_, costs_.copy_in);
+    return vector_bytes(problem_, static_cast<double>(tokens), heads) / rate;
   }
 
   double compute_seconds() const {
@@ -187,9 +189,8 @@ class Estimate {
 
   // Of the last subproblem's partials.
   double last_rows() const {
-    return static_cast<double>(std::min(cut_.quorum_size, cut_.query_chunks) *
-                               cut_.query_chunk_tokens * cut_.group_heads *
-                               problem_.query_heads_per_kv_head());
+    return static_cast<double>(cut_.queries_of_quorum() * cut_.query_chunk_tokens *
+                               cut_.group_heads * problem_.query_heads_per_kv_head());
   }
 
   // Of a sweep over the quorums that computes for `compute` seconds: how much longer it takes for
@@ -199,6 +200,7 @@ class Estimate {
   double overhang(double seconds, double compute) const {
     const auto chunks = static_cast<double>(cut_.quorum_size);
     if (cut_.grid || seconds * chunks <= compute) return 0;
+    if (!(compute > 0)) return seconds;
     return seconds - compute / chunks * (1 + std::log(seconds * chunks / compute));
   }
 
@@ -223,19 +225,23 @@ class Estimate {
     return states / costs_.copy_out + states / costs_.merge + written;
   }
 
-  double write_seconds() const {
-    const auto sweeps = static_cast<double>(sweeps_);
-    return last_writes() + (sweeps - 1) / sweeps * rows() * finished_bytes() / costs_.write;
+  // The last head group of rows that hold all heads puts these in order.
+  bool rewrites() const { return request_.output_layout == Layout::bshd && cut_.groups > 1; }
+  double entry_bytes() const {
+    return rows() * finished_bytes() / static_cast<double>(problem_.batch);
   }
-
-  // Of the last sweep. The last head group of rows that hold all heads puts these in order.
+  // Of so many bytes of which, where they are put in order, a head group's are.
+  double write_seconds(double bytes) const {
+    if (!rewrites()) return bytes / costs_.write;
+    const double group = entry_bytes() / static_cast<double>(cut_.groups);
+    return (bytes - group) / costs_.write + entry_bytes() / costs_.rewrite;
+  }
+  double write_seconds() const {
+    return static_cast<double>(problem_.batch) * write_seconds(entry_bytes());
+  }
+  // Of the last sweep.
   double last_writes() const {
-    const auto sweeps = static_cast<double>(sweeps_);
-    const double bytes = rows() * finished_bytes() / sweeps;
-    if (request_.output_layout != Layout::bshd || cut_.groups == 1) return bytes / costs_.write;
-    const double entry = rows() * finished_bytes() / static_cast<double>(problem_.batch);
-    const double group = entry / static_cast<double>(cut_.groups);
-    return (bytes - group) / costs_.write + entry / costs_.rewrite;
+    return write_seconds(rows() * finished_bytes() / static_cast<double>(sweeps_));
   }
 
   double rows() const {
@@ -268,7 +274,8 @@ class Estimate {
 void mix(std::vector<Candidate>& candidates) {
   std::map<std::tuple<std::int64_t, bool, ScheduleOrder>, std::int64_t> seen;
   for (Candidate& candidate : candidates) {
-    candidate.rank = seen[{candidate.cut.groups, candidate.on_device, candidate.order}]++;
+    candidate.rank =
+        seen[{candidate.cut.groups, candidate.accumulates_on_device, candidate.order}]++;
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::rank);
 }
@@ -308,7 +315,7 @@ PlanRequest pinned(const PlanRequest& request, const Candidate& candidate) {
     result.chunks = cut.c;
   }
   if (!request.heads_per_group) result.heads_per_group = cut.group_heads;
-  result.host_accumulators = !candidate.on_device;
+  result.host_accumulators = !candidate.accumulates_on_device;
   if (cut.has_orders()) result.order = candidate.order;
   return result;
 }

@@ -10,17 +10,15 @@ namespace stream_cqsa {
 
 struct Candidate {
   Cut cut;
-  bool on_device = false;  ///< accumulators
+  bool accumulates_on_device = false;
   ScheduleOrder order = ScheduleOrder::groups_outer;
-  /// Seconds by the totals of each stage, and the first and last subproblems: about the least that
-  /// predict() may say.
+  /// Seconds by the totals of each stage, and what waits at either end: about what predict() says.
   double estimate = 0;
   /// Among those with as many head groups, the same placement and order, by estimate.
   std::int64_t rank = 0;
 };
 
-/// Those of PlanRequest::scheme that fit the budgets, by rank and estimate. Which cuts are looked
-/// at does not depend on the budgets.
+/// Those of PlanRequest::scheme that fit the budgets, by rank and estimate.
 std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& costs,
                                      InputKind inputs);
 

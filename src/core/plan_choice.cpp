@@ -106,7 +106,10 @@ class Contest {
       if (is_over()) break;
       if (!is_hopeless(candidate)) consider(pinned(request, candidate), effort_of(candidate.cut));
     }
-    consider_other_order(plans_.front());
+    // Copies, as what they consider is added to the plans.
+    for (const Alternative& plan : {Alternative(plans_.front()), Alternative(fastest())})
+      consider_other_order(plan);
+    consider_on_host(Alternative(plans_.front()));
     fits_ = costs || plans_.size() > 1;
     if (plans_.size() > 1 && !costs) plans_.erase(plans_.begin());
   }
@@ -167,13 +170,21 @@ class Contest {
     }
   }
 
-  // Of head groups and quorums.
+  // With head groups in the other loop.
   void consider_other_order(const Alternative& plan) {
-    if (request_.order) return;
-    PlanRequest request = plan.request;
+    const bool one_group = *plan.request.heads_per_group >= request_.problem.kv_heads;
+    if (request_.order || plan.request.grid || one_group) return;
     const bool outer = plan.order == ScheduleOrder::groups_outer;
+    PlanRequest request = plan.request;
     request.order = outer ? ScheduleOrder::groups_inner : ScheduleOrder::groups_outer;
-    if (outer) request.host_accumulators = true;
+    request.host_accumulators = outer || request_.host_accumulators;
+    consider(request, 0);
+  }
+
+  void consider_on_host(const Alternative& plan) {
+    if (plan.placement != AccumulatorPlacement::device) return;
+    PlanRequest request = plan.request;
+    request.host_accumulators = true;
     consider(request, 0);
   }
 

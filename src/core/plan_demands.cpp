@@ -185,7 +185,7 @@ double Demands::bytes_of(std::int64_t tokens, std::int64_t heads) const {
 // Of a sweep's chunk loads the first quorum has its own chunks, the others share the rest.
 double Demands::new_chunks(double key_chunks, std::int64_t quorum) const {
   if (quorum == 0) return key_chunks;
-  return std::max(0.0, loads_ - key_chunks) /
+  return std::max(0.0, loads_ - sweep_->at(0).key_chunks) /
          static_cast<double>(std::max<std::int64_t>(sweep_->live_quorums() - 1, 1));
 }
 

@@ -16,7 +16,7 @@ struct Demand {
   double new_chunks = 0;  ///< key chunks that are in no slot yet
   double key_chunks = 0;
   double query_chunks = 0;
-  double query_bytes = 0;  ///< of these chunks, new or not
+  double query_bytes = 0;  ///< of all query chunks, new or not
   double flop = 0;
   double partial_bytes = 0;
   double spilled_bytes = 0;    ///< to and from the accumulator file

@@ -39,6 +39,11 @@ struct Cut {
   std::int64_t key_chunks = 1;
   std::int64_t subproblems = 1;
 
+  /// Chunks of which a quorum computes partials; of two chunks each is the queries of one quorum
+  /// and keys of both.
+  std::int64_t queries_of_quorum() const {
+    return c == 2 && !grid ? 1 : std::min(quorum_size, query_chunks);
+  }
   /// Whether head groups can be the inner loop: see ScheduleOrder.
   bool has_orders() const { return groups > 1 && !grid; }
 };

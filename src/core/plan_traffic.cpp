@@ -145,8 +145,7 @@ double cache_bytes_of(const HostArena& host) {
 }  // namespace
 
 double partials_per_row(const Problem& problem, const Cut& cut) {
-  // Of two chunks each is the queries of one quorum and the keys of both.
-  if (!cut.grid) return cut.c == 2 ? 1.0 : static_cast<double>(cut.quorum_size);
+  if (!cut.grid) return static_cast<double>(cut.c == 2 ? cut.queries_of_quorum() : cut.quorum_size);
   const double columns = keys_per_row(problem, cut) / static_cast<double>(cut.key_chunk_tokens);
   return std::clamp(columns, 1.0, static_cast<double>(cut.key_chunks));
 }

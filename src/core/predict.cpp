@@ -213,6 +213,13 @@ class Timeline {
     return at_once < chunks ? std::ceil(demand.query_chunks / static_cast<double>(at_once)) : 1.0;
   }
 
+  // Of the queries and partials of what is computed in parts: those that are copied between two of
+  // its launches, as there are no slots beside.
+  double share_in_turn(const Demand& demand) const {
+    const double parts = parts_of(demand);
+    return has_slots_beside_ ? 0.0 : (parts - 1) / parts;
+  }
+
   double load(Worker& worker, const Demand& demand);
   void compute(Worker& worker, const Demand& demand, double loaded);
   void deliver(Worker& worker, const Demand& demand, double computed);
@@ -240,7 +247,9 @@ class Timeline {
 // all at the same time: one lane stands for all of theirs.
 double Timeline::load(Worker& worker, const Demand& demand) {
   const double read = read_.run(0, demand.read_bytes / read_rate(worker.costs, inputs_));
-  const double seconds = demand.copied_bytes / worker.costs.copy_in;
+  const double in_turn = std::min(demand.copied_bytes, share_in_turn(demand) * demand.query_bytes);
+  const double seconds = (demand.copied_bytes - in_turn) / worker.costs.copy_in;
+  worker.copy_in.busy += in_turn / worker.costs.copy_in;
   // New chunks take the place of those of the subproblem before, which must have been computed, as
   // far as there are no slots beside.
   const double beside = static_cast<double>(plan_.device.kv_slots) - demand.key_chunks;
@@ -255,14 +264,8 @@ void Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
   // Of all that the worker has computed so far: clocks depend on what came before.
   const double before = kernel_seconds(worker.kernel, worker.flop, worker.launches);
   worker.flop += demand.flop;
-  const double parts = parts_of(demand);
-  worker.launches += parts;
+  worker.launches += parts_of(demand);
   double seconds = kernel_seconds(worker.kernel, worker.flop, worker.launches) - before;
-  if (parts > 1 && !has_slots_beside_) {
-    const double moved =
-        demand.query_bytes / worker.costs.copy_in + demand.partial_bytes / worker.costs.copy_out;
-    seconds += moved * (parts - 1) / parts;
-  }
   double emptied = 0;
   if (on_device_) {
     if (plan_.division.most_partials() > 1)
@@ -272,7 +275,10 @@ void Timeline::compute(Worker& worker, const Demand& demand, double loaded) {
         static_cast<double>(plan_.device.state_slots) / std::max(demand.query_chunks, 1.0);
     emptied = worker.copied_out.before(std::max<std::int64_t>(1, static_cast<std::int64_t>(sets)));
   }
-  worker.computed.add(crowd_.run(worker, std::max(loaded, emptied), seconds));
+  const double waits = share_in_turn(demand) * (demand.query_bytes / worker.costs.copy_in +
+                                                demand.partial_bytes / worker.costs.copy_out);
+  worker.computed.add(crowd_.run(worker, std::max(loaded, emptied), seconds + waits));
+  worker.compute.busy -= waits;
 }
 
 void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
@@ -281,7 +287,10 @@ void Timeline::deliver(Worker& worker, const Demand& demand, double computed) {
   const auto buffers =
       static_cast<double>(plan_.host.state_buffers * plan_.host.state_buffer_bytes);
   const double room = on_device_ ? 0.0 : merge_.free - buffers / costs_.merge;
-  double out = worker.copy_out.run(std::max(computed, room), bytes / worker.costs.copy_out);
+  const double in_turn = on_device_ ? 0.0 : share_in_turn(demand) * bytes;
+  worker.copy_out.busy += in_turn / worker.costs.copy_out;
+  double out =
+      worker.copy_out.run(std::max(computed, room), (bytes - in_turn) / worker.costs.copy_out);
   worker.copied_out.add(out);
   if (sends_) out = receive_.run(out, bytes / costs_.receive);
   if (!on_device_) {

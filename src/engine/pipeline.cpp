@@ -104,11 +104,12 @@ std::vector<std::vector<ChunkPair>> Pipeline::parts_of(const Assignment& assignm
   const auto is_wanted = [&](std::int32_t query) {
     return assignment.wanted.empty() || assignment.wanted[static_cast<std::size_t>(query)];
   };
-  std::set<std::int32_t> all;
+  std::set<std::int32_t> wanted;
   for (const ChunkPair& pair : work.pairs) {
-    if (is_wanted(pair.query)) all.insert(pair.query);
+    if (is_wanted(pair.query)) wanted.insert(pair.query);
   }
-  const std::int64_t at_once = plan_.device.queries_at_once(static_cast<std::int64_t>(all.size()));
+  const std::int64_t at_once =
+      plan_.device.queries_at_once(static_cast<std::int64_t>(wanted.size()));
   std::vector<std::vector<ChunkPair>> parts;
   std::set<std::int32_t> queries, keys;  // of the last part
   for (auto begin = work.pairs.begin(); begin != work.pairs.end();) {

@@ -39,8 +39,8 @@ struct Quiesce {
 /// of them aborts the group.
 ///
 /// Where the arena has fewer slots than a subproblem has chunks, as on a worker of little memory,
-/// it is computed in parts, each with some of its query chunks and all of their keys, one launch
-/// each: the same partials, bit for bit.
+/// it is computed in parts, each with as many of its query chunks as half of the slots hold and all
+/// of their keys, one launch each: the same partials, bit for bit.
 ///
 /// With accumulators on the device, submit also has the partials merged there, and drain copies
 /// finished rows out instead: see DeviceAccumulators.

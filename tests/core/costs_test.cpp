@@ -8,6 +8,7 @@
 #include <random>
 #include <string>
 
+#include "core/plan_demands.hpp"
 #include "stream_cqsa/error.hpp"
 #include "stream_cqsa/softmax_state.hpp"
 
@@ -375,5 +376,32 @@ BOOST_AUTO_TEST_CASE(workers_share_the_computing_and_not_the_master) {
     BOOST_TEST(prediction.seconds * static_cast<double>(workers) >= 0.99 * alone);
     BOOST_TEST(prediction.busy_of(sc::Stage::transfer) > 0);
     before = prediction.seconds;
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_demands_of_all_subproblems_are_the_bytes_of_the_run) {
+  const auto near = boost::test_tools::tolerance(1e-6);
+  for (const bool causal : {false, true}) {
+    for (const std::int64_t chunks : {1, 2, 3, 7, 31}) {
+      sc::PlanRequest request = request_of(40'000, 4, causal);
+      request.chunks = chunks;
+      request.heads_per_group = 2;
+      request.host_accumulators = true;
+      const sc::Plan plan = sc::make_plan(request);
+      const sc::Demands demands(plan);
+      double copied = 0, read = 0, finished = 0;
+      for (std::int64_t id = 0; id < plan.subproblem_count(); ++id) {
+        const sc::Demand demand = demands.of(plan.key(id));
+        copied += demand.copied_bytes;
+        read += demand.read_bytes;
+        finished += demand.finished_bytes;
+      }
+      const sc::Traffic traffic = sc::estimate_traffic(plan);
+      BOOST_TEST_CONTEXT("c = " << chunks << (causal ? ", causal" : "")) {
+        BOOST_TEST(copied == traffic.copied_in, near);
+        BOOST_TEST(read == traffic.read, near);
+        BOOST_TEST(finished == traffic.written, near);
+      }
+    }
   }
 }
