@@ -1,6 +1,9 @@
 // The plan: the immutable description of a run, computed by arithmetic alone.
 #pragma once
 
+#include <algorithm>
+#include <array>
+#include <compare>
 #include <cstdint>
 #include <iosfwd>
 #include <optional>
@@ -47,6 +50,18 @@ enum class ScheduleOrder {
   groups_outer,  ///< all quorums of a head group, then the next group: fewest open accumulators
   groups_inner,  ///< all head groups of a quorum, then the next quorum: token rows are read once
 };
+
+/// What plans of one division and the same head groups differ in.
+struct ScheduleForm {
+  ScheduleOrder order = ScheduleOrder::groups_outer;
+  bool on_device = false;  ///< accumulators are
+  friend auto operator<=>(const ScheduleForm&, const ScheduleForm&) = default;
+};
+/// All there are: with head groups in the inner loop accumulators are on the host.
+inline constexpr std::array<ScheduleForm, 3> schedule_forms = {
+    {{ScheduleOrder::groups_outer, true},
+     {ScheduleOrder::groups_outer, false},
+     {ScheduleOrder::groups_inner, false}}};
 
 /// Everything that a plan follows from.
 struct PlanRequest {
@@ -180,6 +195,8 @@ struct Plan {
   /// Bytes of device slots that this work occupies, or a part of it where it is computed in parts.
   std::int64_t device_bytes(const QuorumWork& work) const;
 };
+
+ScheduleForm form_of(const Plan& plan);
 
 /// Bytes of accumulators that a run of `plan` may have in a file: those that memory does not hold,
 /// and if it is `durable`, with a checkpoint, one version of all that are open.

@@ -66,14 +66,6 @@ MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind i
 /// Whether a plan may be taken.
 using PlanFilter = std::function<bool(const Plan&)>;
 
-/// What plans of one division and the same head groups differ in.
-struct ScheduleForm {
-  ScheduleOrder order = ScheduleOrder::groups_outer;
-  bool on_device = false;  ///< accumulators are
-  friend bool operator==(const ScheduleForm&, const ScheduleForm&) = default;
-};
-ScheduleForm form_of(const Plan& plan);
-
 /// Another plan for what is left of a run.
 struct PlannedAgain {
   Plan plan;                         ///< its groups_done are finished by the plan before

@@ -190,6 +190,10 @@ std::int64_t Plan::device_bytes(const QuorumWork& work) const {
          keys * device.kv_slot_bytes;
 }
 
+ScheduleForm form_of(const Plan& plan) {
+  return {plan.order, plan.placement == AccumulatorPlacement::device};
+}
+
 std::int64_t accumulator_file_bytes(const Plan& plan, bool durable) {
   if (!durable) return plan.scratch_bytes;
   return std::max(plan.host.accumulators * state_slot_bytes(plan.host.accumulator_bytes),

@@ -5,7 +5,7 @@
 #include <limits>
 #include <map>
 #include <optional>
-#include <tuple>
+#include <utility>
 
 #include "core/plan_search.hpp"
 #include "core/plan_tiles.hpp"
@@ -81,22 +81,14 @@ struct Arenas {
   HostLayout host;
 };
 
-// Where accumulators, and which loop head groups, can be.
-struct Form {
-  bool on_device = false;
-  ScheduleOrder order = ScheduleOrder::groups_outer;
-};
-
-std::vector<Form> forms_of(const PlanRequest& request, const Cut& cut) {
-  constexpr auto outer = ScheduleOrder::groups_outer, inner = ScheduleOrder::groups_inner;
-  std::vector<Form> forms;
-  if (!cut.has_orders() || request.order != inner) forms = {{true, outer}, {false, outer}};
-  if (cut.has_orders() && request.order != outer) forms.push_back({false, inner});
-  return forms;
+bool may_be(const ScheduleForm& form, const PlanRequest& request, const Cut& cut) {
+  if (!cut.has_orders()) return form.order == ScheduleOrder::groups_outer;
+  return !request.order || *request.order == form.order;
 }
 
 // None where it does not fit the budgets.
-std::optional<Arenas> arenas_of(const PlanRequest& request, const Cut& cut, const Form& form) {
+std::optional<Arenas> arenas_of(const PlanRequest& request, const Cut& cut,
+                                const ScheduleForm& form) {
   if (form.on_device) {
     const auto device = accumulating_device_arena(request, cut);
     const auto host = device ? device_accumulators_layout(request, cut) : std::nullopt;
@@ -121,8 +113,8 @@ double launches_of(const Problem& problem, const Cut& cut) {
 
 class Estimate {
  public:
-  Estimate(const PlanRequest& request, const Cut& cut, const Form& form, const Arenas& arenas,
-           const Costs& costs, InputKind inputs)
+  Estimate(const PlanRequest& request, const Cut& cut, const ScheduleForm& form,
+           const Arenas& arenas, const Costs& costs, InputKind inputs)
       : request_(request),
         problem_(request.problem),
         cut_(cut),
@@ -175,11 +167,7 @@ class Estimate {
   }
 
   double compute_seconds() const {
-    // Dead tiles are not launched.
-    const double launches =
-        cut_.grid
-            ? partials() * static_cast<double>(problem_.batch * cut_.groups * cut_.query_chunks)
-            : static_cast<double>(cut_.subproblems);
+    const double launches = launches_of(problem_, cut_);
     const double kernels = kernel_seconds(kernel_cost(costs_, problem_),
                                           flop_of(problem_) / workers_, launches / workers_);
     if (!accumulating_ || cut_.partials == 1) return kernels;
@@ -225,14 +213,12 @@ class Estimate {
     return states / costs_.copy_out + states / costs_.merge + written;
   }
 
-  // The last head group of rows that hold all heads puts these in order.
-  bool rewrites() const { return request_.output_layout == Layout::bshd && cut_.groups > 1; }
   double entry_bytes() const {
     return rows() * finished_bytes() / static_cast<double>(problem_.batch);
   }
   // Of so many bytes of which, where they are put in order, a head group's are.
   double write_seconds(double bytes) const {
-    if (!rewrites()) return bytes / costs_.write;
+    if (!puts_rows_in_order(request_, cut_.groups)) return bytes / costs_.write;
     const double group = entry_bytes() / static_cast<double>(cut_.groups);
     return (bytes - group) / costs_.write + entry_bytes() / costs_.rewrite;
   }
@@ -269,13 +255,11 @@ class Estimate {
   const Traffic traffic_;
 };
 
-// First the best for each number of head groups, placement and order, then the second best, and so
-// on.
+// First the best for each number of head groups and form, then the second best, and so on.
 void mix(std::vector<Candidate>& candidates) {
-  std::map<std::tuple<std::int64_t, bool, ScheduleOrder>, std::int64_t> seen;
+  std::map<std::pair<std::int64_t, ScheduleForm>, std::int64_t> seen;
   for (Candidate& candidate : candidates) {
-    candidate.rank =
-        seen[{candidate.cut.groups, candidate.accumulates_on_device, candidate.order}]++;
+    candidate.rank = seen[{candidate.cut.groups, candidate.form}]++;
   }
   std::ranges::stable_sort(candidates, {}, &Candidate::rank);
 }
@@ -293,11 +277,12 @@ std::vector<Candidate> candidates_of(const PlanRequest& request, const Costs& co
     if (launches * launch / static_cast<double>(request.workers) > hopeless * least) continue;
     if (smallest_device_arena(request, cut).bytes() > request.device_budget) continue;
     if (smallest_host_bytes(request, cut) > request.host_budget) continue;
-    for (const Form& form : forms_of(request, cut)) {
+    for (const ScheduleForm& form : schedule_forms) {
+      if (!may_be(form, request, cut)) continue;
       const auto arenas = arenas_of(request, cut, form);
       if (!arenas) continue;
       const double seconds = Estimate(request, cut, form, *arenas, costs, inputs).seconds();
-      candidates.push_back({cut, form.on_device, form.order, seconds, 0});
+      candidates.push_back({cut, form, seconds, 0});
       least = std::min(least, seconds);
     }
   }
@@ -315,8 +300,8 @@ PlanRequest pinned(const PlanRequest& request, const Candidate& candidate) {
     result.chunks = cut.c;
   }
   if (!request.heads_per_group) result.heads_per_group = cut.group_heads;
-  result.host_accumulators = !candidate.accumulates_on_device;
-  if (cut.has_orders()) result.order = candidate.order;
+  result.host_accumulators = !candidate.form.on_device;
+  if (cut.has_orders()) result.order = candidate.form.order;
   return result;
 }
 

@@ -10,11 +10,10 @@ namespace stream_cqsa {
 
 struct Candidate {
   Cut cut;
-  bool accumulates_on_device = false;
-  ScheduleOrder order = ScheduleOrder::groups_outer;
+  ScheduleForm form;
   /// Seconds by the totals of each stage, and what waits at either end: about what predict() says.
   double estimate = 0;
-  /// Among those with as many head groups, the same placement and order, by estimate.
+  /// Among those with as many head groups and the same form, by estimate.
   std::int64_t rank = 0;
 };
 

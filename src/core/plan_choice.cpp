@@ -31,9 +31,7 @@ constexpr double certain_share = 0.9;
 
 double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
 
-Candidate candidate_of(const Plan& plan) {
-  return {cut_of(plan), plan.placement == AccumulatorPlacement::device, plan.order, 0, 0};
-}
+Candidate candidate_of(const Plan& plan) { return {cut_of(plan), form_of(plan), 0, 0}; }
 
 template <typename Make>
 bool fits(const Make& make) {

@@ -213,10 +213,8 @@ double Demands::read_bytes(const SubproblemKey& key, double share) const {
   return first * sweep_->first_share(key.quorum) + again * share;
 }
 
-// Where a row's heads come in several groups they are staged, and the last of them puts the whole
-// row where it belongs.
 bool Demands::rewrites(std::int64_t group) const {
-  return plan_.request.output_layout == Layout::bshd && groups() > 1 && group + 1 == groups();
+  return puts_rows_in_order(plan_.request, groups()) && group + 1 == groups();
 }
 
 }  // namespace stream_cqsa

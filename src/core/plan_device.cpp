@@ -110,6 +110,10 @@ Cut cut_of(const Plan& plan) {
                                             : cut_of(plan.request, division.chunk_count(), groups);
 }
 
+bool puts_rows_in_order(const PlanRequest& request, std::int64_t groups) {
+  return request.output_layout == Layout::bshd && groups > 1;
+}
+
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut) {
   const Problem& problem = request.problem;
   const std::int64_t alignment = request.device.slot_alignment;

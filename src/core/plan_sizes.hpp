@@ -53,6 +53,10 @@ Cut cut_of(const PlanRequest& request, const Grid& grid, std::int64_t groups);
 /// That of a plan.
 Cut cut_of(const Plan& plan);
 
+/// Whether rows of outputs hold heads of several head groups: these are staged, and the last group
+/// puts the whole rows where they belong.
+bool puts_rows_in_order(const PlanRequest& request, std::int64_t groups);
+
 /// The fewest slots that every subproblem fits: the chunks of one quorum.
 DeviceArena minimum_device_arena(const PlanRequest& request, const Cut& cut);
 

@@ -19,10 +19,10 @@ namespace {
 // Of more subproblems the others are taken to go on like these.
 constexpr std::int64_t most_followed = 1 << 20;
 
-// Of outputs. Where rows come in several head groups these are staged, and the last rewrites all.
+// Of outputs.
 double write_rate(const Plan& plan, const Costs& costs) {
   const auto groups = static_cast<double>(plan.groups.size());
-  if (plan.request.output_layout != Layout::bshd || groups < 2) return costs.write;
+  if (!puts_rows_in_order(plan.request, cut_of(plan).groups)) return costs.write;
   const double staged = 1 - 1 / groups;
   return (staged + 1) / (staged / costs.write + 1 / costs.rewrite);
 }
@@ -154,8 +154,7 @@ class Timeline {
         inputs_(inputs),
         on_device_(plan.placement == AccumulatorPlacement::device),
         crowd_(plan, costs),
-        sends_(!costs.workers.empty() || plan.request.workers > 1),
-        has_slots_beside_(std::min(plan.device.query_slots, plan.device.state_slots) > 1) {}
+        sends_(!costs.workers.empty() || plan.request.workers > 1) {}
 
   // Of the head groups from this one on.
   Prediction run(std::int64_t from) {
@@ -214,10 +213,10 @@ class Timeline {
   }
 
   // Of the queries and partials of what is computed in parts: those that are copied between two of
-  // its launches, as there are no slots beside.
+  // its launches where the only slot is that of one of them.
   double share_in_turn(const Demand& demand) const {
-    const double parts = parts_of(demand);
-    return has_slots_beside_ ? 0.0 : (parts - 1) / parts;
+    const bool one = std::min(plan_.device.query_slots, plan_.device.state_slots) == 1;
+    return one ? 1 - 1 / parts_of(demand) : 0.0;
   }
 
   double load(Worker& worker, const Demand& demand);
@@ -236,8 +235,6 @@ class Timeline {
   const bool on_device_;
   Crowd crowd_;
   const bool sends_;  // to another rank, which merges
-  // For what is computed in parts: one is copied in, or out, while another computes.
-  const bool has_slots_beside_;
   // Who has the head group that was taken last.
   Worker* taker_ = nullptr;
   std::int64_t group_ = -1;

@@ -201,10 +201,6 @@ MeasuredCosts measured_costs(const Plan& plan, const Costs& planned, InputKind i
   return std::move(measuring).result();
 }
 
-ScheduleForm form_of(const Plan& plan) {
-  return {plan.order, plan.placement == AccumulatorPlacement::device};
-}
-
 std::optional<PlannedAgain> plan_again(const Plan& plan, const SharedCosts& costs,
                                        const std::vector<ChangedRate>& changed, InputKind inputs,
                                        std::int64_t from, double switch_seconds,
@@ -212,9 +208,7 @@ std::optional<PlannedAgain> plan_again(const Plan& plan, const SharedCosts& cost
                                        const PlanFilter& may_take) {
   const double going_on = predict(plan, costs, inputs, from).seconds;
   std::optional<PlannedAgain> best;
-  for (const ScheduleForm form : {ScheduleForm{ScheduleOrder::groups_outer, true},
-                                  ScheduleForm{ScheduleOrder::groups_outer, false},
-                                  ScheduleForm{ScheduleOrder::groups_inner, false}}) {
+  for (const ScheduleForm& form : schedule_forms) {
     if (form == form_of(plan) || std::ranges::find(abandoned, form) != abandoned.end()) continue;
     auto other = in_form(plan, form, from);
     if (!other) continue;

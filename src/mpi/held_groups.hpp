@@ -4,17 +4,13 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
-#include <string>
-#include <vector>
 
 #include "engine/assembler.hpp"
+#include "mpi/roster.hpp"
 #include "stream_cqsa/plan.hpp"
 #include "stream_cqsa/tuning.hpp"
 
 namespace stream_cqsa {
-
-/// Why workers take no part any more, or empty: by worker.
-using Failures = std::vector<std::string>;
 
 /// Asks for a plan for the head groups from `from` on; none: the run goes on as before.
 using AskForPlan = std::function<std::optional<PlannedAgain>(

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <ctime>
-#include <list>
-#include <numeric>
 #include <optional>
 #include <set>
 #include <span>
@@ -17,13 +15,16 @@
 #include "engine/dispatcher.hpp"
 #include "engine/monitor.hpp"
 #include "engine/passes.hpp"
+#include "mpi/endings.hpp"
 #include "mpi/intake.hpp"
 #include "mpi/later_plan.hpp"
 #include "mpi/merged_list.hpp"
 #include "mpi/mergers.hpp"
 #include "mpi/orders.hpp"
+#include "mpi/outbox.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
+#include "mpi/roster.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -55,15 +56,15 @@ class Master {
         telemetry_(telemetry),
         communicator_(communicator),
         mergers_(plan, shares, communicator),
+        roster_(1 + mergers_.count(), failures),
         intake_(plan, assembler, communicator, telemetry,
                 [this](const Source& source) { received(source); }),
         inputs_(inputs),
+        outbox_(communicator),
         held_(plan, assembler, ask, failures.size(),
               mergers_.count() > 0 || !checkpoint.directory.empty(), begin) {
     if (checkpoint.same_run && checkpoint.stop) checkpoints_told_ = checkpoint.stop->checkpoints;
-    result().failures = failures;
     result().subproblems.resize(failures.size());
-    for (const std::string& failure : failures) ended_.push_back(!failure.empty());
     listen();
   }
 
@@ -73,7 +74,7 @@ class Master {
     while (!(all_merged() && mergers_.have_written()) && !abort_.failed() && !mergers_.failed()) {
       if (!dispatcher_ && mergers_.are_ready()) begin();
       if (dispatcher_ && !all_merged() && dispatcher_->workers_left() == 0)
-        throw Error(nobody_left());
+        throw Error(roster_.nobody_left());
       step([this] {
         const bool told = tell_mergers();
         return assign() || told;
@@ -85,12 +86,11 @@ class Master {
     intake_.drop_all();
     Message stop;
     stop.said = Said::stop;
-    stop.ending = ending();
+    stop.ending = mergers_.failed() ? Ending::abandon : ending_of(abort_, all_merged());
     if (stop.ending != Ending::complete) pass_.again.reset();
     stop.goes_on = pass_.again.has_value();
     for (int rank = 1; rank < communicator_.size(); ++rank) {
-      if (rank <= mergers_.count() || !ended_[static_cast<std::size_t>(worker_of(rank))])
-        send(rank, stop);
+      if (rank <= mergers_.count() || !roster_.has_ended(roster_.worker_of(rank))) send(rank, stop);
     }
     if (inputs_) inputs_->refuse_all();
     while (!all_ended() || under_way()) {
@@ -109,43 +109,15 @@ class Master {
   }
   const Mergers& mergers() const { return mergers_; }
   Pass& pass() { return pass_; }
-  /// Ranks of workers that take no part any more.
-  std::set<int> absent() const {
-    std::set<int> ranks;
-    for (int worker = 0; worker < workers(); ++worker) {
-      if (has_failed(worker)) ranks.insert(rank_of(worker));
-    }
-    return ranks;
-  }
+  const Roster& roster() const { return roster_; }
 
  private:
-  struct Sending {
-    Message message;
-    Request request;
-  };
   MasterResult& result() { return pass_.result; }
-  int workers() const { return static_cast<int>(ended_.size()); }
-  int rank_of(int worker) const { return 1 + mergers_.count() + worker; }
-  int worker_of(int rank) const { return rank - 1 - mergers_.count(); }
   bool all_merged() const { return dispatcher_ && dispatcher_->all_merged(); }
-  bool all_ended() const {
-    return mergers_.have_ended() && std::find(ended_.begin(), ended_.end(), false) == ended_.end();
-  }
+  bool all_ended() const { return mergers_.have_ended() && roster_.have_all_ended(); }
   bool under_way() const {
-    return !sends_.empty() || intake_.under_way() || mergers_.under_way() ||
+    return !outbox_.empty() || intake_.under_way() || mergers_.under_way() ||
            (inputs_ && !inputs_->idle());
-  }
-
-  Ending ending() const {
-    if (mergers_.failed()) return Ending::abandon;
-    try {
-      abort_.rethrow_if_failed();
-      return all_merged() ? Ending::complete : Ending::abandon;
-    } catch (const Stopped&) {
-      return Ending::checkpoint;
-    } catch (...) {
-      return Ending::abandon;
-    }
   }
 
   template <typename Assign>
@@ -163,7 +135,7 @@ class Master {
     did_something |= intake_.poll();
     did_something |= inputs_ && inputs_->poll();
     did_something |= assign();
-    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
+    outbox_.poll();
     if (did_something) {
       const double asking = std::exchange(asking_seconds_, 0);  // is planning, not bookkeeping
       result().dispatch_seconds += thread_seconds() - begin - asking;
@@ -183,12 +155,9 @@ class Master {
       tell_resumed(checkpoint_, resumed);
     }
     make_dispatcher();
-    for (int worker = 0; worker < workers(); ++worker) {
-      if (has_failed(worker)) dispatcher_->lost(worker, false);
+    for (int worker = 0; worker < roster_.count(); ++worker) {
+      if (roster_.has_failed(worker)) dispatcher_->lost(worker, false);
     }
-  }
-  bool has_failed(int worker) const {
-    return !pass_.result.failures[static_cast<std::size_t>(worker)].empty();
   }
 
   void make_dispatcher() {
@@ -200,7 +169,7 @@ class Master {
       options.ahead = 2;
       options.window = group_total(plan_);
       dispatcher_.emplace(
-          group_total(plan_), workers(), options,
+          group_total(plan_), roster_.count(), options,
           [done = plan_.groups_done, pieces = pieces_of_group(plan_)](std::int64_t group) {
             Dispatcher::Work work;
             work.pieces = group < done ? 0 : pieces;
@@ -212,7 +181,7 @@ class Master {
     options.window = mergers_.window(intake_.window());
     options.chunks_kept = plan_.device.kv_slots;
     dispatcher_.emplace(
-        plan_, workers(), options, [this](const SubproblemKey& key, std::int64_t chunk) {
+        plan_, roster_.count(), options, [this](const SubproblemKey& key, std::int64_t chunk) {
           return plan_.merged_chunks.contains(chunk) ? assembler_.lacking_pieces(key, chunk)
                                                      : mergers_.lacking_pieces(key, chunk);
         });
@@ -225,7 +194,7 @@ class Master {
       if (checkpoint_.stop && checkpoint_.stop->stop_now()) {
         held_.let_go();
       } else {
-        pass_.again = held_.ask(result().failures);
+        pass_.again = held_.ask(roster_.failures());
       }
       asking_seconds_ += thread_seconds() - begin;
       if (pass_.again) return leave();
@@ -258,12 +227,11 @@ class Master {
   void lose(int rank) {
     if (rank <= mergers_.count())
       communicator_.abort(fmt::format("rank {}, which merges, was lost", rank));
-    const auto worker = static_cast<std::size_t>(worker_of(rank));
-    if (result().failures[worker].empty()) result().failures[worker] = lost_text;
+    const int worker = roster_.worker_of(rank);
+    roster_.lose(worker);
     fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
                all_merged() ? "" : "; its work goes to the others");
-    ended_[worker] = true;
-    if (dispatcher_) dispatcher_->lost(worker_of(rank), true);
+    if (dispatcher_) dispatcher_->lost(worker, true);
     intake_.forget(rank);
     if (inputs_) inputs_->forget(rank);
     orders_.forget(rank);
@@ -272,7 +240,7 @@ class Master {
   void hear(int rank, const Message& message) {
     if (communicator_.is_lost(rank)) return;
     if (rank <= mergers_.count()) return hear_merger(rank, message);
-    const int worker = worker_of(rank);
+    const int worker = roster_.worker_of(rank);
     switch (message.said) {
       case Said::ready:
         return has_prepared();
@@ -288,7 +256,7 @@ class Master {
         orders_.left_out(rank, message.subproblem);
         return dispatcher_->left_out(worker, message.subproblem);
       case Said::failed:
-        result().failures[static_cast<std::size_t>(worker)] = message.text.data();
+        roster_.fail(worker, message.text.data());
         fmt::print(stderr, "stream-cqsa: rank {} gave up: {}; its work goes to the others\n", rank,
                    message.text.data());
         if (dispatcher_) dispatcher_->lost(worker, false);
@@ -297,8 +265,7 @@ class Master {
         if (inputs_) return inputs_->request(rank, message);
         break;
       case Said::ended:
-        ended_[static_cast<std::size_t>(worker)] = true;
-        return;
+        return roster_.end(worker);
       default:
         break;
     }
@@ -340,19 +307,20 @@ class Master {
   // By this rank, or a merger.
   void received(const Source& source) {
     if (communicator_.is_lost(source.rank)) return;
-    if (orders_.received(source)) dispatcher_->received(worker_of(source.rank), source.subproblem);
+    if (orders_.received(source))
+      dispatcher_->received(roster_.worker_of(source.rank), source.subproblem);
   }
 
   // Takes from workers what others have computed.
   void withdraw() {
     for (const auto& [worker, id] : dispatcher_->withdrawals()) {
-      const auto order = orders_.number(rank_of(worker), id);
+      const auto order = orders_.number(roster_.rank_of(worker), id);
       if (!order) continue;
       Message message;
       message.said = Said::withdraw;
       message.subproblem = id;
       message.order = *order;
-      send(rank_of(worker), message);
+      send(roster_.rank_of(worker), message);
     }
   }
 
@@ -361,15 +329,15 @@ class Master {
     bool did_something = false;
     if (!dispatcher_) return false;
     withdraw();
-    for (int worker = 0; worker < workers(); ++worker) {
+    for (int worker = 0; worker < roster_.count(); ++worker) {
       while (const auto order = next_order(worker)) {
-        for (const std::int64_t id : order->abandon) drop(rank_of(worker), id);
+        for (const std::int64_t id : order->abandon) drop(roster_.rank_of(worker), id);
         Message message;
         message.said = Said::assign;
         message.subproblem = order->assignment.id;
-        message.order = orders_.give(rank_of(worker), message.subproblem);
+        message.order = orders_.give(roster_.rank_of(worker), message.subproblem);
         message.set_wanted(order->assignment.wanted);
-        send(rank_of(worker), message);
+        send(roster_.rank_of(worker), message);
         did_something = true;
       }
     }
@@ -403,17 +371,7 @@ class Master {
   }
 
   void send(int rank, const Message& message) {
-    Sending& sending = sends_.emplace_back(Sending{message, {}});
-    const Tag tag = rank <= mergers_.count() ? to_master_tag : to_worker_tag;
-    sending.request = communicator_.send(rank, tag, sending.message.bytes());
-  }
-
-  std::string nobody_left() const {
-    const Failures& failures = pass_.result.failures;
-    const auto first = std::find_if(failures.begin(), failures.end(),
-                                    [](const std::string& text) { return !text.empty(); });
-    return fmt::format("no worker is left; rank {} failed with: {}",
-                       rank_of(static_cast<int>(first - failures.begin())), *first);
+    outbox_.send(rank, rank <= mergers_.count() ? to_master_tag : to_worker_tag, message);
   }
 
   const Plan& plan_;
@@ -425,12 +383,12 @@ class Master {
   Telemetry& telemetry_;
   Communicator& communicator_;
   Mergers mergers_;
+  Roster roster_;
   std::optional<Dispatcher> dispatcher_;  ///< once all ranks that merge are ready
   Intake intake_;
   InputServer* inputs_;
   Orders orders_;
-  std::vector<bool> ended_;  ///< by worker
-  std::list<Sending> sends_;
+  Outbox outbox_;
   Message incoming_;
   Request incoming_request_;
   int source_ = 0;
@@ -439,19 +397,6 @@ class Master {
   double asking_seconds_ = 0;
   Pass pass_;
 };
-
-// A checkpoint is what all ranks have made durable.
-void rethrow_if_failed(const Abort& abort, const Plan& plan, std::uint64_t scores_of_mergers) {
-  try {
-    abort.rethrow_if_failed();
-  } catch (const Stopped& stopped) {
-    const auto expected = expected_scores(plan);
-    const auto all =
-        static_cast<double>(std::accumulate(expected.begin(), expected.end(), std::uint64_t{0}));
-    const double more = all > 0 ? static_cast<double>(scores_of_mergers) / all : 0.0;
-    throw Stopped(std::min(1.0, stopped.merged() + more));
-  }
-}
 
 }  // namespace
 
@@ -493,11 +438,12 @@ Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
     }
     crew.join();
   }
-  if (master.pass().again) others.begin(master.absent());
+  if (master.pass().again) others.begin(master.roster().absent());
   master.mergers().rethrow_if_failed();
   rethrow_if_failed(abort, plan, master.mergers().durable_scores());
 
   Pass pass = std::move(master.pass());
+  pass.result.failures = master.roster().failures();
   pass.result.run = result_of(assembler, memory.bytes());
   if (checkpoint.same_run) pass.result.run.checkpoint.resumed = {};  // this run has left it
   return pass;

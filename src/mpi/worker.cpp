@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <list>
 #include <memory>
 #include <optional>
 
@@ -13,6 +12,7 @@
 #include "mpi/begun_orders.hpp"
 #include "mpi/error.hpp"
 #include "mpi/later_plan.hpp"
+#include "mpi/outbox.hpp"
 #include "mpi/partial_sender.hpp"
 #include "mpi/poll.hpp"
 #include "mpi/protocol.hpp"
@@ -122,7 +122,11 @@ class Computing {
 class Worker {
  public:
   Worker(Backend& backend, int mergers, Communicator& communicator, RemoteInputs* remote)
-      : backend_(backend), mergers_(mergers), communicator_(communicator), remote_(remote) {
+      : backend_(backend),
+        mergers_(mergers),
+        communicator_(communicator),
+        remote_(remote),
+        outbox_(communicator) {
     if (remote_) remote_->reopen();
     listen();
   }
@@ -179,11 +183,6 @@ class Worker {
   bool goes_on() const { return incoming_.goes_on && failure_.empty(); }
 
  private:
-  struct Sending {
-    Message message;
-    Request request;
-  };
-
   void listen() { request_ = communicator_.receive(0, to_worker_tag, incoming_.bytes()); }
 
   bool hear() {
@@ -201,13 +200,13 @@ class Worker {
   }
 
   bool send() {
-    sends_.remove_if([](Sending& sending) { return sending.request.settled(); });
+    outbox_.poll();
     const bool asked = remote_ && remote_->poll();
     return (computing_ && computing_->sender().send()) || asked;
   }
   /// Nor is anything still to come that was asked for.
   bool all_sent() const {
-    return sends_.empty() && (!computing_ || computing_->sender().empty()) &&
+    return outbox_.empty() && (!computing_ || computing_->sender().empty()) &&
            (!remote_ || remote_->idle());
   }
 
@@ -231,8 +230,7 @@ class Worker {
   }
   void say(const Message& message, int to) {
     send();  // behind every offer
-    Sending& sending = sends_.emplace_back(Sending{message, {}});
-    sending.request = communicator_.send(to, to_master_tag, sending.message.bytes());
+    outbox_.send(to, to_master_tag, message);
   }
 
   Backend& backend_;
@@ -248,7 +246,7 @@ class Worker {
   Request request_;
   bool stopped_ = false;
   bool master_lost_ = false;
-  std::list<Sending> sends_;
+  Outbox outbox_;
   Pause pause_;
 };
 
