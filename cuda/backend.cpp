@@ -100,10 +100,12 @@ class CudaBackend final : public Backend {
   }
 
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
-    const std::int64_t bytes = copy.tokens * copy.heads * vector_bytes();
     return lanes_->submit(Lane::copy_in,
-                          {"copy in", Stage::copy_in, bytes, copy.subproblem,
-                           [&](cudaStream_t stream) { enqueue_copy_in(copy, stream); }},
+                          {"copy in", Stage::copy_in, copy.bytes(vector_bytes()), copy.subproblem,
+                           [&](cudaStream_t stream) {
+                             for (const SlotRows& rows : copy.rows)
+                               enqueue_copy_in(copy, rows, stream);
+                           }},
                           after);
   }
 
@@ -172,7 +174,7 @@ class CudaBackend final : public Backend {
 
   void allocate(const Plan& plan);
   void load_kernels(const Plan& plan, cudaStream_t stream);
-  void enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const;
+  void enqueue_copy_in(const CopyIn& copy, const SlotRows& some, cudaStream_t stream) const;
   void clear(std::byte* at, std::int64_t bytes, cudaStream_t stream) const;
   void enqueue_copy_out(const CopyOut& copy, cudaStream_t stream) const;
   void enqueue_copy_out_rows(const CopyOutRows& copy, cudaStream_t stream) const;
@@ -231,21 +233,22 @@ void CudaBackend::load_kernels(const Plan& plan, cudaStream_t stream) {
   launch_finalise(states, 1, problem_.output_dtype, slots_.output(0), counts(), stream);
 }
 
-void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const {
+void CudaBackend::enqueue_copy_in(const CopyIn& copy, const SlotRows& some,
+                                  cudaStream_t stream) const {
   const std::int64_t vector = vector_bytes();
   const std::int64_t row = copy.heads * vector;
-  std::byte* to = slots_.input(copy.tensor, copy.slot) + copy.first_token * row;
-  const StridedRows& from = copy.source;
+  std::byte* to = slots_.input(copy.tensor, copy.slot) + some.first_token * row;
+  const StridedRows& from = some.source;
   const auto rows = [&](std::byte* into, const std::byte* source, std::int64_t bytes) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpy2DAsync(
         into, static_cast<std::size_t>(row), source, static_cast<std::size_t>(from.token_stride),
-        static_cast<std::size_t>(bytes), static_cast<std::size_t>(copy.tokens),
+        static_cast<std::size_t>(bytes), static_cast<std::size_t>(some.tokens),
         cudaMemcpyHostToDevice, stream));
   };
   const bool whole_rows = from.head_stride == vector || copy.heads == 1;
-  if (whole_rows && (from.token_stride == row || copy.tokens == 1)) {
+  if (whole_rows && (from.token_stride == row || some.tokens == 1)) {
     STREAM_CQSA_CUDA_CHECK(cudaMemcpyAsync(to, from.data,
-                                           static_cast<std::size_t>(copy.tokens * row),
+                                           static_cast<std::size_t>(some.tokens * row),
                                            cudaMemcpyHostToDevice, stream));
   } else if (whole_rows) {
     rows(to, from.data, row);
@@ -254,12 +257,12 @@ void CudaBackend::enqueue_copy_in(const CopyIn& copy, cudaStream_t stream) const
       rows(to + head * vector, from.data + head * from.head_stride, vector);
     }
   }
-  const std::int64_t end = copy.first_token + copy.tokens;
+  const std::int64_t end = some.first_token + some.tokens;
   if (copy.tensor != SlotTensor::value || end != copy.slot_tokens) return;
   // A kernel that copies whole tiles reads on behind the chunk's end: what another chunk left there
   // must not be NaN.
   const std::int64_t tile_end = std::min(round_up(end, tile_.keys), most_keys_);
-  clear(to + copy.tokens * row, (tile_end - end) * row, stream);
+  clear(to + some.tokens * row, (tile_end - end) * row, stream);
 }
 
 // By the copy engine: a memset is a kernel, which would wait until the attention kernel that is

@@ -27,17 +27,29 @@ struct Ticket {
 
 enum class SlotTensor { query, key, value };
 
+/// Consecutive tokens that go into a slot, all from one block of host memory.
+struct SlotRows {
+  std::int64_t first_token = 0;  ///< within the slot
+  std::int64_t tokens = 0;
+  StridedRows source;
+};
+
 /// Rows of Q into a query slot, or of K or V into a key/value slot.
 /// The slot's layout is [token][head][dim] of the head group, in the storage type.
 struct CopyIn {
   std::int64_t subproblem = 0;  ///< for messages and traces
   SlotTensor tensor = SlotTensor::query;
   std::int32_t slot = 0;
-  std::int64_t first_token = 0;  ///< within the slot
-  std::int64_t tokens = 0;
   std::int64_t heads = 0;        ///< query or key/value heads of the group
   std::int64_t slot_tokens = 0;  ///< tokens of the chunk in the slot
-  StridedRows source;
+  std::vector<SlotRows> rows;    ///< in any order
+
+  /// `vector_bytes` = dim * element size.
+  std::int64_t bytes(std::int64_t vector_bytes) const {
+    std::int64_t tokens = 0;
+    for (const SlotRows& some : rows) tokens += some.tokens;
+    return tokens * heads * vector_bytes;
+  }
 };
 
 /// One key chunk of a query chunk's work.

@@ -73,12 +73,15 @@ void load(Backend& backend, const Problem& problem, SlotTensor tensor) {
   const DType type = storage_type(problem.dtype);
   CopyIn copy;
   copy.tensor = tensor;
-  copy.tokens = copy.slot_tokens = query ? problem.query_length : problem.key_length;
+  const std::int64_t tokens = query ? problem.query_length : problem.key_length;
+  copy.slot_tokens = tokens;
   copy.heads = query ? problem.query_heads : problem.kv_heads;
   const std::vector<std::byte> elements = random_elements(
-      copy.tokens * copy.heads * problem.head_dim, type, 1 + static_cast<std::uint32_t>(tensor));
-  const Block block{0, {0, copy.tokens}, {0, copy.heads}};
-  copy.source = packed_rows(elements.data(), block, Layout::bshd, problem.head_dim * size_of(type));
+      tokens * copy.heads * problem.head_dim, type, 1 + static_cast<std::uint32_t>(tensor));
+  const Block block{0, {0, tokens}, {0, copy.heads}};
+  copy.rows = {
+      {0, tokens,
+       packed_rows(elements.data(), block, Layout::bshd, problem.head_dim * size_of(type))}};
   backend.wait(backend.copy_in(copy, {}));
 }
 
@@ -197,10 +200,11 @@ DeviceCopies measure_copies(Backend& backend) {
   const auto pin = backend.pin(bytes);
 
   CopyIn in;
-  in.tokens = in.slot_tokens = problem.query_length;
+  in.slot_tokens = problem.query_length;
   in.heads = problem.query_heads;
-  in.source = packed_rows(memory.data(), {0, {0, in.tokens}, {0, in.heads}}, Layout::bshd,
-                          problem.head_dim * size_of(problem.dtype));
+  in.rows = {{0, in.slot_tokens,
+              packed_rows(memory.data(), {0, {0, in.slot_tokens}, {0, in.heads}}, Layout::bshd,
+                          problem.head_dim * size_of(problem.dtype))}};
   CopyOut out;
   out.slot_rows = problem.query_length * problem.query_heads;
   out.into = softmax_states_at(memory.data(), out.slot_rows, problem.head_dim);

@@ -154,6 +154,10 @@ class CpuBackend final : public Backend {
   }
 
   void run_copy_in(const CopyIn& copy) const;
+  void copy_rows_in(const CopyIn& copy, const SlotRows& rows) const;
+  std::int64_t vector_bytes() const {
+    return problem_.head_dim * size_of(storage_type(problem_.dtype));
+  }
   void run_copy_out(const CopyOut& copy) const;
   void run_copy_out_rows(const CopyOutRows& copy) const;
   void run_merge(const MergeWork& work);
@@ -177,17 +181,21 @@ class CpuBackend final : public Backend {
 };
 
 void CpuBackend::run_copy_in(const CopyIn& copy) const {
-  const std::int64_t vector = problem_.head_dim * size_of(storage_type(problem_.dtype));
+  const StageTimer timer(*telemetry_, Stage::copy_in, copy.bytes(vector_bytes()), copy.subproblem);
+  for (const SlotRows& rows : copy.rows) copy_rows_in(copy, rows);
+}
+
+void CpuBackend::copy_rows_in(const CopyIn& copy, const SlotRows& rows) const {
+  const std::int64_t vector = vector_bytes();
   const std::int64_t row = copy.heads * vector;
-  const StageTimer timer(*telemetry_, Stage::copy_in, copy.tokens * row, copy.subproblem);
-  std::byte* to = slots_.input(copy.tensor, copy.slot) + copy.first_token * row;
-  const StridedRows& from = copy.source;
+  std::byte* to = slots_.input(copy.tensor, copy.slot) + rows.first_token * row;
+  const StridedRows& from = rows.source;
   // Runs of bytes that are contiguous on both sides are copied at once.
   const bool whole_rows = from.head_stride == vector || copy.heads == 1;
   const bool whole_block = whole_rows && from.token_stride == row;
-  const std::int64_t tokens = whole_block ? 1 : copy.tokens;
+  const std::int64_t tokens = whole_block ? 1 : rows.tokens;
   const std::int64_t heads = whole_rows ? 1 : copy.heads;
-  const std::int64_t run_bytes = whole_block ? copy.tokens * row : whole_rows ? row : vector;
+  const std::int64_t run_bytes = whole_block ? rows.tokens * row : whole_rows ? row : vector;
   const auto run = static_cast<std::size_t>(run_bytes);
   for (std::int64_t token = 0; token < tokens; ++token) {
     for (std::int64_t head = 0; head < heads; ++head, to += run) {

@@ -99,6 +99,11 @@ StridedRows HostCache::wait_read(std::int32_t number) {
                      desc.dim * size_of(storage_type(desc.dtype)));
 }
 
+bool HostCache::is_read(std::int32_t number) {
+  const auto lock = monitor_.lock();
+  return entries_[static_cast<std::size_t>(number)].read;
+}
+
 void HostCache::release(std::int32_t number, Ticket copy) {
   const auto lock = monitor_.lock();
   Entry& entry = entries_[static_cast<std::size_t>(number)];

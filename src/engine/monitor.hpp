@@ -125,6 +125,13 @@ class BoundedQueue {
     const auto lock = monitor_.lock();
     return front(lock);
   }
+  /// The next element, or nothing where there is none yet or it is not `wanted`.
+  template <typename Wanted>
+  std::optional<T> try_pop_if(const Wanted& wanted) {
+    const auto lock = monitor_.lock();
+    if (!queue_.empty() && !wanted(std::as_const(queue_.front()))) return std::nullopt;
+    return front(lock);
+  }
   void close() {
     const auto lock = monitor_.lock();
     closed_ = true;

@@ -14,6 +14,10 @@ namespace {
 constexpr std::size_t steps_ahead = 8;
 constexpr std::size_t orders_ahead = 4096;
 
+// From so many bytes on a copy takes a device longer than submitting it takes the host, where the
+// memory that it comes from may as well be free for other blocks sooner.
+constexpr std::int64_t copied_together = std::int64_t{4} << 20;
+
 // Q is the query side; K and V share a slot.
 std::span<const SlotTensor> tensors_on(Side side) {
   static constexpr std::array tensors = {SlotTensor::query, SlotTensor::key, SlotTensor::value};
@@ -226,7 +230,7 @@ void Pipeline::submit() {
   Ticket last_copy{Lane::copy_in, 0};
   while (auto order = orders_.pop()) {
     if (!order->launch) {
-      last_copy = submit_copy(order->copy);
+      last_copy = submit_copies(order->copy);
       continue;
     }
     const std::vector<StateSlot> free = wait_for_state_slots(*order->launch);
@@ -249,17 +253,35 @@ void Pipeline::submit() {
   }
 }
 
-Ticket Pipeline::submit_copy(const Copy& copy) {
-  StridedRows rows = copy.cached < 0 ? *inputs_.of(copy.tensor).resident(copy.block)
-                                     : cache_.wait_read(copy.cached);
-  rows.data += (copy.heads.begin - copy.block.heads.begin) * rows.head_stride;
-  const auto& last_use = copy.tensor == SlotTensor::query ? query_last_use_ : kv_last_use_;
+// With what comes next into the same rows of the slot, as far as that need not be waited for.
+Ticket Pipeline::submit_copies(const Copy& first) {
+  CopyIn copy{first.subproblem,   first.tensor,      first.slot,
+              first.heads.size(), first.slot_tokens, {}};
+  const std::int64_t vector =
+      plan_.problem().head_dim * size_of(storage_type(plan_.problem().dtype));
+  std::vector<std::int32_t> cached;
+  for (std::optional<Copy> next = first; next;
+       next = copy.bytes(vector) < copied_together ? next_copy(first) : std::nullopt) {
+    StridedRows rows = next->cached < 0 ? *inputs_.of(next->tensor).resident(next->block)
+                                        : cache_.wait_read(next->cached);
+    rows.data += (next->heads.begin - next->block.heads.begin) * rows.head_stride;
+    copy.rows.push_back({next->first_token, next->block.tokens.size(), rows});
+    if (next->cached >= 0) cached.push_back(next->cached);
+  }
+  const auto& last_use = first.tensor == SlotTensor::query ? query_last_use_ : kv_last_use_;
   const Ticket ticket =
-      backend_.copy_in({copy.subproblem, copy.tensor, copy.slot, copy.first_token,
-                        copy.block.tokens.size(), copy.heads.size(), copy.slot_tokens, rows},
-                       std::span(&last_use[static_cast<std::size_t>(copy.slot)], 1));
-  if (copy.cached >= 0) cache_.release(copy.cached, ticket);
+      backend_.copy_in(copy, std::span(&last_use[static_cast<std::size_t>(first.slot)], 1));
+  for (const std::int32_t block : cached) cache_.release(block, ticket);
   return ticket;
+}
+
+std::optional<Pipeline::Copy> Pipeline::next_copy(const Copy& before) {
+  const auto order = orders_.try_pop_if([&](const Order& next) {
+    return !next.launch && next.copy.subproblem == before.subproblem &&
+           next.copy.tensor == before.tensor && next.copy.slot == before.slot &&
+           (next.copy.cached < 0 || cache_.is_read(next.copy.cached));
+  });
+  return order ? std::optional(order->copy) : std::nullopt;
 }
 
 std::vector<Pipeline::StateSlot> Pipeline::wait_for_state_slots(const Step& step) {

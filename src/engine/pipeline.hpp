@@ -118,7 +118,10 @@ class Pipeline {
   void pass_over(const ChunkRows& rows);
 
   void submit();
-  Ticket submit_copy(const Copy& copy);
+  /// `first`, and what goes with it.
+  Ticket submit_copies(const Copy& first);
+  /// The next order, where that is a copy into the same rows of a slot that can be made at once.
+  std::optional<Copy> next_copy(const Copy& before);
   /// As many as the step has query chunks. With accumulators on the device these have them.
   std::vector<StateSlot> wait_for_state_slots(const Step& step);
   Launched launch(Step step, const std::vector<StateSlot>& free, Ticket last_copy);

@@ -53,24 +53,26 @@ class Launch {
   }
 
  private:
-  // In two pieces, so that offsets within a slot are used.
+  // In two pieces, so that offsets within a slot are used: of Q in one copy, of K and V in two.
   void load(SlotTensor which, const TestTensor& tensor, std::int64_t p,
             std::vector<Ticket>& loaded) {
     const bool query = which == SlotTensor::query;
     const Range tokens = query ? plan_.division.chunk(p).queries : plan_.division.chunk(p).keys;
     const Range heads = query ? group_.query_heads(plan_.problem()) : group_.kv_heads();
     const std::int64_t middle = tokens.begin + tokens.size() / 2;
+    CopyIn copy;
+    copy.tensor = which;
+    copy.slot = static_cast<std::int32_t>(p);
+    copy.heads = heads.size();
+    copy.slot_tokens = tokens.size();
     for (const Range piece : {Range{tokens.begin, middle}, Range{middle, tokens.end}}) {
-      CopyIn copy;
-      copy.tensor = which;
-      copy.slot = static_cast<std::int32_t>(p);
-      copy.first_token = piece.begin - tokens.begin;
-      copy.tokens = piece.size();
-      copy.heads = heads.size();
-      copy.slot_tokens = tokens.size();
-      copy.source = rows_of(tensor, batch_, piece.begin, heads.begin);
+      copy.rows.push_back({piece.begin - tokens.begin, piece.size(),
+                           rows_of(tensor, batch_, piece.begin, heads.begin)});
+      if (query) continue;
       loaded.push_back(backend_.copy_in(copy, {}));
+      copy.rows.clear();
     }
+    if (query) loaded.push_back(backend_.copy_in(copy, {}));
   }
 
   void copy_out(std::int64_t p, SoftmaxStates into, Ticket computed) {
