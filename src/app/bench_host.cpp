@@ -10,7 +10,9 @@
 #include <memory>
 #include <random>
 #include <span>
+#include <stop_token>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 #include "app/audit.hpp"
@@ -41,6 +43,8 @@ void on_threads(int threads, const std::function<void(int)>& body) {
 
 namespace {
 
+constexpr std::int64_t heads = 8, dim = 64, row_bytes = heads * dim * 2;
+
 struct Streams {
   std::vector<std::vector<std::byte>> from, into;
   Streams(int threads, std::int64_t bytes) : from(threads), into(threads) {
@@ -49,6 +53,48 @@ struct Streams {
         buffer.assign(static_cast<std::size_t>(bytes / threads), std::byte{1});
     }
   }
+};
+
+// Partials of dimension `head_dim`, some for each thread.
+class Merges {
+ public:
+  Merges(int threads, std::int64_t head_dim)
+      : rows_(bench_bytes / threads / softmax_state_bytes(1, head_dim)),
+        streams_(threads, bench_bytes) {
+    const auto states = [&](std::vector<std::byte>& buffer) {
+      SoftmaxStates view = softmax_states_at(buffer.data(), rows_, head_dim);
+      std::fill_n(view.acc, rows_ * (head_dim + 2), 1.0f);
+      return view;
+    };
+    for (auto& buffer : streams_.from) from_.push_back(states(buffer));
+    for (auto& buffer : streams_.into) into_.push_back(states(buffer));
+  }
+
+  std::int64_t rows() const { return rows_; }  ///< of each thread
+  void merge_all(int thread) {
+    merge(into_[static_cast<std::size_t>(thread)], from_[static_cast<std::size_t>(thread)]);
+  }
+
+ private:
+  const std::int64_t rows_;
+  Streams streams_;
+  std::vector<SoftmaxStates> from_, into_;
+};
+
+// Threads that merge for as long as this lives.
+class MergingBeside {
+ public:
+  explicit MergingBeside(int threads) : merges_(threads, dim) {
+    for (int i = 0; i < threads; ++i) {
+      crew_.emplace_back([this, i](const std::stop_token& stop) {
+        while (!stop.stop_requested()) merges_.merge_all(i);
+      });
+    }
+  }
+
+ private:
+  Merges merges_;
+  std::vector<std::jthread> crew_;
 };
 
 // Calls visit(block) on `threads` for every run of `tokens` tokens of a tensor of one batch entry.
@@ -60,8 +106,6 @@ void for_each_block(const TensorDesc& desc, std::int64_t tokens, int threads, co
     }
   });
 }
-
-constexpr std::int64_t heads = 8, dim = 64, row_bytes = heads * dim * 2;
 
 TensorDesc desc_of(std::int64_t bytes) {
   return {"q", DType::f16, Layout::bshd, 3, 1, bytes / row_bytes, heads, dim};
@@ -95,22 +139,10 @@ double copy_rate(int threads) {
 }
 
 double merge_rate(int threads, std::int64_t dim) {
-  Streams streams(threads, bench_bytes);
-  const std::int64_t rows = bench_bytes / threads / softmax_state_bytes(1, dim);
-  const auto states = [&](std::vector<std::byte>& buffer) {
-    SoftmaxStates view = softmax_states_at(buffer.data(), rows, dim);
-    std::fill_n(view.acc, rows * (dim + 2), 1.0f);
-    return view;
-  };
-  std::vector<SoftmaxStates> from, into;
-  for (auto& buffer : streams.from) from.push_back(states(buffer));
-  for (auto& buffer : streams.into) into.push_back(states(buffer));
-  const double seconds = shortest([&] {
-    on_threads(threads, [&](int i) {
-      merge(into[static_cast<std::size_t>(i)], from[static_cast<std::size_t>(i)]);
-    });
-  });
-  return static_cast<double>(rows * threads * softmax_state_bytes(1, dim)) / seconds;
+  Merges merges(threads, dim);
+  const double seconds =
+      shortest([&] { on_threads(threads, [&](int i) { merges.merge_all(i); }); });
+  return static_cast<double>(merges.rows() * threads * softmax_state_bytes(1, dim)) / seconds;
 }
 
 double generate_rate(int threads) {
@@ -120,15 +152,16 @@ double generate_rate(int threads) {
   return static_cast<double>(desc.bytes()) / seconds_to_read(*source, threads);
 }
 
-FileRates file_rates(const std::filesystem::path& directory, int write_threads, int read_threads) {
+namespace {
+
+// Rates of writing; leaves the file.
+void measure_writes(const std::filesystem::path& path, const TensorDesc& desc,
+                    const RunOptions& threads, FileRates& rates) {
   constexpr std::int64_t tokens = (std::int64_t{1} << 20) / row_bytes;
-  // Nobody else's.
-  const std::filesystem::path path =
-      directory / fmt::format("stream-cqsa-bench-{}-{}.npy", getpid(), std::random_device{}());
-  const TensorDesc desc = desc_of(4 * bench_bytes);
+  const MergingBeside merging(std::max(1, threads.merge_threads / 2));
   const auto rate = [&](const std::function<void(const Block&, std::span<std::byte>)>& visit) {
     const double begin = now_seconds();
-    for_each_block(desc, tokens, write_threads, [&](const Block& block) {
+    for_each_block(desc, tokens, threads.write_threads, [&](const Block& block) {
       thread_local std::vector<std::byte> rows;
       rows.resize(static_cast<std::size_t>(block.tokens.size() * row_bytes), std::byte{1});
       visit(block, rows);
@@ -139,7 +172,6 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
     return create_tensor(path, "", desc, false, open_mpi_file, false, staged);
   };
   Telemetry telemetry;
-  FileRates rates;
   {
     const auto staged = written(true);
     AuditedSink audited(*staged, {}, telemetry);
@@ -154,17 +186,28 @@ FileRates file_rates(const std::filesystem::path& directory, int write_threads, 
   rates.write =
       rate([&](const Block& block, std::span<std::byte> rows) { audited.write(block, rows); });
   sink->commit();
+}
+
+}  // namespace
+
+FileRates file_rates(const std::filesystem::path& directory, const RunOptions& threads) {
+  // Nobody else's.
+  const std::filesystem::path path =
+      directory / fmt::format("stream-cqsa-bench-{}-{}.npy", getpid(), std::random_device{}());
+  const TensorDesc desc = desc_of(4 * bench_bytes);
+  FileRates rates;
+  measure_writes(path, desc, threads, rates);
   const auto remove = std::shared_ptr<void>(nullptr, [&](void*) {
     std::error_code ignored;
     std::filesystem::remove(path, ignored);
   });
   const auto source = open_tensor(path, "", Layout::bshd, open_mpi_file);
-  rates.read = static_cast<double>(desc.bytes()) / seconds_to_read(*source, read_threads);
+  rates.read = static_cast<double>(desc.bytes()) / seconds_to_read(*source, threads.read_threads);
   bool refused = false;
   const auto direct =
       open_tensor(path, "", Layout::bshd,
                   direct_opener(open_mpi_file, [&](const std::string&) { refused = true; }));
-  const double seconds = seconds_to_read(*direct, read_threads);
+  const double seconds = seconds_to_read(*direct, threads.read_threads);
   if (!refused) rates.read_direct = static_cast<double>(desc.bytes()) / seconds;
   return rates;
 }

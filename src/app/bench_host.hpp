@@ -5,6 +5,8 @@
 #include <filesystem>
 #include <functional>
 
+#include "stream_cqsa/engine.hpp"
+
 namespace stream_cqsa {
 
 /// Of a buffer that is far beyond any cache.
@@ -33,7 +35,9 @@ struct FileRates {
       0;  ///< the same past the page cache; 0 where the file system has no such way
 };
 
-/// Rates of files in `directory`, in which a file of 512 MiB is made and removed.
-FileRates file_rates(const std::filesystem::path& directory, int write_threads, int read_threads);
+/// Rates of files in `directory`, in which a file of 512 MiB is made and removed, with a run's
+/// threads. Rows are written while others are merged, which takes them some of the memory's
+/// bandwidth: so half of the threads that merge do so here.
+FileRates file_rates(const std::filesystem::path& directory, const RunOptions& threads);
 
 }  // namespace stream_cqsa

@@ -90,7 +90,7 @@ Costs measure_costs(const ResourceOptions& resources, double seconds, std::FILE*
   if (copies.merge > 0) line("on device", costs.device_merge = copies.merge);
   line("generate", costs.generate = generate_rate(threads.read_threads));
   const fs::path directory = resources.scratch.empty() ? "." : resources.scratch;
-  const FileRates files = file_rates(directory, threads.write_threads, threads.read_threads);
+  const FileRates files = file_rates(directory, threads);
   line("write", costs.write = files.write);
   line("rewrite", costs.rewrite = files.rewrite);
   line("read", costs.read = files.read);
