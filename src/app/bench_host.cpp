@@ -157,7 +157,9 @@ namespace {
 // Rates of writing; leaves the file.
 void measure_writes(const std::filesystem::path& path, const TensorDesc& desc,
                     const RunOptions& threads, FileRates& rates) {
-  constexpr std::int64_t tokens = (std::int64_t{1} << 20) / row_bytes;
+  // About 1 MiB; as pieces of chunks do, blocks end within the tiles in which rows are put in
+  // order.
+  constexpr std::int64_t tokens = 1000;
   const MergingBeside merging(std::max(1, threads.merge_threads / 2));
   const auto rate = [&](const std::function<void(const Block&, std::span<std::byte>)>& visit) {
     const double begin = now_seconds();

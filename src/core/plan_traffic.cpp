@@ -49,22 +49,26 @@ double missed_share(double kept) {
 
 // How often each of `chunks` is loaded in a sweep over all quorums of k, when there are slots for
 // so many: once, and again at its other uses, but where it was in the quorum before or was kept.
+// Of `taking_turns` head groups each has its own chunks: then none is in the subproblem before.
 double loads_per_chunk(const Problem& problem, const Cut& cut, std::int64_t slots,
-                       std::int64_t chunks) {
+                       std::int64_t chunks, std::int64_t taking_turns) {
   const std::int64_t k = std::min(cut.quorum_size, chunks);
-  if (slots >= chunks || k == chunks) return 1;
+  const std::int64_t all = chunks * taking_turns;
+  if (slots >= all || k == all) return 1;
   // A causal mask leaves the keys of a quorum's last chunk, and the queries of its first one,
-  // without scores, but for those on the diagonal: at one end of a chunk's uses, so that the one
-  // beside it is often no return either.
-  const double returns = static_cast<double>(k) - (problem.mask == Mask::causal ? 2.5 : 1.0);
+  // without scores, but for those on the diagonal: at one end of a chunk's uses, so that in the
+  // next subproblem the one beside it is often no return either.
+  const double dead = problem.mask != Mask::causal ? 0.0 : taking_turns > 1 ? 1.0 : 1.5;
+  const double returns = static_cast<double>(k - 1) - dead;
   if (returns <= 0) return 1;
   // Beside those of a quorum, and of the one before, while other slots are free: see SlotCache.
   const auto missed_beside = [&](std::int64_t quorums) {
     const std::int64_t busy = quorums * k;
-    if (slots <= busy || chunks <= busy) return 1.0;
-    return missed_share(static_cast<double>(slots - busy) / static_cast<double>(chunks - busy));
+    if (slots <= busy || all <= busy) return 1.0;
+    return missed_share(static_cast<double>(slots - busy) / static_cast<double>(all - busy));
   };
-  const double apart = 1.0 - static_cast<double>(k) / static_cast<double>(chunks);
+  const double apart =
+      taking_turns > 1 ? 1.0 : 1.0 - static_cast<double>(k) / static_cast<double>(chunks);
   return 1.0 + returns * apart * (missed_beside(1) + missed_beside(2)) / 2;
 }
 
@@ -79,10 +83,12 @@ struct Loads {
   double key = 1;
 };
 
-Loads loads_of(const Problem& problem, const Cut& cut, const DeviceArena& device) {
+Loads loads_of(const Problem& problem, const Cut& cut, ScheduleOrder order,
+               const DeviceArena& device) {
   if (cut.grid) return {1.0, key_loads_of_rows(problem, cut, device.kv_slots)};
-  return {loads_per_chunk(problem, cut, device.query_slots, cut.query_chunks),
-          loads_per_chunk(problem, cut, device.kv_slots, cut.key_chunks)};
+  const std::int64_t turns = order == ScheduleOrder::groups_inner ? cut.groups : 1;
+  return {loads_per_chunk(problem, cut, device.query_slots, cut.query_chunks, turns),
+          loads_per_chunk(problem, cut, device.kv_slots, cut.key_chunks, turns)};
 }
 
 struct ReadModel {
@@ -155,7 +161,7 @@ Traffic estimate_traffic(const PlanRequest& request, const Cut& cut, ScheduleOrd
   const Problem& p = request.problem;
   const auto batch = static_cast<double>(p.batch);
   const auto query_chunks = static_cast<double>(cut.query_chunks);
-  const Loads loads = loads_of(p, cut, device);
+  const Loads loads = loads_of(p, cut, order, device);
   const double rows =
       batch * static_cast<double>(p.query_heads) * static_cast<double>(p.query_length);
 
@@ -201,7 +207,7 @@ double estimate_reads(const Plan& plan, std::int64_t groups) {
                    cut,
                    plan.order,
                    cache_bytes_of(plan.host),
-                   loads_of(plan.problem(), cut, plan.device),
+                   loads_of(plan.problem(), cut, plan.order, plan.device),
                    static_cast<double>(groups)}
       .of_batch_entry();
 }

@@ -257,32 +257,54 @@ double loads_of(const Plan& plan, Side side) {
   return static_cast<double>(loads);
 }
 
+// Compares at budgets from the smallest on; how many.
+int compare_loads(PlanRequest request, std::int64_t chunks) {
+  request.problem.query_length = request.problem.key_length = chunks * 128;
+  request.problem.head_dim = 64;
+  request.chunks = chunks;
+  request.host_accumulators = true;
+  request.host_budget = std::int64_t{1} << 30;
+  const double chunk_bytes = 128 * 64 * 4;
+  const std::int64_t smallest = smallest_device_budget(request);
+  int compared = 0;
+  for (std::int64_t budget = smallest; budget < 16 * smallest; budget += budget / 8) {
+    request.device_budget = budget;
+    const Plan plan = make_plan(request);
+    if (plan.device.query_slots < difference_cover_size(chunks)) continue;  // in parts
+    const double counted =
+        chunk_bytes * (loads_of(plan, Side::query) + 2 * loads_of(plan, Side::key));
+    BOOST_TEST_CONTEXT("c = " << chunks << ", " << plan.groups.size() << " head groups, "
+                              << plan.device.query_slots << " and " << plan.device.kv_slots
+                              << " slots") {
+      BOOST_TEST(estimate_traffic(plan).copied_in == counted, boost::test_tools::tolerance(0.25));
+    }
+    ++compared;
+  }
+  return compared;
+}
+
 BOOST_AUTO_TEST_CASE(the_estimated_bytes_into_the_device_are_about_those_loaded) {
   int compared = 0;
   for (const Mask mask : {Mask::none, Mask::causal}) {
     for (const std::int64_t chunks : {31, 57, 133}) {
       PlanRequest request;
-      request.problem.query_length = request.problem.key_length = chunks * 128;
-      request.problem.head_dim = 64;
       request.problem.mask = mask;
-      request.chunks = chunks;
-      request.host_accumulators = true;
-      request.host_budget = std::int64_t{1} << 30;
-      const double chunk_bytes = 128 * 64 * 4;
-      const std::int64_t smallest = smallest_device_budget(request);
-      for (std::int64_t budget = smallest; budget < 16 * smallest; budget += budget / 8) {
-        request.device_budget = budget;
-        const Plan plan = make_plan(request);
-        if (plan.device.query_slots < difference_cover_size(chunks)) continue;  // in parts
-        const double counted =
-            chunk_bytes * (loads_of(plan, Side::query) + 2 * loads_of(plan, Side::key));
-        BOOST_TEST_CONTEXT("c = " << chunks << ", " << plan.device.query_slots << " and "
-                                  << plan.device.kv_slots << " slots") {
-          BOOST_TEST(estimate_traffic(plan).copied_in == counted,
-                     boost::test_tools::tolerance(0.25));
-        }
-        ++compared;
-      }
+      compared += compare_loads(request, chunks);
+    }
+  }
+  BOOST_TEST(compared > 50);
+}
+
+BOOST_AUTO_TEST_CASE(head_groups_that_take_turns_load_more) {
+  int compared = 0;
+  for (const Mask mask : {Mask::none, Mask::causal}) {
+    for (const std::int64_t heads : {4, 8}) {
+      PlanRequest request;
+      request.problem.mask = mask;
+      request.problem.query_heads = request.problem.kv_heads = heads;
+      request.heads_per_group = 1;
+      request.order = ScheduleOrder::groups_inner;
+      for (const std::int64_t chunks : {7, 31, 57}) compared += compare_loads(request, chunks);
     }
   }
   BOOST_TEST(compared > 50);
