@@ -10,6 +10,7 @@
 #include <map>
 #include <random>
 
+#include "core/plan_sizes.hpp"
 #include "engine/buffer.hpp"
 #include "engine/slot_cache.hpp"
 #include "engine/use_table.hpp"
@@ -286,6 +287,30 @@ BOOST_AUTO_TEST_CASE(a_schedule_reads_little_more_than_the_ideal_cache) {
       BOOST_TEST_CONTEXT("causal " << causal << ", blocks " << blocks) {
         BOOST_TEST(bytes >= ideal * block_bytes);
         BOOST_TEST(bytes <= ideal * block_bytes * 11 / 10);
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(the_estimated_reads_are_about_those_made) {
+  for (const bool causal : {false, true}) {
+    for (const std::int64_t chunks : {31, 57}) {
+      const std::int64_t k = difference_cover_size(chunks);
+      for (const std::int64_t slots : {k, 2 * k, 3 * k}) {
+        Plan plan = plan_with_slots(chunks, causal, slots);
+        const TestInput input = input_of(plan);
+        const std::vector<Use> uses = uses_of(plan);
+        // From the blocks of two quorums up to those of all chunks.
+        for (std::int64_t blocks = 6 * k; blocks <= 3 * chunks; blocks += blocks / 4) {
+          const std::int64_t bytes = Cache(plan, blocks, input).bytes_read_by(uses);
+          plan.host.cache_blocks = blocks;
+          plan.host.cache_block_bytes = block_bytes;
+          BOOST_TEST_CONTEXT("c = " << chunks << ", causal " << causal << ", " << slots
+                                    << " slots, " << blocks << " blocks") {
+            const double estimated = estimate_traffic(plan).read / static_cast<double>(bytes);
+            BOOST_TEST((0.6 < estimated && estimated < 1.4), estimated << " times as many");
+          }
+        }
       }
     }
   }
