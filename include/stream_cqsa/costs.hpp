@@ -35,7 +35,7 @@ struct Costs {
   double read = 0;                  ///< files to host memory, their fingerprints taken
   double read_direct = 0;           ///< the same past the page cache; 0: not known, as `read`
   double generate = 0;              ///< the same of synthetic inputs
-  double write = 0;                 ///< finished rows to files, their fingerprints taken
+  double write = 0;                 ///< finished rows to files beside merging, with fingerprints
   double rewrite = 0;               ///< rows of which the last heads come: all are put in order
   double receive = 0;               ///< partials, or finished rows, from other ranks
   double start_seconds = 0;         ///< before the first byte is read

@@ -92,6 +92,9 @@ class MergingBeside {
     }
   }
 
+  MergingBeside(const MergingBeside&) = delete;
+  MergingBeside& operator=(const MergingBeside&) = delete;
+
  private:
   Merges merges_;
   std::vector<std::jthread> crew_;

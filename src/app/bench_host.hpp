@@ -28,7 +28,7 @@ double merge_rate(int threads, std::int64_t dim);
 double generate_rate(int threads);
 
 struct FileRates {
-  double write = 0;    ///< bytes a second into a new file, not synced, with a fingerprint
+  double write = 0;    ///< bytes a second into a new file beside merging, not synced, fingerprinted
   double rewrite = 0;  ///< of rows whose other heads are staged there, with the last head
   double read = 0;     ///< of the same file, from the page cache where that holds it
   double read_direct =
@@ -36,8 +36,9 @@ struct FileRates {
 };
 
 /// Rates of files in `directory`, in which a file of 512 MiB is made and removed, with a run's
-/// threads. Rows are written while others are merged, which takes them some of the memory's
-/// bandwidth: so half of the threads that merge do so here.
+/// threads. Rows are written while others are merged, which takes some of the memory's bandwidth;
+/// in a run that writing holds up about half of the threads that merge are busy, so half do so
+/// here.
 FileRates file_rates(const std::filesystem::path& directory, const RunOptions& threads);
 
 }  // namespace stream_cqsa

@@ -58,8 +58,11 @@ double loads_per_chunk(const Problem& problem, const Cut& cut, std::int64_t slot
   // A causal mask leaves the keys of a quorum's last chunk, and the queries of its first one,
   // without scores, but for those on the diagonal: at one end of a chunk's uses, so that in the
   // next subproblem the one beside it is often no return either.
-  const double dead = problem.mask != Mask::causal ? 0.0 : taking_turns > 1 ? 1.0 : 1.5;
-  const double returns = static_cast<double>(k - 1) - dead;
+  const auto others = static_cast<double>(k - 1);
+  const double dead = problem.mask != Mask::causal ? 0.0
+                      : taking_turns > 1           ? std::min(1.0, others / 2)
+                                                   : 1.5;
+  const double returns = others - dead;
   if (returns <= 0) return 1;
   // Beside those of a quorum, and of the one before, while other slots are free: see SlotCache.
   const auto missed_beside = [&](std::int64_t quorums) {

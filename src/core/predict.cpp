@@ -22,7 +22,8 @@ constexpr std::int64_t most_followed = 1 << 20;
 // Of outputs.
 double write_rate(const Plan& plan, const Costs& costs) {
   const auto groups = static_cast<double>(plan.groups.size());
-  if (!puts_rows_in_order(plan.request, cut_of(plan).groups)) return costs.write;
+  if (!puts_rows_in_order(plan.request, static_cast<std::int64_t>(plan.groups.size())))
+    return costs.write;
   const double staged = 1 - 1 / groups;
   return (staged + 1) / (staged / costs.write + 1 / costs.rewrite);
 }

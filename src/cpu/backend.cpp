@@ -96,7 +96,7 @@ class CpuBackend final : public Backend {
 
   Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
     return submit(Lane::copy_in, "copy in", copy.subproblem, after,
-                  [this, copy] { run_copy_in(copy); });
+                  [this, copy = copy] { run_copy_in(copy); });
   }
 
   Ticket launch(WorkList work, std::span<const Ticket> after) override {

@@ -44,6 +44,7 @@ class HostCache {
 
   /// Waits until the block has been read; it lies packed in its source's layout.
   StridedRows wait_read(std::int32_t number);
+  /// Whether it has: of a block that is requested and not released.
   bool is_read(std::int32_t number);
 
   /// The copy from the block has been submitted as `copy`.

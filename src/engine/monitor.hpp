@@ -125,7 +125,8 @@ class BoundedQueue {
     const auto lock = monitor_.lock();
     return front(lock);
   }
-  /// The next element, or nothing where there is none yet or it is not `wanted`.
+  /// The next element, or nothing where there is none yet or it is not `wanted`, which is asked
+  /// under the queue's lock and must not wait.
   template <typename Wanted>
   std::optional<T> try_pop_if(const Wanted& wanted) {
     const auto lock = monitor_.lock();

@@ -14,9 +14,10 @@ namespace {
 constexpr std::size_t steps_ahead = 8;
 constexpr std::size_t orders_ahead = 4096;
 
-// From so many bytes on a copy takes a device longer than submitting it takes the host, where the
-// memory that it comes from may as well be free for other blocks sooner.
-constexpr std::int64_t copied_together = std::int64_t{4} << 20;
+// From so many bytes on a copy takes a device longer than submitting it takes the host. What is
+// copied together is free for other blocks together, so it is a small part of the host cache.
+constexpr std::int64_t bytes_together = std::int64_t{4} << 20;
+constexpr std::size_t share_together = 8;
 
 // Q is the query side; K and V share a slot.
 std::span<const SlotTensor> tensors_on(Side side) {
@@ -259,14 +260,20 @@ Ticket Pipeline::submit_copies(const Copy& first) {
               first.heads.size(), first.slot_tokens, {}};
   const std::int64_t vector =
       plan_.problem().head_dim * size_of(storage_type(plan_.problem().dtype));
+  const std::size_t most =
+      std::max<std::size_t>(1, static_cast<std::size_t>(plan_.host.cache_blocks) / share_together);
   std::vector<std::int32_t> cached;
-  for (std::optional<Copy> next = first; next;
-       next = copy.bytes(vector) < copied_together ? next_copy(first) : std::nullopt) {
+  std::int64_t bytes = 0;
+  std::optional<Copy> next = first;
+  while (next) {
     StridedRows rows = next->cached < 0 ? *inputs_.of(next->tensor).resident(next->block)
                                         : cache_.wait_read(next->cached);
     rows.data += (next->heads.begin - next->block.heads.begin) * rows.head_stride;
     copy.rows.push_back({next->first_token, next->block.tokens.size(), rows});
     if (next->cached >= 0) cached.push_back(next->cached);
+    bytes += next->block.tokens.size() * next->heads.size() * vector;
+    const bool enough = bytes >= bytes_together || cached.size() >= most;
+    next = enough ? std::nullopt : next_copy(first);
   }
   const auto& last_use = first.tensor == SlotTensor::query ? query_last_use_ : kv_last_use_;
   const Ticket ticket =

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <ctime>
 #include <optional>
-#include <set>
-#include <span>
 #include <utility>
 
 #include "engine/assembler.hpp"

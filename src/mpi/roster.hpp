@@ -21,7 +21,9 @@ class Roster {
   int rank_of(int worker) const { return first_rank_ + worker; }
   int worker_of(int rank) const { return rank - first_rank_; }
 
-  void fail(int worker, const std::string& why) { failures_[at(worker)] = why; }
+  void fail(int worker, const std::string& why) {
+    failures_[at(worker)] = why.empty() ? "no reason given" : why;
+  }
   void end(int worker) { ended_[at(worker)] = true; }
   /// It has failed, if it had not, and ended.
   void lose(int worker);

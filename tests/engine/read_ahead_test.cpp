@@ -9,6 +9,8 @@
 #include <map>
 #include <mutex>
 #include <random>
+#include <tuple>
+#include <vector>
 
 #include "engine/buffer.hpp"
 #include "engine/host_cache.hpp"
@@ -64,11 +66,15 @@ class WatchedSource : public TensorSource {
   const Watch& before_;
 };
 
-// Calls `before` with the number of each launch.
+// Calls `before` with the number of each launch, and keeps what is copied in.
 class WatchedBackend final : public DelayedBackend {
  public:
-  WatchedBackend(std::function<void(int)> before)
-      : DelayedBackend(make_test_backend(1), 1), before_(std::move(before)) {}
+  WatchedBackend(std::function<void(int)> before, std::vector<CopyIn>* copies)
+      : DelayedBackend(make_test_backend(1), 1), before_(std::move(before)), copies_(copies) {}
+  Ticket copy_in(const CopyIn& copy, std::span<const Ticket> after) override {
+    if (copies_) copies_->push_back(copy);
+    return DelayedBackend::copy_in(copy, after);
+  }
   Ticket launch(WorkList work, std::span<const Ticket> after) override {
     before_(launches_++);
     return DelayedBackend::launch(std::move(work), after);
@@ -76,6 +82,7 @@ class WatchedBackend final : public DelayedBackend {
 
  private:
   std::function<void(int)> before_;
+  std::vector<CopyIn>* copies_;
   int launches_ = 0;
 };
 
@@ -104,11 +111,12 @@ TestInput input_of(const Plan& plan, std::uint64_t seed) {
 
 // The largest error of a run whose reads and launches are watched.
 double watched_run(const Plan& plan, const TestInput& input, const WatchedSource::Watch& read,
-                   const std::function<void(int)>& launch, int read_threads) {
+                   const std::function<void(int)>& launch, int read_threads,
+                   std::vector<CopyIn>* copies = nullptr) {
   WatchedSource query(input.query, SlotTensor::query, read);
   WatchedSource key(input.key, SlotTensor::key, read);
   WatchedSource value(input.value, SlotTensor::value, read);
-  WatchedBackend backend(launch);
+  WatchedBackend backend(launch, copies);
   const TensorDesc desc = input.query.desc;
   std::vector<std::byte> output(static_cast<std::size_t>(desc.bytes()));
   const TensorDesc lse = lse_desc(1, desc.heads, desc.tokens);
@@ -133,6 +141,48 @@ BOOST_AUTO_TEST_CASE(what_fits_is_read_before_anything_is_computed) {
       [&](int) { gate.wait([&] { return blocks == 7 * 8 * 3; }); }, 2);
   BOOST_TEST(!gate.stuck());
   BOOST_TEST(error <= 2e-5);
+}
+
+BOOST_AUTO_TEST_CASE(blocks_that_are_read_are_copied_together) {
+  // All are read before the first launch, behind which the other chunks are copied.
+  const Plan plan = plan_of(7, 8, 7 * 8 * 3, 1);
+  Gate gate;
+  int blocks = 0;
+  std::vector<CopyIn> copies;
+  const double error = watched_run(
+      plan, input_of(plan, 5), [&](SlotTensor, const Block&) { gate.update([&] { ++blocks; }); },
+      [&](int) { gate.wait([&] { return blocks == 7 * 8 * 3; }); }, 2, &copies);
+  BOOST_TEST(!gate.stuck());
+  BOOST_TEST(error <= 2e-5);
+  std::size_t most = 0;
+  using Load = std::tuple<std::int64_t, SlotTensor, std::int32_t>;  // subproblem, tensor, slot
+  std::map<Load, std::vector<int>> times;                           // that each token was copied
+  for (const CopyIn& copy : copies) {
+    most = std::max(most, copy.rows.size());
+    auto& tokens = times[{copy.subproblem, copy.tensor, copy.slot}];
+    tokens.resize(static_cast<std::size_t>(copy.slot_tokens));
+    for (const SlotRows& rows : copy.rows) {
+      for (std::int64_t i = 0; i < rows.tokens; ++i)
+        ++tokens.at(static_cast<std::size_t>(rows.first_token + i));
+    }
+  }
+  BOOST_TEST(most == 8u);
+  for (const auto& [load, tokens] : times)
+    BOOST_TEST(std::all_of(tokens.begin(), tokens.end(), [](int count) { return count == 1; }));
+}
+
+BOOST_AUTO_TEST_CASE(a_queue_gives_its_next_element_only_where_it_is_wanted) {
+  Abort abort;
+  BoundedQueue<int> queue(abort, 3);
+  const auto is_even = [](int value) { return value % 2 == 0; };
+  BOOST_TEST(!queue.try_pop_if(is_even));
+  for (const int value : {2, 3, 4}) queue.push(value);
+  BOOST_TEST(queue.try_pop_if(is_even).value() == 2);
+  BOOST_TEST(!queue.try_pop_if(is_even));
+  BOOST_TEST(queue.pop().value() == 3);
+  queue.close();
+  BOOST_TEST(queue.try_pop_if(is_even).value() == 4);
+  BOOST_TEST(!queue.try_pop_if(is_even));
 }
 
 BOOST_AUTO_TEST_CASE(reading_is_few_subproblems_ahead) {
