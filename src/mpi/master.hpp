@@ -7,17 +7,15 @@
 
 #include "mpi/communicator.hpp"
 #include "mpi/input_server.hpp"
+#include "mpi/roster.hpp"
 #include "stream_cqsa/engine.hpp"
 
 namespace stream_cqsa {
 
-/// What is told of a worker whose rank is lost.
-inline constexpr const char* lost_text = "lost";
-
 /// What the master did beside merging.
 struct MasterResult {
   RunResult run;
-  std::vector<std::string> failures;      ///< by worker: why it gave up, `lost_text`, or empty
+  Failures failures;                      ///< `lost_text` of those whose rank was lost
   std::vector<std::int64_t> subproblems;  ///< by worker: computed
   std::int64_t repeated = 0;              ///< subproblems that were handed out more than once
   std::int64_t withdrawn = 0;             ///< of these, before a second worker had begun

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 
-#include "mpi/master.hpp"
-
 namespace stream_cqsa {
 
 Roster::Roster(int first_rank, const Failures& failures)

@@ -7,6 +7,9 @@
 
 namespace stream_cqsa {
 
+/// What is told of a worker whose rank is lost.
+inline constexpr const char* lost_text = "lost";
+
 /// Why workers take no part any more, or empty: by worker.
 using Failures = std::vector<std::string>;
 
