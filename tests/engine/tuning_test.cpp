@@ -194,6 +194,7 @@ BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoin
     const TestDirectory directory;
     DurableRuns runs(own.plan, own.input);
     std::vector<std::string> told;
+    bool changed = false;
     int resumed = 0;
     const auto run = [&](Backend& backend, StopRequest* stop, double interval) {
       RunOptions options = durable_options(own.plan, directory.path());
@@ -216,6 +217,7 @@ BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoin
         ++ended_early;
         after_the_change += !told.empty();
       }
+      changed |= !told.empty();
       BOOST_TEST(resumed <= 1);
     };
     const auto launches = static_cast<std::uint64_t>(own.plan.subproblem_count());
@@ -233,14 +235,15 @@ BOOST_AUTO_TEST_CASE(a_run_that_has_changed_over_is_continued_from_its_checkpoin
     BOOST_TEST((result.output == plain.result.output));
     for (const PlannedAgain& again : result.planned_again)
       BOOST_TEST((again.plan.order == ScheduleOrder::groups_inner));
-    keyless_changed += trial % 3 == 0 && !result.planned_again.empty();
+    changed |= !result.planned_again.empty();
+    keyless_changed += trial % 3 == 0 && changed;
     changed_again += !result.planned_again.empty() && resumed > 0;
   }
   // Of a few trials, as slow tests make, any may end before it is stopped or changes over.
   BOOST_TEST(ended_early >= trials(24) / 2);
   BOOST_TEST(after_the_change >= trials(24) / 4);
   BOOST_TEST(changed_again >= trials(24) / 8);
-  BOOST_TEST(keyless_changed >= trials(24) / 24);
+  BOOST_TEST(keyless_changed >= trials(24) / 8);
 }
 
 BOOST_AUTO_TEST_CASE(accumulators_stay_where_a_checkpoint_can_be_made_and_has_room) {
