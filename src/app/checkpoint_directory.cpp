@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "app/division_options.hpp"
+#include "app/text.hpp"
 #include "app/text_file.hpp"
 #include "engine/checksum.hpp"
 #include "stream_cqsa/bytes.hpp"
@@ -23,7 +24,7 @@ namespace fs = std::filesystem;
 using Identity = CheckpointDirectory::Identity;
 
 // In the order in which they are removed.
-constexpr std::array names = {"journal",         "states",     "plan.json",
+constexpr std::array names = {"journal",         "states",     "tried", "plan.json",
                               "checkpoint.json", "publishing", "lock"};
 constexpr std::string_view merger_prefix = "merger-";
 constexpr std::int64_t sampled_tokens = 64;
@@ -35,8 +36,6 @@ bool is_of_merger(const fs::directory_entry& entry) {
 std::uint64_t number_of(const std::string& text) {
   return checksum(std::as_bytes(std::span(text)), 0);
 }
-
-std::string hexadecimal(std::uint64_t number) { return fmt::format("{:016x}", number); }
 
 fs::path created(const fs::path& path) {
   std::error_code error;
@@ -284,11 +283,13 @@ void add_plan(const Plan& plan, Identity& identity) {
   identity["plan"] = plan_number(plan);
 }
 
-Identity identity_of(OpenProblem& open, const JobOptions& options, const std::string& numerics) {
+Identity identity_of(const std::string& command, OpenProblem& open, const JobOptions& options,
+                     const std::string& numerics) {
   const InputOptions& input = options.input;
   const auto path = [&](const std::string& own) { return input.input.empty() ? own : input.input; };
   const Problem& problem = open.problem;
-  return {{"version", version_number},
+  return {{"command", command},
+          {"version", version_number},
           {"commit", version_commit},
           {"arithmetic", numerics},
           {"--causal", problem.mask == Mask::causal},

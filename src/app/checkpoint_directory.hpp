@@ -19,6 +19,7 @@ namespace stream_cqsa {
 ///   checkpoint.json  which run this is: version, inputs, options, outputs, plan
 ///   plan.json        its plan
 ///   publishing       there once the outputs are certified and get their names
+/// or, of a rehearsal, beside the first three what TriedRecord keeps.
 class CheckpointDirectory {
  public:
   /// What tells runs apart: names that people know, and values.
@@ -71,9 +72,9 @@ class CheckpointDirectory {
   Identity stored_;  ///< null: none, or none that is sound
 };
 
-/// The identity of a run but for its plan. `numerics`: see Capacity.
-CheckpointDirectory::Identity identity_of(OpenProblem& open, const JobOptions& options,
-                                          const std::string& numerics);
+/// The identity of what a command does, but for its plan. `numerics`: see Capacity.
+CheckpointDirectory::Identity identity_of(const std::string& command, OpenProblem& open,
+                                          const JobOptions& options, const std::string& numerics);
 
 /// Adds the plan, and what it was made of.
 void add_plan(const Plan& plan, CheckpointDirectory::Identity& identity);

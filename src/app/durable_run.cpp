@@ -51,7 +51,7 @@ int end_publishing(CheckpointDirectory& directory, const OutputOptions& options)
 
 Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
                         const JobOptions& options, const Capacity& capacity) {
-  auto identity = identity_of(open, options, capacity.numerics);
+  auto identity = identity_of("run", open, options, capacity.numerics);
   directory.require_same(identity);
   Durable durable{durable_plan(directory, open, options, capacity), {}};
   add_plan(durable.plan, identity);

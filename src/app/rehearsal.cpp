@@ -128,7 +128,7 @@ std::vector<std::int64_t> sample_tokens(const QuorumWork& work, std::int64_t cou
 }
 
 Verification verify_subproblem(OpenProblem& open, const Plan& plan, std::int64_t id,
-                               const std::vector<SampledToken>& tokens) {
+                               const std::vector<SampledToken>& tokens, const KeysSeen& seen) {
   const SubproblemKey key = plan.key(id);
   const QuorumWork work = plan.work(id);
   const Range heads = plan.groups[static_cast<std::size_t>(key.group)].query_heads(plan.problem());
@@ -142,7 +142,7 @@ Verification verify_subproblem(OpenProblem& open, const Plan& plan, std::int64_t
   problem.output_dtype = DType::f32;  // of the states
   const auto references =
       reference_rows(problem, *open.query, *open.key, *open.value, std::span<const RowKeys>(rows),
-                     reference_buffer_bytes, nullptr, 0);
+                     reference_buffer_bytes, seen, 0);
   Verification verification;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto head_count = static_cast<std::size_t>(heads.size());

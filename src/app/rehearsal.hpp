@@ -28,8 +28,9 @@ std::vector<std::int64_t> sample_tokens(const QuorumWork& work, std::int64_t cou
 
 /// Compares the softmax states of a subproblem's sampled tokens, a row for each head, with fp64
 /// restricted to the keys of that row's pairs: acc / l, and m + log2(l) as an lse, by the bounds of
-/// verify_rows() for an output of fp32.
+/// verify_rows() for an output of fp32. `seen`: see reference_rows().
 Verification verify_subproblem(OpenProblem& open, const Plan& plan, std::int64_t id,
-                               const std::vector<SampledToken>& tokens);
+                               const std::vector<SampledToken>& tokens,
+                               const KeysSeen& seen = nullptr);
 
 }  // namespace stream_cqsa

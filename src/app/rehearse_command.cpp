@@ -3,22 +3,24 @@
 #include <algorithm>
 #include <atomic>
 #include <optional>
-#include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "app/calibration.hpp"
 #include "app/commands.hpp"
+#include "app/durable_run.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/rehearsal.hpp"
+#include "app/rehearsal_findings.hpp"
 #include "app/report.hpp"
+#include "app/signals.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
+#include "app/tried_record.hpp"
 #include "core/counted.hpp"
-#include "core/plan_sizes.hpp"
 #include "engine/rehearsal.hpp"
-#include "stream_cqsa/bytes.hpp"
+#include "engine/watch.hpp"
 #include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/error.hpp"
 
@@ -65,8 +67,8 @@ bool parse_rehearse(const Arguments& arguments, RehearseArguments& options) {
       "Tries a run with the same options before it is paid for: makes its plan, computes some of\n"
       "its subproblems by the same pipeline, and compares sampled rows of them with fp64 over the\n"
       "keys that they compute. Says what rate that gives, and what the whole run would take. Has\n"
-      "no outputs, no accumulators and no checkpoint: options that name these only shape the "
-      "plan.\n",
+      "no outputs and no accumulators: options that name these only shape the plan. --checkpoint\n"
+      "keeps what was tried, for the same command to continue, until all has been.\n",
       all);
 }
 
@@ -86,252 +88,201 @@ void check_arguments(const RehearseArguments& options, const MpiEnvironment& mpi
     throw InputError(fmt::format("--rows {}: use 1 to {}", options.rows, most_tokens));
 }
 
-// The run's plan, and whether it takes a scratch directory that was not given.
-struct RehearsedPlan {
-  Plan plan;
-  bool lacks_scratch = false;
-};
+Plan make_plan_of(const OpenProblem& open, const JobOptions& options, const Capacity& capacity,
+                  const std::optional<CheckpointDirectory>& directory) {
+  if (directory) return durable_plan(*directory, open, options, capacity);
+  return plan_for(open, options.resources, !options.output.lse.empty(), capacity);
+}
 
-RehearsedPlan plan_of(const OpenProblem& open, const RehearseArguments& options,
-                      const Capacity& capacity) {
-  const bool lse = !options.output.lse.empty();
-  ResourceOptions resources = options.resources;
+RehearsedPlan plan_of(const OpenProblem& open, const JobOptions& options, const Capacity& capacity,
+                      const std::optional<CheckpointDirectory>& directory) {
   try {
-    return {plan_for(open, resources, lse, capacity), false};
+    return {make_plan_of(open, options, capacity, directory), false};
   } catch (const InputError& error) {
-    resources.assume_scratch = true;
+    JobOptions more = options;
+    more.resources.assume_scratch = true;
     try {
-      return {plan_for(open, resources, lse, capacity), true};
+      return {make_plan_of(open, more, capacity, directory), true};
     } catch (const InputError&) {
       throw error;  // which names what the run would take without a scratch directory, too
     }
   }
 }
 
-struct Tried {
-  RehearsedSubproblem computed;
-  std::int64_t chunks = 0, pairs = 0;
-  Verification verification;
+CheckpointDirectory::Identity identity_of(OpenProblem& open, const RehearseArguments& options,
+                                          const std::string& numerics) {
+  auto identity = identity_of("rehearse", open, options, numerics);
+  identity["--rows"] = options.rows;
+  identity["--seed"] = options.seed;
+  return identity;
+}
+
+// The record of what has been tried of `plan`, in a directory that is claimed for that.
+TriedRecord open_record(CheckpointDirectory& directory, CheckpointDirectory::Identity identity,
+                        const Plan& plan) {
+  add_plan(plan, identity);
+  TriedRecord record(directory.path(), directory.claim(identity, plan));
+  if (record.dropped_bytes() > 0) {
+    fmt::print(stderr, "stream-cqsa: the checkpoint in {} is damaged: {} bytes of it dropped\n",
+               directory.path().string(), record.dropped_bytes());
+  }
+  return record;
+}
+
+void stop_where_asked() {
+  if (stop_request().stop_now()) throw Stopped(0);
+}
+
+// Computes subproblems of a plan and checks them.
+class Trials {
+ public:
+  Trials(OpenProblem& open, Rehearsal& rehearsal, Backend& backend,
+         const RehearseArguments& options, TriedRecord* record)
+      : open_(open), rehearsal_(rehearsal), backend_(backend), options_(options), record_(record) {}
+
+  /// One after the other, but for those that the record has; a line for each as soon as it is
+  /// known. Throws Stopped.
+  std::vector<TriedSubproblem> all(const std::vector<std::int64_t>& ids);
+
+ private:
+  TriedSubproblem one(std::int64_t id);
+  const TriedSubproblem* recorded(std::int64_t id) const {
+    return record_ ? record_->find(id) : nullptr;
+  }
+
+  OpenProblem& open_;
+  Rehearsal& rehearsal_;
+  Backend& backend_;
+  const RehearseArguments& options_;
+  TriedRecord* record_;  // or null
 };
 
-double flop_of(const Plan& plan, std::uint64_t scores) {
-  return 4.0 * static_cast<double>(plan.problem().head_dim) * static_cast<double>(scores);
+TriedSubproblem Trials::one(std::int64_t id) {
+  const Plan& plan = rehearsal_.plan();
+  const QuorumWork work = plan.work(id);
+  const auto tokens =
+      sample_tokens(work, options_.rows, options_.seed + static_cast<std::uint64_t>(id));
+  const RehearsedSubproblem computed = rehearsal_.compute(id, tokens);
+  const auto seen = [](std::int64_t) { stop_where_asked(); };
+  TriedSubproblem tried{id,
+                        std::ssize(work.chunks),
+                        std::ssize(work.pairs),
+                        computed.scores,
+                        computed.kernel_seconds,
+                        computed.seconds,
+                        verify_subproblem(open_, plan, id, computed.tokens, seen)};
+  if (record_) record_->add(plan, tried);
+  return tried;
 }
 
-// Floating-point operations per second of all that was tried; 0 where no time was measured.
-double rate_of(const Plan& plan, const std::vector<Tried>& tried) {
-  double flop = 0, seconds = 0;
-  for (const Tried& each : tried) {
-    flop += flop_of(plan, each.computed.scores);
-    seconds += each.computed.kernel_seconds;
+std::vector<TriedSubproblem> Trials::all(const std::vector<std::int64_t>& ids) {
+  const Plan& plan = rehearsal_.plan();
+  double total = 0, before = 0;
+  for (const std::int64_t id : ids) {
+    const auto scores = static_cast<double>(scores_of(plan, id));
+    total += scores;
+    if (recorded(id)) before += scores;
   }
-  return seconds > 0 ? flop / seconds : 0;
-}
-
-std::string line_of(const Plan& plan, const Tried& tried) {
-  const double flop = flop_of(plan, tried.computed.scores);
-  return fmt::format("{:<18}{}, {}, {:.4g} TFLOP in {}: {}; {}\n",
-                     fmt::format("subproblem {}", tried.computed.id),
-                     counted(tried.chunks, "chunk"), counted(tried.pairs, "pair"), flop * 1e-12,
-                     format_duration(tried.computed.kernel_seconds),
-                     format_flops(flop / std::max(tried.computed.kernel_seconds, 1e-9)),
-                     describe(tried.verification));
-}
-
-// Computes and checks one after the other; a line for each as soon as it is known.
-std::vector<Tried> try_subproblems(const RehearseArguments& options, OpenProblem& open,
-                                   Rehearsal& rehearsal, Backend& backend,
-                                   const std::vector<std::int64_t>& ids) {
-  const Plan& plan = rehearsal.plan();
-  std::uint64_t total = 0;
-  for (const std::int64_t id : ids) total += scores_of(plan, id);
   std::atomic<std::int64_t> ended = 0;
   std::optional<Progress> progress;
-  if (!options.quiet) {
+  if (!options_.quiet) {
     progress.emplace([&](double) -> Progressed {
-      const auto done = static_cast<double>(backend.scores_computed());
-      return {std::min(1.0, done / static_cast<double>(total)), 0,
-              fmt::format("{} of {}", ended.load(),
-                          counted(static_cast<std::int64_t>(ids.size()), "subproblem"))};
+      const auto done = before + static_cast<double>(backend_.scores_computed());
+      return {std::min(1.0, done / total), before / total,
+              fmt::format("{} of {}", ended.load(), counted(std::ssize(ids), "subproblem"))};
     });
   }
-  std::vector<Tried> tried;
+  const Watch watch(record_ ? &stop_request() : nullptr);
+  std::vector<TriedSubproblem> tried;
   for (const std::int64_t id : ids) {
-    const QuorumWork work = plan.work(id);
-    const auto tokens =
-        sample_tokens(work, options.rows, options.seed + static_cast<std::uint64_t>(id));
-    Tried each{rehearsal.compute(id, tokens), std::ssize(work.chunks), std::ssize(work.pairs), {}};
-    each.verification = verify_subproblem(open, plan, id, each.computed.tokens);
-    print_out(line_of(plan, each));
-    tried.push_back(std::move(each));
+    const TriedSubproblem* earlier = recorded(id);
+    if (!earlier) stop_where_asked();
+    tried.push_back(earlier ? *earlier : one(id));
+    print_out(describe(plan, tried.back()));
     ++ended;
   }
   return tried;
 }
 
-// What a whole run would take beside the arenas.
-struct Needs {
-  Traffic traffic;
-  std::int64_t accumulators_on_device = 0, accumulators_in_memory = 0, accumulators_in_file = 0;
-  std::int64_t output = 0, lse = 0;
-};
-
-Needs needs_of(const Plan& plan, const OpenProblem& open) {
-  Needs needs;
-  needs.traffic = estimate_traffic(plan);
-  if (plan.placement == AccumulatorPlacement::device)
-    needs.accumulators_on_device = plan.device.state_slots * plan.device.state_slot_bytes;
-  needs.accumulators_in_memory = plan.host.accumulators * plan.host.accumulator_bytes;
-  needs.accumulators_in_file = plan.scratch_bytes;
-  needs.output = output_desc(open).bytes();
-  const Problem& p = plan.problem();
-  if (plan.request.lse) needs.lse = lse_desc(p.batch, p.query_heads, p.query_length).bytes();
-  return needs;
-}
-
-std::string accumulators_text(const Needs& needs, bool lacks_scratch) {
-  if (needs.accumulators_on_device > 0)
-    return fmt::format("{} on the device", format_bytes(needs.accumulators_on_device));
-  std::string text = fmt::format("{} in memory", format_bytes(needs.accumulators_in_memory));
-  if (needs.accumulators_in_file == 0) return text;
-  text += fmt::format(", and a file of up to {}", format_bytes(needs.accumulators_in_file));
-  return text + (lacks_scratch ? ": the run needs --scratch DIR, or more --host-memory" : "");
-}
-
-std::string needs_text(const Needs& needs, bool synthetic, bool lacks_scratch) {
-  const auto bytes = [](double count) {
-    return format_bytes(static_cast<std::int64_t>(std::min(count, 0x1p62)));
+// What was tried, or Resumable where a checkpoint has some of it.
+std::vector<TriedSubproblem> try_all(Trials trials, const std::vector<std::int64_t>& ids,
+                                     const std::string& checkpoint, const TriedRecord* record) {
+  if (!record) return trials.all(ids);
+  const std::int64_t before = record->size();
+  const auto count = [&] {
+    return std::ranges::count_if(ids, [&](std::int64_t id) { return record->find(id) != nullptr; });
   };
-  return fmt::format("{:<18}{} {}, accumulators: {}\n{:<18}{} of output{}\n", "the whole run",
-                     bytes(needs.traffic.read), synthetic ? "generated" : "read",
-                     accumulators_text(needs, lacks_scratch), "", format_bytes(needs.output),
-                     needs.lse > 0 ? ", " + format_bytes(needs.lse) + " of lse" : "");
-}
-
-json needs_json(const Needs& needs, bool lacks_scratch) {
-  return {{"read_bytes", needs.traffic.read},
-          {"accumulator_bytes",
-           {{"device", needs.accumulators_on_device},
-            {"memory", needs.accumulators_in_memory},
-            {"file", needs.accumulators_in_file}}},
-          {"lacks_scratch", lacks_scratch},
-          {"output_bytes", needs.output},
-          {"lse_bytes", needs.lse}};
-}
-
-json to_json(const Plan& plan, const Tried& tried) {
-  const SubproblemKey key = plan.key(tried.computed.id);
-  const double flop = flop_of(plan, tried.computed.scores);
-  const double seconds = tried.computed.kernel_seconds;
-  return {{"id", tried.computed.id},
-          {"batch", key.batch},
-          {"group", key.group},
-          {"quorum", key.quorum},
-          {"chunks", tried.chunks},
-          {"pairs", tried.pairs},
-          {"scores", tried.computed.scores},
-          {"flop", flop},
-          {"kernel_seconds", seconds},
-          {"seconds", tried.computed.seconds},
-          {"flop_per_second", seconds > 0 ? json(flop / seconds) : json()},
-          {"rows", to_json(tried.verification)}};
-}
-
-Verification all_rows(const std::vector<Tried>& tried) {
-  Verification all;
-  for (const Tried& each : tried) {
-    all.rows.insert(all.rows.end(), each.verification.rows.begin(), each.verification.rows.end());
+  if (before > 0) {
+    fmt::print(stderr, "stream-cqsa: continuing from the checkpoint in {}: {} of {}\n", checkpoint,
+               count(), counted(std::ssize(ids), "subproblem"));
   }
-  return all;
+  try {
+    return trials.all(ids);
+  } catch (const InputError&) {
+    throw;
+  } catch (const Stopped&) {
+    throw Resumable(fmt::format(
+        "stopped after {} of {}, {} of them now; the same command continues from the checkpoint "
+        "in {}",
+        count(), counted(std::ssize(ids), "subproblem"), record->size() - before, checkpoint));
+  } catch (const Error& error) {
+    if (record->size() == 0) throw;
+    throw Resumable(fmt::format("{}; the same command continues from the checkpoint in {}",
+                                error.what(), checkpoint));
+  }
 }
 
-// What a rehearsal found.
-struct Findings {
-  RehearsedPlan planned;
-  std::vector<Tried> tried;
-  double rate = 0;                  // flop per second, see rate_of()
-  Expected by_costs;                // the whole run
-  std::optional<Expected> at_rate;  // the same with kernels at that rate
-  Needs needs;
-  Verification rows;
-
-  bool good() const { return rows.ok() && rows.compared() > 0; }
-};
-
-Findings findings_of(const RehearsedPlan& planned, std::vector<Tried> tried,
-                     const OpenProblem& open) {
-  const double rate = rate_of(planned.plan, tried);
-  Findings found{planned, std::move(tried),
-                 rate,    expect(planned.plan, {}, open.inputs),
-                 {},      needs_of(planned.plan, open),
-                 {}};
-  if (rate > 0) found.at_rate = expect(planned.plan, {}, open.inputs, rate);
-  found.rows = all_rows(found.tried);
-  return found;
-}
-
-std::string verdict(const Findings& found) {
-  if (!found.good()) return describe(found.rows) + "\n";
-  return fmt::format("verified: {} of {}\n", counted(found.rows.compared(), "row"),
-                     counted(std::ssize(found.tried), "subproblem"));
-}
-
-std::string describe(const Findings& found, bool synthetic) {
-  std::string text =
-      fmt::format("{:<18}{} over {} of {}\n", "rate", format_flops(found.rate), found.tried.size(),
-                  counted(found.planned.plan.subproblem_count(), "subproblem"));
-  text += fmt::format("{:<18}{}\n", "predicted", describe(found.by_costs));
-  if (found.at_rate) text += fmt::format("{:<18}{}\n", "at that rate", describe(*found.at_rate));
-  return text + needs_text(found.needs, synthetic, found.planned.lacks_scratch) + verdict(found);
-}
-
-json to_json(const Findings& found) {
-  const Plan& plan = found.planned.plan;
-  json subproblems = json::array();
-  for (const Tried& each : found.tried) subproblems.push_back(to_json(plan, each));
-  std::ostringstream plan_text;
-  write_json(plan, false, plan_text);
-  return {{"ok", found.good()},
-          {"subproblems", subproblems},
-          {"flop_per_second", found.rate > 0 ? json(found.rate) : json()},
-          {"predicted", to_json(found.by_costs)},
-          {"predicted_at_that_rate", found.at_rate ? to_json(*found.at_rate) : json()},
-          {"whole_run", needs_json(found.needs, found.planned.lacks_scratch)},
-          {"plan", json::parse(plan_text.str())}};
+nlohmann::json report_of(const Findings& found, Backend& backend, const Rehearsal& rehearsal,
+                         const Telemetry& telemetry) {
+  nlohmann::json report = to_json(found);
+  report["versions"] = versions_json();
+  report["memory"] = {{"device", backend.allocated_bytes()},
+                      {"device_in_use", backend.memory_in_use()},
+                      {"host", rehearsal.host_bytes()}};
+  report["stages"] = stages_json(telemetry.totals());
+  return report;
 }
 
 int execute(const RehearseArguments& options, const Arguments& command) {
+  auto directory = open_checkpoint(options);
   OpenProblem open =
       open_problem(options.input, options.attention, all_host_budgets(options.resources));
   check_output_paths(options.input, options.resources, {options.report}, options.output.overwrite);
   const auto backend = make_backend(options.resources, open.problem);
   const Capacity capacity = capacity_of(options.resources, open.problem, *backend);
-  const RehearsedPlan planned = plan_of(open, options, capacity);
+  const auto identity = identity_of(open, options, capacity.numerics);
+  if (directory) directory->require_same(identity);
+  const RehearsedPlan planned = plan_of(open, options, capacity, directory);
   const Plan& plan = planned.plan;
   const auto ids = options.only ? subproblems_option(plan, *options.only)
                                 : spread_subproblems(plan, options.subproblems);
   if (ids.empty()) throw InputError("the mask leaves nothing to compute, and so to rehearse");
   TextFile report(options.report);
+  std::optional<TriedRecord> record;
+  if (directory) record.emplace(open_record(*directory, identity, plan));
   print_out(describe(plan));
 
   Telemetry telemetry;
-  Rehearsal rehearsal(plan, {*open.query, *open.key, *open.value}, *backend,
-                      run_options(options.resources, plan.request.device), telemetry);
-  const Findings found =
-      findings_of(planned, try_subproblems(options, open, rehearsal, *backend, ids), open);
+  RunOptions running = run_options(options.resources, plan.request.device);
+  if (directory) running.checkpoint.stop = &stop_request();
+  Rehearsal rehearsal(plan, {*open.query, *open.key, *open.value}, *backend, running, telemetry);
+  TriedRecord* const kept = record ? &*record : nullptr;
+  const Findings found = findings_of(
+      planned,
+      try_all({open, rehearsal, *backend, options, kept}, ids, options.resources.checkpoint, kept),
+      open);
   print_out(describe(found, !options.input.shape.empty()));
   if (report.stream()) {
-    json all = to_json(found);
-    all["versions"] = versions_json();
+    nlohmann::json all = report_of(found, *backend, rehearsal, telemetry);
     all["command"] = command;
     all["arithmetic"] = capacity.numerics;
-    all["memory"] = {{"device", backend->allocated_bytes()},
-                     {"device_in_use", backend->memory_in_use()},
-                     {"host", rehearsal.host_bytes()}};
-    all["stages"] = stages_json(telemetry.totals());
     *report.stream() << all.dump(1) << "\n";
   }
   report.commit();
+  if (directory) {
+    ignore_signals();  // their answer, that the same command continues, is no longer true
+    directory->clear();
+  }
   return found.good() ? 0 : 1;
 }
 

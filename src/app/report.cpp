@@ -78,8 +78,6 @@ json checkpoint_json(const RunRecord& record) {
           {"recomputed_pieces", resumed.recomputed}};
 }
 
-std::string hexadecimal(std::uint64_t value) { return fmt::format("{:016x}", value); }
-
 // Of this rank and those that worked for it.
 AllTotals totals_of(const RunRecord& record) {
   AllTotals totals = record.telemetry.totals();

@@ -23,6 +23,9 @@ inline void print_out(const std::string& text) {
       fmt::format("standard output cannot be written: {}", std::generic_category().message(errno)));
 }
 
+/// A checksum, as 16 digits.
+inline std::string hexadecimal(std::uint64_t number) { return fmt::format("{:016x}", number); }
+
 /// "0.42 s", "3m07s", "2h05m", "4d03h".
 inline std::string format_duration(double seconds) {
   if (!(seconds >= 0) || std::isinf(seconds)) return "unknown";

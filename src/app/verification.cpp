@@ -45,6 +45,13 @@ nlohmann::json check_json(const RowCheck& check) {
           {"ok", check.ok}};
 }
 
+RowCheck read_check(const nlohmann::json& json) {
+  const auto number = [&json](const char* name) {
+    return json.at(name).is_null() ? HUGE_VAL : json.at(name).get<double>();
+  };
+  return {number("max_error"), number("allowed"), json.at("ok").get<bool>()};
+}
+
 }  // namespace
 
 std::vector<RowIndex> sample_rows(const Problem& problem, std::int64_t count, std::uint64_t seed) {
@@ -142,6 +149,19 @@ nlohmann::json to_json(const Verification& verification) {
           {"compared", verification.compared()},
           {"not_comparable", verification.not_comparable()},
           {"rows", rows}};
+}
+
+Verification read_verification(const nlohmann::json& json) {
+  Verification verification;
+  for (const nlohmann::json& row : json.at("rows")) {
+    VerifiedRow verified{{row.at("batch").get<std::int64_t>(), row.at("token").get<std::int64_t>(),
+                          row.at("head").get<std::int64_t>()},
+                         read_check(row),
+                         {}};
+    if (row.contains("lse")) verified.lse = read_check(row["lse"]);
+    verification.rows.push_back(verified);
+  }
+  return verification;
 }
 
 }  // namespace stream_cqsa

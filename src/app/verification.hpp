@@ -57,4 +57,7 @@ std::string describe(const Verification& verification);
 /// Infinite bounds become null.
 nlohmann::json to_json(const Verification& verification);
 
+/// What to_json() was given. Throws nlohmann::json::exception where it is something else.
+Verification read_verification(const nlohmann::json& json);
+
 }  // namespace stream_cqsa

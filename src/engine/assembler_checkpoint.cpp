@@ -1,44 +1,12 @@
 // How the assembler goes on from a checkpoint, and keeps one.
-#include <chrono>
 #include <numeric>
 #include <utility>
 
 #include "engine/assembler.hpp"
 #include "engine/checksum.hpp"
+#include "engine/watch.hpp"
 
 namespace stream_cqsa {
-namespace {
-
-// How soon an answer to a signal begins.
-constexpr std::chrono::milliseconds watch_period(20);
-
-/// Says that a request is watched while this lives.
-class Watch {
- public:
-  /// With `answered`, checkpoints that were asked for before do not count.
-  Watch(StopRequest* request, bool answered)
-      : request_(request), seen_(request && answered ? request->checkpoints.load() : 0) {
-    if (request_) request_->watched = true;
-  }
-  Watch(const Watch&) = delete;
-  Watch& operator=(const Watch&) = delete;
-  ~Watch() {
-    if (request_) request_->watched = false;
-  }
-
-  bool stop() const { return request_ && request_->stop_now(); }
-  /// Whether a checkpoint was asked for since the last call.
-  bool asked() {
-    const std::int64_t seen = request_ ? request_->checkpoints.load() : 0;
-    return std::exchange(seen_, seen) != seen;
-  }
-
- private:
-  StopRequest* request_;
-  std::int64_t seen_;
-};
-
-}  // namespace
 
 void Assembler::resume() {
   const StageTimer timer(telemetry_, Stage::checkpoint, 0, -1);

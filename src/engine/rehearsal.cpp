@@ -6,6 +6,7 @@
 
 #include "engine/pipeline.hpp"
 #include "engine/prepare.hpp"
+#include "engine/watch.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -27,6 +28,29 @@ void require_complete(const SampledPartials& partials, std::int64_t id, std::uin
   }
 }
 
+// Ends a group of threads with Stopped where that is asked for before their work has ended.
+class Stopper {
+ public:
+  Stopper(const StopRequest* request, Abort& abort) : request_(request), monitor_(abort) {}
+
+  void watch() {
+    auto lock = monitor_.lock();
+    while (!monitor_.wait_for(lock, watch_period, [&] { return ended_; })) {
+      if (request_ && request_->stop_now()) throw Stopped(0);
+    }
+  }
+  void end() {
+    const auto lock = monitor_.lock();
+    ended_ = true;
+    monitor_.notify();
+  }
+
+ private:
+  const StopRequest* request_;
+  Monitor monitor_;
+  bool ended_ = false;
+};
+
 }  // namespace
 
 std::uint64_t scores_of(const Plan& plan, std::int64_t id) {
@@ -47,6 +71,7 @@ Rehearsal::Rehearsal(const Plan& plan, const Inputs& inputs, Backend& backend,
       inputs_(inputs),
       backend_(backend),
       read_threads_(options.read_threads),
+      stop_(options.checkpoint.stop),
       telemetry_(telemetry) {
   check_inputs(plan_, inputs_);
   prepare(
@@ -65,13 +90,15 @@ RehearsedSubproblem Rehearsal::compute(std::int64_t id, const std::vector<std::i
   SampledPartials partials(plan_, memory_.data() + plan_.host.state_offset(), tokens, abort);
   Pipeline pipeline(plan_, inputs_, memory_.data() + plan_.host.cache_offset(), backend_, partials,
                     telemetry_, abort);
+  Stopper stopper(stop_, abort);
   {
     const Quiesce quiesce{backend_};
     Crew crew(abort);
     const auto once = [next = std::optional(Assignment{id, {}})]() mutable {
       return std::exchange(next, std::nullopt);
     };
-    pipeline.start(crew, once, read_threads_, [] {});
+    crew.start([&] { stopper.watch(); });
+    pipeline.start(crew, once, read_threads_, [&] { stopper.end(); });
     crew.join();
   }
   abort.rethrow_if_failed();

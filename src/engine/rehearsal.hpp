@@ -24,7 +24,7 @@ struct RehearsedSubproblem {
 };
 
 /// Computes subproblems of a plan one by one, in rehearsal_plan()'s arenas: through the run's
-/// pipeline, cache and backend, without accumulators or outputs.
+/// pipeline, cache and backend, without accumulators, outputs or a checkpoint.
 class Rehearsal {
  public:
   /// Prepares the backend, within less device memory where the plan's is no longer free: see
@@ -35,7 +35,7 @@ class Rehearsal {
 
   /// Computes a subproblem with a live pair and keeps the states of these query tokens, which must
   /// be of its live query chunks. Throws Error when anything fails on the way, or a partial is
-  /// missing.
+  /// missing, Stopped when RunOptions::checkpoint.stop asks for the end.
   RehearsedSubproblem compute(std::int64_t id, const std::vector<std::int64_t>& tokens);
 
   /// As computed: its arenas are those that are allocated.
@@ -47,6 +47,7 @@ class Rehearsal {
   const Inputs inputs_;
   Backend& backend_;
   const int read_threads_;
+  const StopRequest* stop_;  ///< or none
   Telemetry& telemetry_;
   HostBuffer memory_;
   std::shared_ptr<void> pinned_;
