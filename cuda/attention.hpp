@@ -57,6 +57,9 @@ struct AttentionWork {
   std::int64_t dim;
   float scale_log2;           ///< scale * log2(e): scores are in base 2
   std::int64_t causal_shift;  ///< query token i sees key tokens j <= i + causal_shift, if partial
+  /// A number in device memory, or none: once it is not 0, no block begins a query tile, and the
+  /// states are not wanted.
+  const int* cancelled = nullptr;
 
   // For the Hopper kernel, where the slots lie in pools; without, the portable one computes.
   SlotPool query_pool = {};  ///< of Q

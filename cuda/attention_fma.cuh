@@ -350,6 +350,7 @@ __global__ void __launch_bounds__(FmaTile<D>::threads, FmaTile<D>::blocks_per_sm
     attention_fma_kernel(const __grid_constant__ AttentionWork work) {
   extern __shared__ __align__(16) float shared_floats[];
   for (std::int64_t block = blockIdx.x; block < work.tiles * work.heads; block += gridDim.x) {
+    if (__syncthreads_or(threadIdx.x == 0 && cancelled(work))) return;
     FmaAttention<D, Policy>(work, block, shared_floats).run();
   }
 }

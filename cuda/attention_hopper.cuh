@@ -301,11 +301,13 @@ __global__ void __launch_bounds__(Tile::threads, 1)
   constexpr std::uint32_t alignment = Tile::alignment;
   const HopperShared<Tile> shared{(shared_address(memory) + alignment - 1) / alignment * alignment,
                                   shared_address(barriers), tickets};
+  bool stop = false;
   if (threadIdx.x == 0) {
+    stop = cancelled(work);
     tile = query_tile<Tile::queries>(work, blockIdx.x);
     shared.init_barriers();
   }
-  __syncthreads();
+  if (__syncthreads_or(stop)) return;
   // By a shuffle, so that it is known to be the same in a warp and lies in a uniform register.
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / Tile::warpgroup, 0);
   if (warpgroup == 0) {

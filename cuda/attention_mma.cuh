@@ -389,8 +389,12 @@ __global__ void __launch_bounds__(MmaTile<D, Keys>::threads, MmaTile<D, Keys>::b
   if (work.non_finite != nullptr && *work.non_finite == 0) return;  // another kernel's
   extern __shared__ __align__(128) char shared[];
   __shared__ QueryTile tile;
-  if (threadIdx.x == 0) tile = query_tile<MmaTile<D, Keys>::queries>(work, blockIdx.x);
-  __syncthreads();
+  bool stop = false;
+  if (threadIdx.x == 0) {
+    stop = cancelled(work);
+    tile = query_tile<MmaTile<D, Keys>::queries>(work, blockIdx.x);
+  }
+  if (__syncthreads_or(stop)) return;
   MmaAttention<T, D, Keys, Policy>(work, tile, shared).run();
 }
 

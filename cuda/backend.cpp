@@ -24,8 +24,29 @@ namespace {
 using namespace cuda;
 
 constexpr std::int64_t arena_alignment = 256;
-// The workspace begins with the counts of NaN and infinite values, alone in their line.
+// The workspace begins with the counts of NaN and infinite values, and the launches' flags.
 constexpr std::int64_t counts_bytes = 256;
+
+// A flag in device memory that is set past whatever is under way there.
+class CancelFlag {
+ public:
+  explicit CancelFlag(int* flag) : flag_(flag), one_(sizeof(int)) {
+    constexpr int one = 1;
+    std::memcpy(one_.data(), &one, sizeof one);
+  }
+  const int* get() const { return flag_; }
+  // By the copy engine: a kernel would wait for those that it is to end. A device that refuses has
+  // failed, which is told by whoever waits for its work.
+  void set() noexcept {
+    static_cast<void>(
+        cudaMemcpyAsync(flag_, one_.data(), sizeof(int), cudaMemcpyHostToDevice, stream_.get()));
+  }
+
+ private:
+  int* flag_;
+  PinnedMemory one_;
+  Stream stream_;
+};
 
 class CudaBackend final : public Backend {
  public:
@@ -77,6 +98,7 @@ class CudaBackend final : public Backend {
     // Those of another plan, before there are others.
     lanes_.reset();
     lists_.reset();
+    cancelled_.reset();
     memory_ = {};
     allocate(plan);
     slots_ = {plan.device, memory_.data(), problem_.head_dim};
@@ -86,6 +108,7 @@ class CudaBackend final : public Backend {
     std::memset(zeros_->data(), 0, static_cast<std::size_t>(zero_bytes));
     const Stream stream;
     STREAM_CQSA_CUDA_CHECK(cudaMemsetAsync(counts(), 0, counts_bytes, stream.get()));
+    cancelled_.emplace(reinterpret_cast<int*>(counts() + 3));
     load_kernels(plan, stream.get());
     STREAM_CQSA_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
     lanes_.emplace(device_, telemetry);
@@ -147,6 +170,12 @@ class CudaBackend final : public Backend {
   }
 
   void wait(Ticket ticket) override { lanes_->wait(ticket); }
+  void cancel() noexcept override {
+    if (!lanes_) return;
+    lanes_->cancel();  // first: what sees the flag has failed
+    static_cast<void>(cudaSetDevice(device_));
+    cancelled_->set();
+  }
   void quiesce() noexcept override {
     if (lanes_) lanes_->quiesce();
   }
@@ -193,6 +222,7 @@ class CudaBackend final : public Backend {
   DeviceSlots slots_;
   std::optional<WorkLists> lists_;
   std::optional<PinnedMemory> zeros_;
+  std::optional<CancelFlag> cancelled_;
   std::uint64_t scores_computed_ = 0;
   std::optional<Lanes> lanes_;  // last: it ends before what its work refers to
 };
@@ -384,6 +414,7 @@ AttentionWork CudaBackend::describe(const WorkList& work, WorkLists::List& list)
   attention.key_pool = {slots_.key(0), slots_.arena.kv_slots, slots_.arena.kv_slot_bytes,
                         most_keys_};
   attention.non_finite = reinterpret_cast<int*>(counts() + 2);
+  attention.cancelled = cancelled_->get();
   return attention;
 }
 

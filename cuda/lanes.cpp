@@ -8,6 +8,11 @@
 #include "cuda/check.hpp"
 
 namespace stream_cqsa::cuda {
+namespace {
+
+std::exception_ptr cancellation() { return std::make_exception_ptr(Error("cancelled")); }
+
+}  // namespace
 
 Lanes::Lanes(int device, Telemetry& telemetry)
     : device_(device),
@@ -35,6 +40,7 @@ Ticket Lanes::submit(Lane lane, const Submission& submission, std::span<const Ti
 // What has failed already of all that work comes after: the device, its lane, what it waits for.
 std::exception_ptr Lanes::failure_before(Lane lane, std::span<const Ticket> after) const {
   if (device_failure_) return device_failure_;
+  if (cancelled_) return cancellation();
   const auto failure_of = [this](Ticket ticket) {
     if (const std::exception_ptr failure = queues_.failure_of(ticket)) return failure;
     const Pending* before = queues_.find(ticket);
@@ -95,7 +101,12 @@ std::exception_ptr Lanes::finish(Pending& pending, Queues::Lock& lock) {
   lock.unlock();
   const cudaError_t status = await(pending);
   lock.lock();
-  const std::exception_ptr failure = status == cudaSuccess ? nullptr : fail_device(pending, status);
+  std::exception_ptr failure;
+  if (status != cudaSuccess) {
+    failure = fail_device(pending, status);
+  } else if (cancelled_) {
+    failure = cancellation();
+  }
   for (auto* event : {&pending.begin, &pending.end}) spare_events_.push_back(std::move(**event));
   return failure;
 }

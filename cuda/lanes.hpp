@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -45,6 +46,9 @@ class Lanes {
   /// Blocks until `ticket` is complete; throws the failure that it or what it waited for had.
   void wait(Ticket ticket) { queues_.wait(ticket); }
 
+  /// What has not ended yet counts as failed, and nothing more is enqueued.
+  void cancel() noexcept { cancelled_ = true; }
+
   /// Blocks until everything submitted has ended, that which failed half enqueued too.
   void quiesce() noexcept;
 
@@ -73,6 +77,7 @@ class Lanes {
   const int device_;
   Telemetry& telemetry_;
   std::array<Stream, lane_count> streams_;
+  std::atomic<bool> cancelled_{false};
   // Under the queues' lock.
   std::exception_ptr device_failure_;  ///< of all lanes
   std::vector<Event> spare_events_;

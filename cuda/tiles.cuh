@@ -52,6 +52,13 @@ __device__ QueryTile query_tile(const AttentionWork& work, std::int64_t block) {
   return {low, first_row, chunk.first_token + first_row, head, head / (work.heads / work.kv_heads)};
 }
 
+/// Whether the states are no longer wanted. Threads that ask at different times may be told
+/// otherwise: one asks for its block.
+__device__ inline bool cancelled(const AttentionWork& work) {
+  // Not from the cache of the multiprocessor, which keeps what an earlier block has read.
+  return work.cancelled != nullptr && *static_cast<const volatile int*>(work.cancelled) != 0;
+}
+
 /// Columns of a key tile, from `begin` to before `end`.
 struct KeyColumns {
   int begin, end;

@@ -34,6 +34,12 @@ struct Outputs {
   TensorSink* lse = nullptr;  ///< fp32, bhsd, dim 1; or none
 };
 
+/// How a program ends.
+struct LastWords {
+  std::string line;
+  int status = 1;
+};
+
 struct RunOptions {
   std::filesystem::path scratch;  ///< directory of the accumulator file, where the plan has one
   /// Whether that file, or the states of the checkpoint, of up to so many bytes, go past the page
@@ -46,6 +52,9 @@ struct RunOptions {
   /// Called with a line for people where the run does not go as planned; or none.
   std::function<void(const std::string&)> warn = nullptr;
   CheckpointOptions checkpoint;
+  /// Of a run on several ranks that this ends, while another rank does not answer: then all ranks
+  /// are ended at once. Without it, the exception's own text and 1.
+  std::function<LastWords(const std::exception_ptr&)> last_words = nullptr;
   /// Where the rest of the run may be planned again, by a run of one rank; or none.
   std::optional<Tuning> tuning;
 };

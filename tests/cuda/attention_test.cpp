@@ -11,6 +11,8 @@
 
 #include "attention_case.hpp"
 #include "attention_launch.hpp"
+#include "cuda/check.hpp"
+#include "cuda/handles.hpp"
 #include "naive_attention.hpp"
 #include "stream_cqsa/cuda_backend.hpp"
 #include "support/needs_device.hpp"
@@ -369,6 +371,37 @@ BOOST_AUTO_TEST_CASE(slots_that_tensor_copies_do_not_reach_are_the_portable_kern
           BOOST_TEST_REQUIRE(same_row(states, portable, row, dim), "row " << row);
         }
       }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_cancelled_launch_begins_no_tile) {
+  const cuda::DeviceMemory flag(sizeof(int));
+  for (const DType type : types) {
+    std::mt19937_64 random(29);
+    const AttentionCase attention = self_attention(type, 700, 3, 64, true, random);
+    for (const CaseKernel& kernel : kernels(type, attention.dim)) {
+      const auto launch_with = [&](int number) {
+        STREAM_CQSA_CUDA_CHECK(
+            cudaMemcpy(flag.data(), &number, sizeof number, cudaMemcpyHostToDevice));
+        CaseKernel asking = kernel;
+        asking.launch = [&](cuda::AttentionWork work, cudaStream_t stream) {
+          work.cancelled = reinterpret_cast<const int*>(flag.data());
+          kernel.launch(work, stream);
+        };
+        return launch(attention, asking);
+      };
+      const CaseStates expected = launch(attention, kernel);
+      const CaseStates wanted = launch_with(0);
+      const CaseStates cancelled = launch_with(1);
+      for (std::int64_t row = 0; row < attention.rows(); ++row) {
+        BOOST_TEST_REQUIRE(same_row(wanted, expected, row, attention.dim),
+                           kernel.name << ": row " << row);
+      }
+      const auto written = [](float value) { return !std::isnan(value); };
+      BOOST_TEST(std::ranges::none_of(cancelled.acc, written), kernel.name);
+      BOOST_TEST(std::ranges::none_of(cancelled.m, written), kernel.name);
+      BOOST_TEST(std::ranges::none_of(cancelled.l, written), kernel.name);
     }
   }
 }

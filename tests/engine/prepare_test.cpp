@@ -137,3 +137,33 @@ BOOST_AUTO_TEST_CASE(a_device_that_has_less_each_time_is_asked_for_less_until_it
   BOOST_TEST((std::adjacent_find(backend.asked.begin(), backend.asked.end(), std::less_equal<>()) ==
               backend.asked.end()));
 }
+
+BOOST_AUTO_TEST_CASE(what_is_cancelled_fails_and_the_next_plan_is_computed) {
+  class Cancelled : public DelayedBackend {
+   public:
+    Cancelled() : DelayedBackend(make_test_backend(2), 1) {}
+    Ticket launch(WorkList work, std::span<const Ticket> after) override {
+      if (launches++ == cancelled) cancel();
+      return DelayedBackend::launch(std::move(work), after);
+    }
+    int launches = 0;
+    int cancelled = -1;
+  };
+  std::mt19937_64 random(34);
+  for (int trial = 0; trial < trials(60); ++trial) {
+    const auto [input, plan] = random_case(random, static_cast<AccumulatorPlacement>(trial % 3));
+    Cancelled backend;
+    const Outcome expected = run_plan(plan, input, backend, false);
+    if (backend.launches == 0) continue;
+    const int more = static_cast<int>(random() % static_cast<std::uint64_t>(backend.launches));
+    backend.cancelled = backend.launches + more;
+    BOOST_TEST_CONTEXT("trial " << trial) {
+      BOOST_CHECK_EXCEPTION(run_plan(plan, input, backend, false), Error, [](const Error& error) {
+        return std::string(error.what()).ends_with("cancelled");
+      });
+      const Outcome outcome = run_plan(plan, input, backend, false);
+      BOOST_TEST((outcome.output == expected.output));
+      BOOST_TEST((outcome.lse == expected.lse));
+    }
+  }
+}
