@@ -149,17 +149,35 @@ bool Dispatcher::others_have_less(const Worker& worker) const {
   });
 }
 
-// What another worker will be done with last, if no second one has it yet and this one should be
-// done with it sooner.
-std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
+// What is late may be found late by this, in seconds.
+constexpr double again_after = 0.001;
+
+// The answer for one worker is none for every slower one: thousands that are idle must not each
+// look at thousands.
+std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) {
+  const double own = seconds_each(idle);
+  const double at = now();
+  const bool alike = nothing_for_ && own >= *nothing_for_ && (own > 0) == (*nothing_for_ > 0);
+  if (alike && at < nothing_at_ + again_after) return std::nullopt;
+  const auto chosen = latest_of_others(own, at);
+  if (!chosen) {
+    nothing_for_ = own;
+    nothing_at_ = at;
+  }
+  return chosen;
+}
+
+// What another worker will be done with last, if no second one has it yet and one that needs `own`
+// seconds should be done with it sooner.
+std::optional<std::int64_t> Dispatcher::latest_of_others(double own, double at) const {
   constexpr double clearly = 0.8;
   constexpr double for_ever = 1e9;  // seconds
-  const double own = seconds_each(idle);
   std::optional<std::int64_t> chosen;
   double longest = 0;
   for (const Worker& worker : workers_) {
+    if (worker.computing.empty()) continue;
     const double each = seconds_each(worker);
-    const double passed = now() - worker.began;
+    const double passed = at - worker.began;
     // Of one that takes twice as long as it should nobody knows when it ends, or whether.
     const double late = own > 0 && passed > 2 * std::max(each, own) ? for_ever : 0;
     std::int64_t place = 0;
@@ -181,17 +199,12 @@ std::optional<std::int64_t> Dispatcher::choose_again(const Worker& idle) const {
 
 double Dispatcher::seconds_each(const Worker& worker) const {
   if (worker.computed > 0) return worker.busy / static_cast<double>(worker.computed);
-  double busy = 0;
-  std::int64_t computed = 0;
-  for (const Worker& other : workers_) {
-    busy += other.busy;
-    computed += other.computed;
-  }
-  return computed > 0 ? busy / static_cast<double>(computed) : 0;
+  return computed_ > 0 ? busy_ / static_cast<double>(computed_) : 0;
 }
 
 Dispatcher::Order Dispatcher::assign(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
+  nothing_for_.reset();
   Order order;
   if (!may_take(worker, id)) {
     order.abandon.assign(worker.delivering.begin(), worker.delivering.end());
@@ -226,9 +239,13 @@ void Dispatcher::keep_chunks(Worker& worker, const Task& task) const {
 void Dispatcher::computed(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
   if (worker.computing.erase(id) == 0) return;
+  nothing_for_.reset();
   const double end = now();
-  worker.busy += end - std::exchange(worker.began, end);
+  const double took = end - std::exchange(worker.began, end);
+  worker.busy += took;
+  busy_ += took;
   ++worker.computed;
+  ++computed_;
   worker.withdrawn.erase(id);
   withdraw(id);
 }
@@ -251,6 +268,7 @@ void Dispatcher::left_out(int number, std::int64_t id) {
 void Dispatcher::received(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
   if (worker.abandoned.erase(id) > 0) return;
+  nothing_for_.reset();
   worker.delivering.erase(id);
   const auto task = tasks_.find(id);
   if (task == tasks_.end()) return;
@@ -270,6 +288,7 @@ void Dispatcher::forget_merged() { oldest_ = tasks_.empty() ? cursor_ : tasks_.b
 
 void Dispatcher::take_back(int number, std::int64_t id) {
   Worker& worker = workers_[static_cast<std::size_t>(number)];
+  nothing_for_.reset();
   worker.computing.erase(id);
   worker.withdrawn.erase(id);
   worker.delivering.erase(id);

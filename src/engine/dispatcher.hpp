@@ -137,7 +137,8 @@ class Dispatcher {
   std::optional<std::int64_t> choose(const Worker& worker) const;
   std::int64_t missing_chunks(const Worker& worker, const Task& task) const;
   bool may_take(const Worker& worker, std::int64_t id) const;
-  std::optional<std::int64_t> choose_again(const Worker& idle) const;
+  std::optional<std::int64_t> choose_again(const Worker& idle);
+  std::optional<std::int64_t> latest_of_others(double own, double at) const;
   bool others_have_less(const Worker& worker) const;
   /// Of what a worker computes itself; of one that has computed nothing, what the others need.
   double seconds_each(const Worker& worker) const;
@@ -158,6 +159,12 @@ class Dispatcher {
   std::map<std::int64_t, Task> tasks_;  ///< looked at and not merged
   std::set<std::int64_t> open_;         ///< those of them that no worker has
   std::vector<Withdrawal> withdrawals_;
+  double busy_ = 0;            ///< of all workers
+  std::int64_t computed_ = 0;  ///< likewise
+  /// Since the workers' tasks changed last, nothing was found for one that needs this long for a
+  /// subproblem, or longer. For as many workers as wait to be asked one after the other.
+  std::optional<double> nothing_for_;
+  double nothing_at_ = 0;
   std::int64_t repeated_ = 0;
   std::int64_t withdrawn_ = 0;
 };
