@@ -28,6 +28,7 @@ constexpr std::size_t most_predicted = 64;
 // Candidates whose estimate is above this part of the best prediction are not followed: estimates
 // may be a little above what is then predicted.
 constexpr double certain_share = 0.9;
+constexpr double promising_share = 0.9;
 
 double seconds_of(const Alternative& plan) { return plan.prediction.seconds; }
 
@@ -151,11 +152,14 @@ class Contest {
 
   bool is_over() const { return effort_ > worthwhile_effort() || plans_.size() >= most_predicted; }
 
-  // Worse than the best, or too much to look at.
+  // Worse than the best, or too much to look at: most of what is left only for what promises much.
   bool is_hopeless(const Candidate& candidate) const {
     const bool enough = plans_.size() > most_printed;
-    return (enough && certain_share * candidate.estimate >= best_) ||
-           effort_of(candidate.cut) > largest_part * worthwhile_effort();
+    if (enough && certain_share * candidate.estimate >= best_) return true;
+    const double effort = effort_of(candidate.cut);
+    const bool promising = candidate.estimate < promising_share * best_;
+    return effort >
+           (promising ? worthwhile_effort() - effort_ : largest_part * worthwhile_effort());
   }
 
   void consider(const PlanRequest& request, double effort) {

@@ -231,6 +231,37 @@ BOOST_AUTO_TEST_CASE(what_costs_make_far_better_is_chosen) {
 }
 
 // Of jobs for a GPU, bound by computing, reading, merging or the network.
+namespace {
+
+// Compares the choice with every division into so many chunks; how many there were.
+int compare_with_pinned(const PlanRequest& request,
+                        std::initializer_list<std::int64_t> all_chunks) {
+  const Costs costs = builtin_costs(request.device);
+  const double chosen = choose_plan(request, costs, InputKind::synthetic).prediction.seconds;
+  const std::int64_t heads = request.problem.kv_heads;
+  int compared = 0;
+  for (const std::int64_t chunks : all_chunks) {
+    for (std::int64_t groups = 1; groups <= heads; groups *= 2) {
+      for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
+        PlanRequest pinned = request;
+        pinned.chunks = chunks;
+        pinned.heads_per_group = heads / groups;
+        pinned.order = order;
+        const auto plan = try_plan(pinned);
+        if (!plan) continue;
+        const double seconds = predict(*plan, costs, InputKind::synthetic).seconds;
+        BOOST_TEST(chosen <= seconds * search_tolerance,
+                   chosen << " s chosen, " << seconds << " s with " << division_text(*plan) << ": "
+                          << text_of(request));
+        ++compared;
+      }
+    }
+  }
+  return compared;
+}
+
+}  // namespace
+
 BOOST_AUTO_TEST_CASE(no_division_that_could_be_pinned_is_faster) {
   int compared = 0;
   for (const std::int64_t length : {1 << 18, 1 << 20, 1 << 22}) {
@@ -240,31 +271,43 @@ BOOST_AUTO_TEST_CASE(no_division_that_could_be_pinned_is_faster) {
           PlanRequest request = gpu_job(length, heads);
           request.workers = workers;
           request.device_budget = device_budget;
-          const Costs costs = builtin_costs(request.device);
-          const double chosen =
-              choose_plan(request, costs, InputKind::synthetic).prediction.seconds;
-          for (const std::int64_t chunks : {3, 7, 13, 31, 57, 133, 307}) {
-            for (std::int64_t groups = 1; groups <= heads; groups *= 2) {
-              for (const auto order : {ScheduleOrder::groups_outer, ScheduleOrder::groups_inner}) {
-                PlanRequest pinned = request;
-                pinned.chunks = chunks;
-                pinned.heads_per_group = heads / groups;
-                pinned.order = order;
-                const auto plan = try_plan(pinned);
-                if (!plan) continue;
-                const double seconds = predict(*plan, costs, InputKind::synthetic).seconds;
-                BOOST_TEST(chosen <= seconds * search_tolerance,
-                           chosen << " s chosen, " << seconds << " s with " << division_text(*plan)
-                                  << ": " << text_of(request));
-                ++compared;
-              }
-            }
-          }
+          compared += compare_with_pinned(request, {3, 7, 13, 31, 57, 133, 307});
         }
       }
     }
   }
   BOOST_TEST(compared > 500);
+}
+
+BOOST_AUTO_TEST_CASE(nor_where_the_device_is_small_and_the_chunks_are_many) {
+  int compared = 0;
+  for (const std::int64_t heads : {1, 8}) {
+    for (const std::int64_t device_budget : {16 * MiB, 32 * MiB, 64 * MiB, 128 * MiB}) {
+      PlanRequest request = gpu_job((std::int64_t{1} << 21) / heads, heads);
+      request.problem.head_dim = 128;
+      request.device.tile = 128;
+      request.device_budget = device_budget;
+      compared += compare_with_pinned(request, {133, 307, 381, 553, 1407, 1893});
+    }
+  }
+  BOOST_TEST(compared > 40);
+}
+
+BOOST_AUTO_TEST_CASE(a_little_more_memory_of_a_gpu_is_not_predicted_to_take_longer) {
+  for (const std::int64_t heads : {1, 8}) {
+    PlanRequest request = gpu_job((std::int64_t{1} << 22) / heads, heads);
+    const Costs costs = builtin_costs(request.device);
+    double least = std::numeric_limits<double>::infinity();
+    for (double bytes = 16.0 * MiB; bytes < 4.0 * GiB; bytes *= 1.1) {
+      request.device_budget = static_cast<std::int64_t>(bytes);
+      const PlanChoice choice = choose_plan(request, costs, InputKind::files);
+      const double seconds = choice.prediction.seconds;
+      BOOST_TEST(seconds <= least * tolerance,
+                 seconds << " s after " << least << " s: " << division_text(choice.plan) << " at "
+                         << request.device_budget << " bytes");
+      least = std::min(least, seconds);
+    }
+  }
 }
 
 BOOST_AUTO_TEST_CASE(any_division_takes_tiles_where_they_are_faster_and_else_quorum_sets) {
