@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "app/division_options.hpp"
+#include "app/json_text.hpp"
 #include "app/text.hpp"
 #include "app/text_file.hpp"
 #include "engine/checksum.hpp"
@@ -46,7 +47,9 @@ fs::path created(const fs::path& path) {
   }
   for (const auto& entry : fs::directory_iterator(path)) {
     fs::path name = entry.path().filename();
-    if (name.extension() == ".partial") name.replace_extension();
+    for (const char* unfinished : {".lock", ".partial"}) {
+      if (name.extension() == unfinished) name.replace_extension();
+    }
     if (std::find(names.begin(), names.end(), name.string()) != names.end()) continue;
     if (is_of_merger(entry)) continue;
     throw InputError(
@@ -211,8 +214,8 @@ void CheckpointDirectory::require_same(const Identity& identity) const {
 std::uint64_t CheckpointDirectory::claim(const Identity& identity, const Plan& plan) {
   require_same(identity);
   const std::string text = identity.dump();
+  fs::remove(path_ / "publishing");  // of a run that is no longer known, or whose outputs are gone
   if (stored_.is_null()) {
-    fs::remove(path_ / "publishing");  // of a run that is no longer known
     const Identity json = {{"identity", identity}, {"checksum", hexadecimal(number_of(text))}};
     write_text(path_ / "checkpoint.json", json.dump(1) + "\n");
     stored_ = identity;
@@ -288,21 +291,23 @@ Identity identity_of(const std::string& command, OpenProblem& open, const JobOpt
   const InputOptions& input = options.input;
   const auto path = [&](const std::string& own) { return input.input.empty() ? own : input.input; };
   const Problem& problem = open.problem;
-  return {{"command", command},
-          {"version", version_number},
-          {"commit", version_commit},
-          {"arithmetic", numerics},
-          {"--causal", problem.mask == Mask::causal},
-          {"--scale", problem.scale},
-          {"--output-dtype", name_of(problem.output_dtype)},
-          {"--queries", fmt::format("{}:{}", problem.queries_before,
-                                    problem.queries_before + problem.query_length)},
-          {"--output", options.output.output},
-          {"--lse", options.output.lse},
-          {"--mergers", options.resources.mergers},
-          {"query", input_identity(*open.query, path(input.query))},
-          {"key", input_identity(*open.key, path(input.key))},
-          {"value", input_identity(*open.value, path(input.value))}};
+  const Identity identity = {
+      {"command", command},
+      {"version", version_number},
+      {"commit", version_commit},
+      {"arithmetic", numerics},
+      {"--causal", problem.mask == Mask::causal},
+      {"--scale", problem.scale},
+      {"--output-dtype", name_of(problem.output_dtype)},
+      {"--queries",
+       fmt::format("{}:{}", problem.queries_before, problem.queries_before + problem.query_length)},
+      {"--output", options.output.output},
+      {"--lse", options.output.lse},
+      {"--mergers", options.resources.mergers},
+      {"query", input_identity(*open.query, path(input.query))},
+      {"key", input_identity(*open.key, path(input.key))},
+      {"value", input_identity(*open.value, path(input.value))}};
+  return Identity::parse(json_text(identity));  // as it is read back
 }
 
 Plan durable_plan(const CheckpointDirectory& directory, const OpenProblem& open,

@@ -50,8 +50,8 @@ class CheckpointDirectory {
   /// Throws InputError, naming it, when something in `identity` is not what the checkpoint has.
   void require_same(const Identity& identity) const;
 
-  /// Makes the directory that of this run, with its plan, if it is nobody's. Returns a number for
-  /// the identity. Throws as require_same().
+  /// Makes the directory that of this run, with its plan, if it is nobody's, and one that is not
+  /// publishing. Returns a number for the identity. Throws as require_same().
   std::uint64_t claim(const Identity& identity, const Plan& plan);
 
   /// Something has been made durable.

@@ -38,14 +38,25 @@ std::optional<CheckpointDirectory> open_checkpoint(const JobOptions& options) {
   return directory;
 }
 
-int end_publishing(CheckpointDirectory& directory, const OutputOptions& options) {
-  directory.require_same({{"--output", options.output}, {"--lse", options.lse}});
-  for (const std::string& output : {options.lse, options.output}) {
+bool is_publishing(const CheckpointDirectory& directory, const OutputOptions& options) {
+  const auto there = [](const std::string& output) {
+    return output.empty() || PartialFile::can_publish(output);
+  };
+  return directory.is_publishing() && there(options.output) && there(options.lse);
+}
+
+int end_publishing(CheckpointDirectory& directory, OpenProblem& open, const JobOptions& options,
+                   const Capacity& capacity) {
+  auto identity = identity_of("run", open, options, capacity.numerics);
+  directory.require_same(identity);
+  add_plan(durable_plan(directory, open, options, capacity), identity);
+  directory.require_same(identity);
+  for (const std::string& output : {options.output.lse, options.output.output}) {
     if (!output.empty()) PartialFile::publish(output);
   }
   directory.clear();
   fmt::print(stderr, "stream-cqsa: the run had ended; {} is complete, and no report was made\n",
-             options.output);
+             options.output.output);
   return 0;
 }
 
@@ -78,7 +89,7 @@ void tell(const Resumed& resumed, const Plan& plan, const std::string& directory
              directory, all > 0 ? 100 * static_cast<double>(resumed.scores) / all : 100.0);
 }
 
-void rethrow(const std::optional<CheckpointDirectory>& directory) {
+void rethrow(const CheckpointDirectory* directory) {
   try {
     throw;
   } catch (const InputError&) {
@@ -92,6 +103,22 @@ void rethrow(const std::optional<CheckpointDirectory>& directory) {
     if (!directory || !directory->has_progress()) throw;
     throw Resumable(fmt::format("{}; the same command continues from the checkpoint in {}",
                                 error.what(), directory->path().string()));
+  }
+}
+
+LastWords last_words(const std::exception_ptr& reason, const CheckpointDirectory* directory) {
+  try {
+    try {
+      std::rethrow_exception(reason);
+    } catch (const Error&) {
+      rethrow(directory);
+    }
+  } catch (const Resumable& resumable) {
+    return {resumable.what(), stopped_status};
+  } catch (const InputError& error) {
+    return {error.what(), 2};
+  } catch (const std::exception& error) {
+    return {error.what(), 1};
   }
 }
 

@@ -8,6 +8,7 @@
 #include "app/checkpoint_directory.hpp"
 #include "app/problem.hpp"
 #include "stream_cqsa/checkpoint.hpp"
+#include "stream_cqsa/engine.hpp"
 #include "stream_cqsa/plan.hpp"
 
 namespace stream_cqsa {
@@ -16,9 +17,13 @@ namespace stream_cqsa {
 /// Throws InputError where the options disagree or the directory cannot be used.
 std::optional<CheckpointDirectory> open_checkpoint(const JobOptions& options);
 
-/// For a run that was killed when its outputs were certified: they only lack their names. Returns
-/// the exit status. Throws InputError when other outputs are asked for.
-int end_publishing(CheckpointDirectory& directory, const OutputOptions& options);
+/// Whether the run was killed when its outputs were certified: they only lack their names.
+bool is_publishing(const CheckpointDirectory& directory, const OutputOptions& options);
+
+/// Gives them these. Returns the exit status. Throws InputError when the directory is another
+/// run's.
+int end_publishing(CheckpointDirectory& directory, OpenProblem& open, const JobOptions& options,
+                   const Capacity& capacity);
 
 /// A plan, and what the engine needs to keep a checkpoint of its run.
 struct Durable {
@@ -35,7 +40,11 @@ Durable prepare_durable(CheckpointDirectory& directory, OpenProblem& open,
 void tell(const Resumed& resumed, const Plan& plan, const std::string& directory, bool quiet);
 
 /// Rethrows the exception that is being handled: as Resumable where the same command continues.
-[[noreturn]] void rethrow(const std::optional<CheckpointDirectory>& directory);
+/// `directory` may be none.
+[[noreturn]] void rethrow(const CheckpointDirectory* directory);
+
+/// What the program says, and its exit status, where that is not orderly ended.
+LastWords last_words(const std::exception_ptr& reason, const CheckpointDirectory* directory);
 
 /// Removes checkpoint and unfinished outputs: a result that is wrong must not be continued.
 void discard(CheckpointDirectory& directory, const OutputOptions& options);

@@ -71,11 +71,15 @@ Descriptor open_regular(const std::filesystem::path& path) {
   return opened;
 }
 
+std::filesystem::path directory_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
+
 /// Open MPI locks whole files on NFS by fcntl(), and there flock() is a lock of the same kind but
-/// of another owner: it would wait for ours forever.
-bool has_own_locks(int descriptor) {
+/// of another owner: what it opens it would wait for forever.
+bool is_locked_by_mpi(const std::filesystem::path& path) {
   struct statfs system {};
-  return ::fstatfs(descriptor, &system) != 0 || system.f_type != NFS_SUPER_MAGIC;
+  return ::statfs(directory_of(path).c_str(), &system) == 0 && system.f_type == NFS_SUPER_MAGIC;
 }
 
 void lock(int descriptor, const std::filesystem::path& path) {
@@ -127,7 +131,6 @@ std::atomic<char*>* register_name(const std::filesystem::path& path) {
 Descriptor open_locked(const std::filesystem::path& path) {
   for (;;) {
     Descriptor opened = open_regular(path);
-    if (!has_own_locks(opened.number())) return opened;
     lock(opened.number(), path);
     // Between open and lock, the run that held the lock may have renamed or removed the file.
     if (names(path, opened.number())) return opened;
@@ -174,12 +177,23 @@ Descriptor::~Descriptor() {
   if (number_ >= 0) ::close(number_);
 }
 
+LockFile::LockFile(const std::filesystem::path& path)
+    : path_(path), descriptor_(open_locked(path_)), doomed_(path_) {}
+
+LockFile::~LockFile() {
+  doomed_.forget();
+  std::error_code ignored;
+  std::filesystem::remove(path_, ignored);
+}
+
 PartialFile::PartialFile(std::filesystem::path path, const FileOpener& open, bool keep)
     : path_(std::move(path)),
       partial_(partial_name(path_)),
       keep_(keep),
       beginning_(std::in_place),
-      lock_(open_locked(partial_)),
+      lock_file_(is_locked_by_mpi(path_) ? std::make_unique<LockFile>(partial_.string() + ".lock")
+                                         : nullptr),
+      opened_(lock_file_ ? open_regular(partial_) : open_locked(partial_)),
       doomed_(partial_) {
   if (keep_) doomed_.forget();
   beginning_.reset();
@@ -205,7 +219,7 @@ void PartialFile::remove_partial() {
 }
 
 void PartialFile::sync() {
-  if (::fsync(lock_.number()) == 0) return;
+  if (::fsync(opened_.number()) == 0) return;
   const int reason = errno;
   throw Error(fmt::format("{} cannot be flushed to storage: {}", printable(partial_.string()),
                           reason_of(reason)));
@@ -217,14 +231,19 @@ void PartialFile::commit() {
   doomed_.forget();
   rename_partial(path_);
   partial_.clear();
-  lock_ = Descriptor(-1);
-  sync_directory(path_.has_parent_path() ? path_.parent_path() : ".");
+  opened_ = Descriptor(-1);
+  lock_file_.reset();
+  sync_directory(directory_of(path_));
+}
+
+bool PartialFile::can_publish(const std::filesystem::path& path) {
+  return std::filesystem::exists(partial_name(path)) || std::filesystem::exists(path);
 }
 
 void PartialFile::publish(const std::filesystem::path& path) {
   const bool done = !std::filesystem::exists(partial_name(path)) && std::filesystem::exists(path);
   if (!done) rename_partial(path);
-  sync_directory(path.has_parent_path() ? path.parent_path() : ".");
+  sync_directory(directory_of(path));
 }
 
 }  // namespace stream_cqsa

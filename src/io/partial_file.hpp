@@ -45,6 +45,21 @@ class DoomedName {
   std::atomic<char*>* place_;  ///< in a table of fixed size; null when that was full
 };
 
+/// A file that is there to be locked while this object lives, and is then removed.
+class LockFile {
+ public:
+  /// Throws as open_locked().
+  explicit LockFile(const std::filesystem::path& path);
+  LockFile(const LockFile&) = delete;
+  LockFile& operator=(const LockFile&) = delete;
+  ~LockFile();
+
+ private:
+  std::filesystem::path path_;
+  Descriptor descriptor_;
+  DoomedName doomed_;
+};
+
 /// While this object lives, remove_doomed_files() in a handler waits, a second at most: for what is
 /// between the creation of a file and its DoomedName.
 class BeginningFile {
@@ -64,7 +79,8 @@ void remove_doomed_files() noexcept;
 
 /// `path`.partial until commit(); removed if destroyed before, unless it is to be kept. Of several
 /// at one path, in one process or in many, only the first that lives can be made: it holds a lock
-/// on the file. remove_doomed_files() removes it too, unless it is to be kept.
+/// on the file, or on NFS on `path`.partial.lock. remove_doomed_files() removes it too, unless it
+/// is to be kept.
 class PartialFile {
  public:
   /// Throws InputError when `path`.partial is being written by another, is not a regular file (a
@@ -83,6 +99,8 @@ class PartialFile {
   /// Makes the contents durable, then the name. file() is closed after that. Throws Error.
   void commit();
 
+  /// Whether a run left a file at `path`.partial, or at `path`.
+  static bool can_publish(const std::filesystem::path& path);
   /// Gives the file that a run left at `path`.partial its name, durably, unless it has it already.
   /// Throws Error when it has neither name.
   static void publish(const std::filesystem::path& path);
@@ -94,7 +112,8 @@ class PartialFile {
   std::filesystem::path partial_;
   bool keep_;
   std::optional<BeginningFile> beginning_;
-  Descriptor lock_;
+  std::unique_ptr<LockFile> lock_file_;  ///< where the file's own lock is somebody else's
+  Descriptor opened_;
   DoomedName doomed_;
   std::unique_ptr<File> file_;
 };

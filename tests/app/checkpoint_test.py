@@ -2,7 +2,9 @@
 
 import json
 import os
+import pathlib
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -82,7 +84,9 @@ class Checkpoint(CliTest):
 
     def stopped_run(self, *extra):
         """Leaves a checkpoint in the middle of a run."""
-        process = self.start(*extra)
+        return self.stop(self.start(*extra))
+
+    def stop(self, process):
         self.wait_until_durable(process)
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=60)
@@ -319,10 +323,29 @@ class Damage(Checkpoint):
         self.check_finished(expected)
 
 
+class Starting(Checkpoint):
+
+    def test_requests_for_checkpoints_while_it_starts(self):
+        """From when the program has its handlers: before that the system ends it."""
+        expected, _ = self.undisturbed()
+        process = self.start()
+        status = pathlib.Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            caught = re.search(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE)
+            if int(caught[1], 16) >> signal.SIGUSR1 - 1 & 1:
+                break
+        while process.poll() is None and self.journal_size() <= 32:
+            process.send_signal(signal.SIGUSR1)
+            time.sleep(0.001)
+        _, error = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 0, error)
+        self.assertEqual(self.bytes_of("o.npy"), expected)
+
+
 class Publishing(Checkpoint):
 
-    def test_a_run_that_was_killed_while_it_gave_names(self):
-        expected, _ = self.undisturbed()
+    def killed_while_giving_names(self):
+        """A finished run again as it was when it had begun to give its outputs their names."""
         self.stopped_run()
         identity = (self.path("ckpt") / "checkpoint.json").read_bytes()
         self.finish()
@@ -331,9 +354,40 @@ class Publishing(Checkpoint):
         (self.path("ckpt") / "checkpoint.json").write_bytes(identity)
         os.rename(self.path("lse-o.npy.partial"), self.path("lse-o.npy"))
         (self.path("ckpt") / "publishing").write_text("")
+
+    def test_a_run_that_was_killed_while_it_gave_names(self):
+        expected, _ = self.undisturbed()
+        self.killed_while_giving_names()
         done = self.succeed(*self.command())
         self.assertIn("had ended", done.stderr)
         self.check_finished(expected, report=False)
+
+    def test_the_names_are_not_given_by_another_command(self):
+        expected, _ = self.undisturbed()
+        self.killed_while_giving_names()
+        self.refuse(*self.command("--scale", "0.5"), names=["--scale", "belongs to another run"])
+        self.refuse(*self.command("--heads-per-group", "2"), names=["--heads-per-group"])
+        self.assertFalse(self.path("o.npy").exists())
+        self.succeed(*self.command())
+        self.check_finished(expected, report=False)
+
+    def test_outputs_that_are_gone_are_computed_again(self):
+        expected, _ = self.undisturbed()
+        self.killed_while_giving_names()
+        for name in ("o.npy.partial", "lse-o.npy"):
+            self.path(name).unlink()
+        self.stopped_run()
+        self.assertFalse((self.path("ckpt") / "publishing").exists())
+        self.finish("--overwrite")
+        self.check_finished(expected)
+
+    def test_names_may_be_any_bytes(self):
+        expected, _ = self.undisturbed()
+        name = os.fsdecode(b"o\xff.npy")
+        self.stop(self.start(output=name))
+        self.succeed(*self.command("--report", self.path("r.json"), output=name))
+        self.assertEqual(self.bytes_of(name), expected)
+        self.assertIn("o\ufffd.npy", self.path("r.json").read_text(encoding="utf-8"))
 
     def test_a_mark_of_a_run_that_nobody_knows_publishes_nothing(self):
         expected, _ = self.undisturbed()
