@@ -39,7 +39,7 @@ launcher_of() {
         launcher+=(--host "$(uniq -c <<<"$places" | awk '{ print $2 ":" $1 }' | paste -s -d ,)")
       ;;
     srun)
-      # When a rank dies the others get SIGTERM, and write a checkpoint.
+      # When a rank dies the others get SIGTERM: rank 0 writes a checkpoint and ends within seconds.
       launcher=(srun -n "$1" --mpi=pmix --cpu-bind=none --export=ALL --kill-on-bad-exit=1)
       # Since Slurm 22.05 not inherited from sbatch.
       [ -z "${SLURM_CPUS_PER_TASK:-}" ] || launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")

@@ -121,6 +121,14 @@ disturb() {
   $command "$job"
 }
 
+# kill_worker JOB: rank 2 of its program.
+kill_worker() {
+  local pids
+  pids=$(grep -lzxs "SLURM_JOB_ID=$1" /proc/[0-9]*/environ |
+    xargs -r grep -lzxsE "(OMPI_COMM_WORLD_RANK|PMIX_RANK)=2" | cut -d / -f 3) || true
+  kill -KILL $pids || fail "job $1 has no rank 2 to kill"
+}
+
 expect_resumed() {
   expect_end "$2" COMPLETED
   expect_restarts "$2" 1
@@ -129,11 +137,15 @@ expect_resumed() {
 
 # While one job waits to start again the next is disturbed.
 test_disturbed() {
-  local stop="scancel --batch --signal=USR1" job single multi requeued cancelled
+  local stop="scancel --batch --signal=USR1" launcher job single multi requeued cancelled
+  local -A killed
   use_problem long
   disturb stopped-single mpirun single_node.sbatch "$stop"; single=$job
   disturb stopped-multi srun multi_node.sbatch "$stop"; multi=$job
   disturb requeued mpirun multi_node.sbatch "scontrol requeue"; requeued=$job
+  for launcher in mpirun srun; do
+    disturb "killed-$launcher" "$launcher" multi_node.sbatch kill_worker; killed[$launcher]=$job
+  done
   disturb cancelled srun single_node.sbatch scancel; cancelled=$job
   expect_resumed stopped-single "$single"
   ok "single_node.sbatch, mpirun: asked to stop in mid-run, back in the queue by itself, finished"
@@ -141,6 +153,10 @@ test_disturbed() {
   ok "multi_node.sbatch, srun: asked to stop in mid-run, back in the queue by itself, finished"
   expect_resumed requeued "$requeued"
   ok "multi_node.sbatch, mpirun: ended by Slurm as if a node had failed, finished"
+  for launcher in mpirun srun; do
+    expect_resumed "killed-$launcher" "${killed[$launcher]}"
+    ok "multi_node.sbatch, $launcher: a worker killed in mid-run, back in the queue by itself, finished"
+  done
   expect_end "$cancelled" CANCELLED
   expect_restarts "$cancelled" 0
   [ ! -e "$work/cancelled/o.npy" ] || fail "a cancelled job left an output"
