@@ -50,7 +50,12 @@ int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
   const std::string first = arguments.empty() ? "" : arguments.front();
   // A run is shared by all ranks; anything else is the first one's alone.
   const bool helped = std::ranges::find(arguments, "--help") != arguments.end();
-  if (mpi.rank() > 0 && (first != "run" || helped)) return 0;
+  const bool shared = first == "run" && !helped;
+  if (mpi.size() > 1 && !mpi.agree(shared)) {
+    throw stream_cqsa::InputError(
+        "some ranks were started with the command run, and others were not; start all with it");
+  }
+  if (mpi.rank() > 0 && !shared) return 0;
   if (first == "--version") return stream_cqsa::print_version();
   if (first == "--help" || first == "-h") return fmt::print("{}", usage()), 0;
   for (const Command& command : commands) {
@@ -61,16 +66,24 @@ int dispatch(const Arguments& arguments, const MpiEnvironment& mpi) {
                   first.empty() ? "no command given" : "unknown command '" + first + "'"));
 }
 
+// Before the options are parsed, which is when MPI has started.
+bool names_a_checkpoint(const Arguments& arguments) {
+  return std::ranges::any_of(
+      arguments, [](const std::string& word) { return word.starts_with("--checkpoint"); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   // A file that reaches the size limit is then an error of the write, with a message.
   std::signal(SIGXFSZ, SIG_IGN);
+  const Arguments arguments(argv + 1, argv + argc);
+  if (names_a_checkpoint(arguments)) stream_cqsa::count_requests_for_checkpoints();
   try {
     const MpiEnvironment mpi(argc, argv);
     stream_cqsa::clean_up_on_signals();
     try {
-      return dispatch({argv + 1, argv + argc}, mpi);
+      return dispatch(arguments, mpi);
     } catch (const stream_cqsa::InputError& error) {
       if (mpi.rank() == 0) fmt::print(stderr, "stream-cqsa: {}\n", error.what());
       return 2;

@@ -41,6 +41,8 @@ bool parse_plan(const Arguments& arguments, PlanArguments& plan) {
                all);
 }
 
+constexpr std::int64_t most_ranks = 100'000;
+
 void check_arguments(const PlanArguments& options, const MpiEnvironment& mpi) {
   if (mpi.size() > 1) {
     throw InputError(fmt::format(
@@ -49,7 +51,12 @@ void check_arguments(const PlanArguments& options, const MpiEnvironment& mpi) {
         mpi.size(), mpi.size()));
   }
   if (options.subproblems && !options.json) throw InputError("--subproblems needs --json");
-  if (options.workers < 0) throw InputError("--workers must not be negative");
+  for (const auto& [option, count] :
+       {std::pair("--workers", std::int64_t{options.workers}),
+        std::pair("--mergers", std::int64_t{options.resources.mergers})}) {
+    if (count < 0 || count > most_ranks)
+      throw InputError(fmt::format("{} {}: use 0 to {}", option, count, most_ranks));
+  }
   if (options.resources.mergers > 0 && options.workers == 0)
     throw InputError("--mergers needs ranks that compute beside those that merge: --workers W");
 }

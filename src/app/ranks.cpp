@@ -11,6 +11,7 @@
 #include "app/calibration.hpp"
 #include "app/described_inputs.hpp"
 #include "app/input_files.hpp"
+#include "app/json_text.hpp"
 #include "app/machine.hpp"
 #include "app/merger.hpp"
 #include "app/report.hpp"
@@ -26,11 +27,6 @@ namespace stream_cqsa {
 namespace {
 
 using nlohmann::json;
-
-// File names may hold any bytes.
-std::string text_of(const json& value) {
-  return value.dump(-1, ' ', false, json::error_handler_t::replace);
-}
 
 json parse(const std::string& text) { return json::parse(text); }
 
@@ -155,13 +151,15 @@ json report_of_lost(const json& offer, int rank) {
 
 }  // namespace
 
-Ranks::Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master)
+Ranks::Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master,
+             const std::string& wrong)
     : communicator_(communicator) {
   std::vector<json> ranks;
-  const std::string own_text = text_of(introduction(resources, input_through_master));
+  const std::string own_text = json_text(
+      wrong.empty() ? introduction(resources, input_through_master) : json{{"error", wrong}});
   for (const std::string& text : communicator_.gather(own_text)) ranks.push_back(parse(text));
   const json seats = parse(communicator_.broadcast(
-      communicator_.rank() == 0 ? text_of(seats_for(ranks, resources.mergers)) : ""));
+      communicator_.rank() == 0 ? json_text(seats_for(ranks, resources.mergers)) : ""));
   refused_ = seats.is_string();
   if (refused_) {
     next_ = Step::none;
@@ -195,7 +193,7 @@ Ranks::~Ranks() {
 std::vector<json> Ranks::gather_offers(const json& own) {
   next_ = Step::plan;
   std::vector<json> all;
-  for (const std::string& text : communicator_.gather(text_of(own))) all.push_back(parse(text));
+  for (const std::string& text : communicator_.gather(json_text(own))) all.push_back(parse(text));
   return all;
 }
 
@@ -211,7 +209,7 @@ std::vector<json> Ranks::receive_reports() {
 }
 
 void Ranks::send_report(const json& report) {
-  communicator_.send_text(0, report_tag, text_of(report));
+  communicator_.send_text(0, report_tag, json_text(report));
 }
 
 std::string Ranks::broadcast(Step step, const std::string& text) {
@@ -220,7 +218,7 @@ std::string Ranks::broadcast(Step step, const std::string& text) {
 }
 
 Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
-  if (input_through_master_) broadcast(Step::inputs, text_of(describe_inputs(open)));
+  if (input_through_master_) broadcast(Step::inputs, json_text(describe_inputs(open)));
   offers_ = gather_offers({});
   const auto first_worker = static_cast<std::size_t>(mergers_) + 1;
   Capacity all;
@@ -234,8 +232,12 @@ Capacity Ranks::capacity(const ResourceOptions& own, const OpenProblem& open) {
       ranks.merger_budgets.push_back(offer["host_budget"].get<std::int64_t>());
       continue;
     }
-    if (offer["queries"] != rows_of(open.problem))
-      throw InputError(fmt::format("rank {}: --queries must be given to all ranks alike", rank));
+    if (offer["queries"] != rows_of(open.problem)) {
+      throw InputError(fmt::format(
+          "rank {}: its query rows are {} and rank 0's {}; give all ranks the same inputs and "
+          "--queries",
+          rank, offer["queries"].dump(), rows_of(open.problem).dump()));
+    }
     const bool first = rank == first_worker;
     const WorkerMeans& worker = ranks.workers.emplace_back(means_of(offer, rank));
     all.device = first ? worker.device : common(all.device, worker.device);
@@ -302,7 +304,7 @@ RanksResult Ranks::run(const Plan& plan, const Inputs& inputs, const Outputs& ou
                        const std::vector<RowIndex>& rows, const RunOptions& options,
                        Telemetry& telemetry) {
   std::ostringstream text;
-  text << text_of(merging_json(rows, options.checkpoint)) << "\n";
+  text << json_text(merging_json(rows, options.checkpoint)) << "\n";
   write_json(plan, false, text);
   RunOptions own = options;
   own.mergers = mergers_;
@@ -342,7 +344,10 @@ int Ranks::work(const JobOptions& options) {
   } catch (const LostRank& lost) {
     communicator_.newly_lost();
     if (communicator_.is_lost(0)) return end_without_master(options.resources.checkpoint);
-    communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), lost.what()));
+    const bool durable = !options.resources.checkpoint.empty();
+    communicator_.abort(fmt::format("rank {}: {}{}", communicator_.rank(), lost.what(),
+                                    durable ? "; the same command continues" : ""),
+                        durable ? stopped_status : 1);
   } catch (const std::exception& error) {
     // The master waits for messages that will not come.
     communicator_.abort(fmt::format("rank {}: {}", communicator_.rank(), error.what()));

@@ -21,8 +21,10 @@ class Ranks {
   /// Collective. Gives this rank its share of its host in `resources`: a device of its own, cores
   /// and memory, and rank 0's number of mergers. With `input_through_master`, on any rank, the
   /// master alone opens the problem and sends the others their inputs. Throws InputError, at rank 0
-  /// alone, when there are more workers than devices, or none.
-  Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master);
+  /// alone, when there are more workers than devices, or none, or something is `wrong` with the
+  /// arguments of a rank.
+  Ranks(Communicator& communicator, ResourceOptions& resources, bool input_through_master,
+        const std::string& wrong);
   Ranks(const Ranks&) = delete;
   Ranks& operator=(const Ranks&) = delete;
   ~Ranks();

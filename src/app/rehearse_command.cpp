@@ -9,6 +9,7 @@
 
 #include "app/commands.hpp"
 #include "app/durable_run.hpp"
+#include "app/json_text.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
 #include "app/rehearsal.hpp"
@@ -276,7 +277,7 @@ int execute(const RehearseArguments& options, const Arguments& command) {
     nlohmann::json all = report_of(found, *backend, rehearsal, telemetry);
     all["command"] = command;
     all["arithmetic"] = capacity.numerics;
-    *report.stream() << all.dump(1) << "\n";
+    *report.stream() << json_text(all, 1) << "\n";
   }
   report.commit();
   if (directory) {

@@ -10,6 +10,7 @@
 #include "app/commands.hpp"
 #include "app/durable_run.hpp"
 #include "app/input_files.hpp"
+#include "app/json_text.hpp"
 #include "app/outputs.hpp"
 #include "app/problem.hpp"
 #include "app/progress.hpp"
@@ -93,6 +94,10 @@ RunOptions options_of(const RunArguments& arguments, const OpenProblem& open,
                       std::int64_t workers) {
   const PlanRequest& request = durable.plan.request;
   RunOptions options = run_options(arguments.resources, request.device);
+  options.last_words = [directory](const std::exception_ptr& reason) {
+    ignore_signals();  // as the launcher ends the ranks
+    return last_words(reason, directory);
+  };
   options.checkpoint = durable.options;
   options.goes_direct = [&arguments, &request](std::int64_t bytes) {
     return goes_direct(arguments.input, bytes, request.host_budget);
@@ -189,7 +194,7 @@ Computed compute(OpenProblem& open, Sinks& sinks, const RunArguments& arguments,
     if (directory) directory->begin_publishing();
     publish(sinks, telemetry);
   } catch (const Error&) {
-    rethrow(directory);
+    rethrow(directory ? &*directory : nullptr);
   }
   if (directory) {
     ignore_signals();  // their answer, that the same command continues, is no longer true
@@ -202,12 +207,15 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
   auto directory = open_checkpoint(arguments);
   OpenProblem open =
       open_problem(arguments.input, arguments.attention, all_host_budgets(arguments.resources));
-  if (directory && directory->is_publishing()) return end_publishing(*directory, arguments.output);
-  check_output_paths(
-      arguments.input, arguments.resources,
-      {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
-      arguments.output.overwrite);
+  const bool only_names = directory && is_publishing(*directory, arguments.output);
+  if (!only_names) {
+    check_output_paths(
+        arguments.input, arguments.resources,
+        {arguments.output.output, arguments.output.lse, arguments.report, arguments.trace},
+        arguments.output.overwrite);
+  }
   Computing computing(arguments, open, ranks);
+  if (only_names) return end_publishing(*directory, open, arguments, computing.capacity);
   const bool lse = !arguments.output.lse.empty();
   Durable durable = directory
                         ? prepare_durable(*directory, open, arguments, computing.capacity)
@@ -237,7 +245,7 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
                          expected,
                          open.inputs};
   if (!arguments.quiet) print_out(describe(record));
-  if (report.stream()) *report.stream() << to_json(record).dump(1) << "\n";
+  if (report.stream()) *report.stream() << json_text(to_json(record), 1) << "\n";
   report.commit();
   telemetry.reset();  // ends the trace
   trace.commit();
@@ -253,8 +261,14 @@ int execute(const RunArguments& arguments, const Arguments& command, Ranks* rank
 
 int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   RunArguments run;
-  if (!parse_run(arguments, run)) return 0;
-  if (run.output.output.empty()) throw InputError("no output; give --output FILE");
+  std::string wrong;
+  try {
+    if (!parse_run(arguments, run)) return 0;
+    if (run.output.output.empty()) throw InputError("no output; give --output FILE");
+  } catch (const InputError& error) {
+    if (mpi.size() == 1) throw;
+    wrong = error.what();  // which the others, whose arguments may be good, must be told
+  }
   Arguments command = arguments;
   command.insert(command.begin(), "run");
   if (mpi.size() == 1) {
@@ -263,7 +277,7 @@ int run_command(const Arguments& arguments, const MpiEnvironment& mpi) {
   }
   if (mpi.rank() > 0 && !run.resources.checkpoint.empty()) ignore_signals();
   Communicator communicator;
-  Ranks ranks(communicator, run.resources, run.input_through_master);
+  Ranks ranks(communicator, run.resources, run.input_through_master, wrong);
   return ranks.is_master() ? execute(run, command, &ranks) : ranks.work(run);
 }
 

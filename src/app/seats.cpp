@@ -30,6 +30,11 @@ json introduction(const ResourceOptions& resources, bool input_through_master) {
 }
 
 json seats_for(const std::vector<json>& ranks, int mergers) {
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    if (!ranks[rank].contains("error")) continue;
+    const auto error = ranks[rank]["error"].get<std::string>();
+    return rank == 0 ? error : fmt::format("rank {}: {}", rank, error);
+  }
   if (mergers < 0) return "--mergers must not be negative";
   const auto first_worker = static_cast<std::size_t>(mergers) + 1;
   if (first_worker >= ranks.size()) {
@@ -41,8 +46,6 @@ json seats_for(const std::vector<json>& ranks, int mergers) {
   std::map<std::string, int> ranks_on, workers_on;
   bool through_master = false;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
-    if (ranks[rank].contains("error"))
-      return fmt::format("rank {}: {}", rank, ranks[rank]["error"].get<std::string>());
     const auto host = ranks[rank]["host"].get<std::string>();
     through_master = through_master || ranks[rank]["input_through_master"].get<bool>();
     ++ranks_on[host];

@@ -54,8 +54,10 @@ void clean_up_on_signals() {
 
 void ignore_signals() { handle({SIGUSR1, SIGINT, SIGTERM}, SIG_IGN, 0); }
 
+void count_requests_for_checkpoints() { handle({SIGUSR1}, ask_for_checkpoint, SA_RESTART); }
+
 void checkpoint_on_signals() {
-  handle({SIGUSR1}, ask_for_checkpoint, SA_RESTART);
+  count_requests_for_checkpoints();
   handle({SIGINT, SIGTERM}, ask_to_stop, SA_RESTART);
 }
 

@@ -12,6 +12,9 @@ StopRequest& stop_request();
 /// is ignored, as by nohup, stays ignored.
 void clean_up_on_signals();
 
+/// From now on SIGUSR1 does not end the process: for a run that has no checkpoint to make yet.
+void count_requests_for_checkpoints();
+
 /// From now on SIGUSR1 asks for a checkpoint, and SIGINT and SIGTERM for one and the end: by
 /// stop_request() while that is watched, else by ending at once with the exit status 75.
 void checkpoint_on_signals();

@@ -121,9 +121,9 @@ std::optional<std::string> Communicator::receive_text(int from, int tag) {
   return text;
 }
 
-void Communicator::abort(const std::string& why) {
+void Communicator::abort(const std::string& why, int status) {
   fmt::print(stderr, "stream-cqsa: {}\n", why);
-  MPI_Abort(handle_, 1);
+  MPI_Abort(handle_, status);
   std::abort();
 }
 

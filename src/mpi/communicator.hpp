@@ -75,8 +75,8 @@ class Communicator {
   /// Waits for the text of a rank. None where that is lost.
   std::optional<std::string> receive_text(int from, int tag);
 
-  /// Ends all ranks at once, with the exit status 1, after printing `why` to standard error.
-  [[noreturn]] void abort(const std::string& why);
+  /// Ends all ranks at once, with the exit status, after printing `why` to standard error.
+  [[noreturn]] void abort(const std::string& why, int status = 1);
 
   /// Collective, as is the next: throws LostRank where a rank is lost. Every rank's text, at rank
   /// 0; elsewhere none.

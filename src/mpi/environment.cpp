@@ -51,6 +51,13 @@ MpiEnvironment::MpiEnvironment(int& argc, char**& argv) {
 
 MpiEnvironment::~MpiEnvironment() { MPI_Finalize(); }
 
+bool MpiEnvironment::agree(bool said) const {
+  const std::array own = {said ? 1 : 0, said ? 0 : 1};
+  std::array<int, 2> any{};
+  STREAM_CQSA_MPI(MPI_Allreduce(own.data(), any.data(), 2, MPI_INT, MPI_MAX, MPI_COMM_WORLD));
+  return any[0] + any[1] == 1;
+}
+
 std::string MpiEnvironment::library_version() {
   std::array<char, MPI_MAX_LIBRARY_VERSION_STRING> text{};
   int length = 0;

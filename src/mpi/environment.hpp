@@ -19,6 +19,9 @@ class MpiEnvironment {
   int rank() const { return rank_; }  ///< in MPI_COMM_WORLD
   int size() const { return size_; }  ///< of MPI_COMM_WORLD
 
+  /// Collective: whether all ranks say the same.
+  bool agree(bool said) const;
+
   /// The MPI library's name and version, one line.
   static std::string library_version();
 

@@ -14,6 +14,7 @@
 #include "engine/monitor.hpp"
 #include "engine/passes.hpp"
 #include "mpi/endings.hpp"
+#include "mpi/error.hpp"
 #include "mpi/intake.hpp"
 #include "mpi/later_plan.hpp"
 #include "mpi/merged_list.hpp"
@@ -30,6 +31,10 @@ namespace {
 
 // One that computes, one whose inputs are on their way, one whose partials are.
 constexpr int ahead = 3;
+
+// How long workers have, in seconds, to say that they have ended, once nothing is left to be saved:
+// launchers that end a job give it 30.
+constexpr double patience = 5;
 
 // Of the processor, so that ranks which share cores do not count each other's work.
 double thread_seconds() {
@@ -91,8 +96,12 @@ class Master {
       if (rank <= mergers_.count() || !roster_.has_ended(roster_.worker_of(rank))) send(rank, stop);
     }
     if (inputs_) inputs_->refuse_all();
+    double since = now_seconds();
     while (!all_ended() || under_way()) {
       step([] { return false; });
+      // Mergers may take long to make their checkpoints.
+      if (stop.ending == Ending::complete || !mergers_.have_ended()) since = now_seconds();
+      if (now_seconds() - since > patience) throw Error(roster_.silent());
     }
     // Where the last one to end was lost, one more message is waited for.
     incoming_request_.cancel();
@@ -224,7 +233,7 @@ class Master {
 
   void lose(int rank) {
     if (rank <= mergers_.count())
-      communicator_.abort(fmt::format("rank {}, which merges, was lost", rank));
+      throw LostRank(fmt::format("rank {}, which merges, was lost", rank));
     const int worker = roster_.worker_of(rank);
     roster_.lose(worker);
     fmt::print(stderr, "stream-cqsa: rank {} was lost{}\n", rank,
@@ -396,6 +405,20 @@ class Master {
   Pass pass_;
 };
 
+// Where the run had ended already, by that, else by `error`.
+LastWords last_words(const Abort& abort, const Plan& plan, const Mergers& mergers,
+                     const RunOptions& options, const std::exception& error) {
+  std::exception_ptr reason = std::make_exception_ptr(Error(error.what()));
+  try {
+    mergers.rethrow_if_failed();
+    rethrow_if_failed(abort, plan, mergers.durable_scores());
+  } catch (const std::exception&) {
+    reason = std::current_exception();
+  }
+  if (options.last_words) return options.last_words(reason);
+  return {fmt::format("rank 0: {}", error.what()), 1};
+}
+
 }  // namespace
 
 Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
@@ -425,14 +448,17 @@ Pass run_pass(const Plan& plan, const MergeShares& shares, const MasterRun& run,
       try {
         assembler.start(crew);
         master.work();
+      } catch (const LostRank&) {
+        throw;
       } catch (...) {
         abort.fail();
       }
       assembler.end_of_partials();
       master.end();
     } catch (const std::exception& error) {
-      // Workers can no longer be told, and MPI may still write into what this would free.
-      communicator.abort(fmt::format("rank 0: {}", error.what()));
+      // Others can no longer be told, and MPI may still write into what this would free.
+      const LastWords last = last_words(abort, plan, master.mergers(), options, error);
+      communicator.abort(last.line, last.status);
     }
     crew.join();
   }

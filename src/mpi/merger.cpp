@@ -366,6 +366,11 @@ MergerResult run_merger(const Plan& plan, std::int64_t host_budget,
       all.stalled_seconds += by_this.stalled_seconds;
       goes_on = merger.goes_on() && (later = receive_later_plan(communicator));
     }
+  } catch (const LostRank& lost) {
+    const bool durable = !own.checkpoint.directory.empty();
+    communicator.abort(fmt::format("rank {}: {}{}", communicator.rank(), lost.what(),
+                                   durable ? "; the same command continues" : ""),
+                       durable ? stopped_status : 1);
   } catch (const std::exception& error) {
     // MPI may still write into what this would free.
     communicator.abort(fmt::format("rank {}: {}", communicator.rank(), error.what()));

@@ -28,6 +28,16 @@ std::set<int> Roster::absent() const {
   return ranks;
 }
 
+std::string Roster::silent() const {
+  std::string ranks;
+  for (int worker = 0; worker < count(); ++worker) {
+    if (!has_ended(worker))
+      ranks += fmt::format("{}{}", ranks.empty() ? "" : ", ", rank_of(worker));
+  }
+  return ranks.empty() ? "the workers do not answer"
+                       : fmt::format("rank {} does not answer", ranks);
+}
+
 std::string Roster::nobody_left() const {
   const auto first = std::find_if(failures_.begin(), failures_.end(),
                                   [](const std::string& text) { return !text.empty(); });

@@ -37,6 +37,8 @@ class Roster {
   const Failures& failures() const { return failures_; }
   /// Ranks of those that have failed.
   std::set<int> absent() const;
+  /// A line that names those that have not ended.
+  std::string silent() const;
   /// A line, where all have failed.
   std::string nobody_left() const;
 

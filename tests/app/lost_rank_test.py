@@ -109,8 +109,9 @@ class Lost(Ranks):
             process = self.begin(5, self.durable("--mergers", "2"))
             self.kill(process, [victim])
             _, error = process.communicate(timeout=100)
-            self.assertNotEqual(process.returncode, 0, error)
+            self.assertEqual(process.returncode, 75, error)
             self.assertIn(f"rank {victim}, which merges, was lost", error)
+            self.assertIn("the same command continues", error)
             self.mpirun(5, self.durable("--mergers", "2"))
             self.assertEqual(self.bytes_of("o.npy"), self.expected)
 

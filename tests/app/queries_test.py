@@ -172,9 +172,9 @@ class RowsOnRanks(ranks_test.Ranks):
     def test_ranks_that_want_other_rows_are_refused(self):
         self.save_inputs(shape=(1, 900, 2, 32))
         self.options = ["--causal", "--overwrite"]
-        for other in (["--queries", "4:10"], []):
+        for other, rows in ((["--queries", "4:10"], "[4,6]"), ([], "[0,900]")):
             error = self.mpirun((1, 2), self.command("--queries", "3:9"), self.command(*other), status=2)
-            self.assertIn("rank 1: --queries", error)
+            self.assertIn(f"rank 1: its query rows are {rows} and rank 0's [3,6]", error)
             self.assertFalse(self.path("o.npy").exists())
 
 

@@ -164,6 +164,22 @@ class Wrong(Ranks):
         error = self.mpirun(3, ["plan", *self.inputs()], status=2)
         self.assertIn("--workers", self.only_line(error))
 
+    def test_what_is_wrong_with_one_rank_ends_all(self):
+        self.save_inputs(shape=(1, 50, 2, 16))
+        good = self.command()
+        unknown = [*good, "--devicememory", "3MiB"]
+        for parts, words in (((good, unknown), ["rank 1", "--devicememory"]),
+                             ((unknown, good), ["--devicememory"]),
+                             ((unknown, unknown), ["--devicememory"]),
+                             ((good, good[:-5]), ["rank 1", "--output"]),
+                             ((good, ["plan", *self.inputs()]), ["run"]),
+                             ((good, ["run", "--help"]), ["run"]),
+                             ((["--version"], good), ["run"])):
+            line = self.only_line(self.mpirun((1, 1), *parts, status=2))
+            for word in words:
+                self.assertIn(word, line)
+        self.assertFalse(self.path("o.npy").exists())
+
     def test_an_input_that_a_worker_does_not_see_is_named_with_the_rank(self):
         self.save_inputs(shape=(1, 50, 2, 16))
         common = self.command()
@@ -327,13 +343,33 @@ class Disturbed(Ranks):
             self.assertIn("the same command continues", error)
         self.finish(5, expected)
 
+    def start_at_work(self, ranks):
+        """A run that has a checkpoint."""
+        journal = self.path("ckpt") / "journal"
+        process = self.start(ranks, self.durable())
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 32):
+            time.sleep(0.005)
+        self.assertIsNone(process.poll(), "the run ended before its first checkpoint")
+        return process
+
+    def test_a_worker_that_does_not_answer_holds_no_stop_up(self):
+        self.save_inputs(shape=self.shape, dtype=np.float16)
+        expected = self.alone()
+        process = self.start_at_work(3)
+        ranks = self.rank_processes(process)
+        os.kill(ranks[2], signal.SIGSTOP)
+        os.kill(ranks[0], signal.SIGTERM)
+        _, error = process.communicate(timeout=100)
+        self.assertEqual(process.returncode, 75, error)
+        lines = [line for line in error.splitlines() if line.startswith("stream-cqsa:")]
+        self.assertEqual(len(lines), 1, error)
+        self.assertIn("the same command continues", lines[0])
+        self.finish(3, expected)
+
     def test_signals_to_all_ranks_and_damage(self):
         self.save_inputs(shape=self.shape, dtype=np.float16)
         expected = self.alone()
-        journal = self.path("ckpt") / "journal"
-        process = self.start(3, self.durable())
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size > 32):
-            time.sleep(0.005)
+        process = self.start_at_work(3)
         ranks = self.rank_processes(process)
         for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM):
             for pid in ranks.values():
