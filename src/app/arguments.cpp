@@ -134,7 +134,8 @@ OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times) {
   group.add_options()(
       "checkpoint", po::value(&directory)->value_name("DIR"),
       "keep what is merged in this directory, made where it is not there: the same command then "
-      "continues a run that was stopped or killed. SIGUSR1 makes a checkpoint; SIGTERM and SIGINT "
+      "continues a run that was stopped or killed. SIGUSR1 makes a checkpoint; SIGTERM, SIGINT, "
+      "SIGHUP and SIGXCPU "
       "make one and end the run with the exit status 75. What is in DIR is removed when the run is "
       "done")("checkpoint-interval",
               po::value<double>()->value_name("SECONDS")->notifier(

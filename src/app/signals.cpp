@@ -49,16 +49,17 @@ void handle(std::initializer_list<int> numbers, void (*handler)(int), int flags)
 StopRequest& stop_request() { return request; }
 
 void clean_up_on_signals() {
-  handle({SIGINT, SIGTERM, SIGHUP}, end_by_signal, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+  handle({SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU}, end_by_signal,
+         static_cast<int>(SA_RESETHAND | SA_NODEFER));
 }
 
-void ignore_signals() { handle({SIGUSR1, SIGINT, SIGTERM}, SIG_IGN, 0); }
+void ignore_signals() { handle({SIGUSR1, SIGINT, SIGTERM, SIGHUP, SIGXCPU}, SIG_IGN, 0); }
 
 void count_requests_for_checkpoints() { handle({SIGUSR1}, ask_for_checkpoint, SA_RESTART); }
 
 void checkpoint_on_signals() {
   count_requests_for_checkpoints();
-  handle({SIGINT, SIGTERM}, ask_to_stop, SA_RESTART);
+  handle({SIGINT, SIGTERM, SIGHUP, SIGXCPU}, ask_to_stop, SA_RESTART);
 }
 
 }  // namespace stream_cqsa

@@ -164,7 +164,7 @@ class Signals(Checkpoint):
 
     def test_a_signal_stops_soon_and_the_same_command_continues(self):
         expected, _ = self.undisturbed()
-        for number, interval in ((signal.SIGTERM, "3600"), (signal.SIGINT, "0.05")):
+        for number, interval in ((signal.SIGTERM, "3600"), (signal.SIGINT, "0.05"), (signal.SIGHUP, "3600")):
             size = self.journal_size()
             process = self.start(interval=interval)
             while not (self.path("ckpt") / "states").exists():

@@ -32,7 +32,8 @@ class Signals(CliTest):
         return sorted(path.name for path in self.folder.iterdir() if path.suffix != ".lock")
 
     def test_no_partial_file_outlives_a_signal(self):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1,
+                       signal.SIGUSR2, signal.SIGXCPU):
             process = self.start()
             process.send_signal(number)
             process.wait(60)
