@@ -135,12 +135,11 @@ OptionGroup checkpoint_group(std::string& directory, CheckpointTimes& times) {
       "checkpoint", po::value(&directory)->value_name("DIR"),
       "keep what is merged in this directory, made where it is not there: the same command then "
       "continues a run that was stopped or killed. SIGUSR1 makes a checkpoint; SIGTERM, SIGINT, "
-      "SIGHUP and SIGXCPU "
-      "make one and end the run with the exit status 75. What is in DIR is removed when the run is "
-      "done")("checkpoint-interval",
-              po::value<double>()->value_name("SECONDS")->notifier(
-                  [&times](double seconds) { times.interval = seconds; }),
-              "from one checkpoint to the next (default: 60)")(
+      "SIGHUP and SIGXCPU make one and end the run with the exit status 75. What is in DIR is "
+      "removed when the run is done")("checkpoint-interval",
+                                      po::value<double>()->value_name("SECONDS")->notifier(
+                                          [&times](double seconds) { times.interval = seconds; }),
+                                      "from one checkpoint to the next (default: 60)")(
       "max-hours", po::value<double>()->value_name("H")->notifier([&times](double hours) {
         times.max_hours = hours;
       }),

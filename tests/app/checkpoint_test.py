@@ -160,13 +160,24 @@ class Kills(Checkpoint):
         self.survive(8)
 
 
+def wait_for_handlers(process):
+    """Until SIGUSR1 does not end the process any more."""
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        caught = re.search(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE)
+        if int(caught[1], 16) >> signal.SIGUSR1 - 1 & 1:
+            return
+
+
 class Signals(Checkpoint):
 
     def test_a_signal_stops_soon_and_the_same_command_continues(self):
         expected, _ = self.undisturbed()
-        for number, interval in ((signal.SIGTERM, "3600"), (signal.SIGINT, "0.05"), (signal.SIGHUP, "3600")):
+        for number, interval in ((signal.SIGTERM, "3600"), (signal.SIGINT, "0.05"),
+                                 (signal.SIGHUP, "3600")):
             size = self.journal_size()
             process = self.start(interval=interval)
+            wait_for_handlers(process)
             while not (self.path("ckpt") / "states").exists():
                 time.sleep(0.002)
             while process.poll() is None and self.journal_size() <= max(size, 32):
@@ -326,14 +337,9 @@ class Damage(Checkpoint):
 class Starting(Checkpoint):
 
     def test_requests_for_checkpoints_while_it_starts(self):
-        """From when the program has its handlers: before that the system ends it."""
         expected, _ = self.undisturbed()
         process = self.start()
-        status = pathlib.Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            caught = re.search(r"^SigCgt:\s*(\w+)", status.read_text(), re.MULTILINE)
-            if int(caught[1], 16) >> signal.SIGUSR1 - 1 & 1:
-                break
+        wait_for_handlers(process)
         while process.poll() is None and self.journal_size() <= 32:
             process.send_signal(signal.SIGUSR1)
             time.sleep(0.001)

@@ -120,7 +120,10 @@ BOOST_AUTO_TEST_CASE(a_worker_whose_device_has_less_memory_left_computes_in_part
 BOOST_AUTO_TEST_CASE(what_others_have_computed_is_withdrawn_from_a_worker_that_is_stuck) {
   if (world().size() < 3) return;
   std::mt19937_64 random(17);
-  for (std::uint64_t trial = 0; trial < 6; ++trial) {
+  // How much the one that is stuck holds when the others are done is a matter of time: only that
+  // something is withdrawn in some trial is certain enough, and what must be true in all of them.
+  std::int64_t withdrawn = 0;
+  for (std::uint64_t trial = 0; trial < 6 || (trial < 60 && withdrawn == 0); ++trial) {
     // Head groups, or subproblems, enough that the last worker has one that waits.
     const bool by_groups = trial % 2 == 1;
     const auto is_long = [&](const Case& own) {
@@ -144,13 +147,16 @@ BOOST_AUTO_TEST_CASE(what_others_have_computed_is_withdrawn_from_a_worker_that_i
     const Outcome outcome = run_on_ranks(own, backend, master, worker);
     BOOST_TEST_CONTEXT("trial " << trial << ", c " << own.plan.division.chunk_count()) {
       BOOST_TEST(worker.failure == "");
-      if (world().rank() > 0) continue;
-      check_same_bytes(own, outcome);
-      BOOST_TEST(master.withdrawn >= 1);
-      BOOST_TEST(master.withdrawn <= master.repeated);
-      BOOST_TEST(master.subproblems.back() == 0);
+      if (world().rank() == 0) {
+        check_same_bytes(own, outcome);
+        BOOST_TEST(master.withdrawn <= master.repeated);
+        BOOST_TEST(master.subproblems.back() == 0);
+        withdrawn += master.withdrawn;
+      }
     }
+    MPI_Bcast(&withdrawn, 1, MPI_INT64_T, 0, MPI_COMM_WORLD);
   }
+  BOOST_TEST(withdrawn > 0);
 }
 
 BOOST_AUTO_TEST_CASE(when_every_worker_fails_the_run_says_so) {
