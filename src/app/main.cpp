@@ -78,8 +78,8 @@ int main(int argc, char** argv) {
   // A file that reaches the size limit is then an error of the write, with a message.
   std::signal(SIGXFSZ, SIG_IGN);
   const Arguments arguments(argv + 1, argv + argc);
-  stream_cqsa::clean_up_on_signals();
   if (names_a_checkpoint(arguments)) stream_cqsa::count_requests_for_checkpoints();
+  stream_cqsa::clean_up_on_signals();
   try {
     const MpiEnvironment mpi(argc, argv);
     try {

@@ -31,16 +31,20 @@ extern "C" void ask_to_stop(int) {
   ::_exit(stopped_status);
 }
 
+using Handler = void (*)(int);
+
+Handler handler_of(int number) {
+  struct sigaction action {};
+  return sigaction(number, nullptr, &action) == 0 ? action.sa_handler : SIG_IGN;
+}
+
 // Signals that were ignored stay so.
-void handle(std::initializer_list<int> numbers, void (*handler)(int), int flags) {
+void handle(std::initializer_list<int> numbers, Handler handler, int flags) {
   struct sigaction action {};
   action.sa_handler = handler;
   action.sa_flags = flags;
   for (const int number : numbers) {
-    struct sigaction before {};
-    if (sigaction(number, nullptr, &before) == 0 && before.sa_handler != SIG_IGN) {
-      sigaction(number, &action, nullptr);
-    }
+    if (handler_of(number) != SIG_IGN) sigaction(number, &action, nullptr);
   }
 }
 
@@ -49,8 +53,10 @@ void handle(std::initializer_list<int> numbers, void (*handler)(int), int flags)
 StopRequest& stop_request() { return request; }
 
 void clean_up_on_signals() {
-  handle({SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU}, end_by_signal,
-         static_cast<int>(SA_RESETHAND | SA_NODEFER));
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU}) {
+    if (handler_of(number) == SIG_DFL)
+      handle({number}, end_by_signal, static_cast<int>(SA_RESETHAND | SA_NODEFER));
+  }
 }
 
 void ignore_signals() { handle({SIGUSR1, SIGINT, SIGTERM, SIGHUP, SIGXCPU}, SIG_IGN, 0); }

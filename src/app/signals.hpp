@@ -10,7 +10,7 @@ StopRequest& stop_request();
 
 /// From now on the signals by which a user, a shell, a pipe or a queue ends programs (INT, TERM, HUP,
 /// PIPE, USR1, USR2, XCPU) remove unfinished files before they end the process. What is ignored, as
-/// by nohup, stays ignored.
+/// by nohup, or has another meaning by now, stays so.
 void clean_up_on_signals();
 
 /// From now on SIGUSR1 does not end the process: for a run that has no checkpoint to make yet.
