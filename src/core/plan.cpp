@@ -7,6 +7,7 @@
 
 #include "core/plan_search.hpp"
 #include "core/plan_sizes.hpp"
+#include "core/plan_tiles.hpp"
 #include "stream_cqsa/bytes.hpp"
 #include "stream_cqsa/difference_cover.hpp"
 #include "stream_cqsa/error.hpp"
@@ -15,9 +16,7 @@
 namespace stream_cqsa {
 namespace {
 
-// Far more tiles than are worth launching, but not so many that what is kept of each would count.
 void check_grid(const Problem& problem, const Grid& grid) {
-  constexpr std::int64_t most_tiles = 1 << 20;
   constexpr double most_subproblems = 0x1p62;
   if (std::min(grid.rows, grid.columns) < 1 || std::max(grid.rows, grid.columns) > max_modulus ||
       grid.rows * grid.columns > most_tiles) {

@@ -9,8 +9,6 @@
 namespace stream_cqsa {
 namespace {
 
-constexpr std::int64_t most_tiles = 65536;
-
 // What a tile costs beside the bytes that it moves, in bytes that could be moved meanwhile: 20 us
 // at 50 GB/s.
 constexpr double launch_bytes = 1 << 20;

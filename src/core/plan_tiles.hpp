@@ -10,8 +10,12 @@
 
 namespace stream_cqsa {
 
+/// Of a grid: far more than are worth launching, but not so many that what is kept of each would
+/// count.
+inline constexpr std::int64_t most_tiles = 1 << 20;
+
 /// The grids that are looked at: the request's, or some hundreds from a single tile to single
-/// tokens, of at most 65536 tiles.
+/// tokens, of at most `most_tiles`.
 std::vector<Grid> tile_grids(const PlanRequest& request);
 
 /// The tiles that move the fewest bytes, by cost_of() in plan_tiles.cpp, of these numbers of head groups and, near
