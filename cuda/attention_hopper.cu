@@ -16,18 +16,22 @@ template <class T>
 __global__ void find_non_finite_kernel(const __grid_constant__ AttentionWork work) {
   const std::int64_t threads = std::int64_t{gridDim.x} * blockDim.x;
   bool found = false;
-  for (std::int64_t item = 0; item < work.key_count; ++item) {
-    const KeyItem& keys = work.keys[item];
-    if (!keys.partial) continue;
-    const auto* v = static_cast<const uint4*>(keys.v);
-    const std::int64_t count = keys.tokens * work.kv_heads * work.dim / 8;
-    for (std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < count;
-         at += threads) {
-      const uint4 eight = v[at];
-      for (const std::uint32_t two : {eight.x, eight.y, eight.z, eight.w}) {
-        constexpr std::uint32_t low = Format<T>::exponent;
-        constexpr std::uint32_t high = low << 16;
-        found |= (two & low) == low || (two & high) == high;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  // Each lane looks at another item: small chunks have thousands of pairs, and few are partial.
+  for (std::int64_t first = 0; first < work.key_count; first += 32) {
+    const bool own = first + lane < work.key_count && work.keys[first + lane].partial;
+    for (unsigned partial = __ballot_sync(~0u, own); partial != 0; partial &= partial - 1) {
+      const KeyItem& keys = work.keys[first + __ffs(static_cast<int>(partial)) - 1];
+      const auto* v = static_cast<const uint4*>(keys.v);
+      const std::int64_t count = keys.tokens * work.kv_heads * work.dim / 8;
+      for (std::int64_t at = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; at < count;
+           at += threads) {
+        const uint4 eight = v[at];
+        for (const std::uint32_t two : {eight.x, eight.y, eight.z, eight.w}) {
+          constexpr std::uint32_t low = Format<T>::exponent;
+          constexpr std::uint32_t high = low << 16;
+          found |= (two & low) == low || (two & high) == high;
+        }
       }
     }
   }
