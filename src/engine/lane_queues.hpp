@@ -3,13 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <exception>
 #include <functional>
-#include <map>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -78,12 +78,7 @@ class LaneQueues {
   }
   /// Blocks until `ticket` is complete, well or not. The lock is released meanwhile.
   void await(Lock& lock, Ticket ticket) {
-    Queue& in = queue(ticket.lane);
-    if (in.completed >= ticket.sequence) return;
-    std::condition_variable complete;
-    const auto own = in.waiting.emplace(ticket.sequence, &complete);
-    complete.wait(lock, [&] { return in.completed >= ticket.sequence; });
-    in.waiting.erase(own);
+    completion_.wait(lock, [&] { return queue(ticket.lane).completed >= ticket.sequence; });
   }
 
   /// Blocks until `ticket` is complete; throws the failure that it or what it waited for had.
@@ -95,14 +90,10 @@ class LaneQueues {
   /// Blocks until nothing is pending.
   void quiesce() noexcept {
     Lock own = lock();
-    for (bool quiet = false; !quiet;) {
-      quiet = true;
-      for (std::size_t lane = 0; lane < queues_.size(); ++lane) {
-        if (queues_[lane].pending.empty()) continue;
-        await(own, last(static_cast<Lane>(lane)));
-        quiet = false;
-      }
-    }
+    completion_.wait(own, [this] {
+      return std::all_of(queues_.begin(), queues_.end(),
+                         [](const Queue& queue) { return queue.pending.empty(); });
+    });
   }
   /// Later work does not count as failed for what failed before. Nothing may be pending.
   void forget_failures() {
@@ -120,9 +111,6 @@ class LaneQueues {
     std::uint64_t first_failed = 0;  ///< 0: none
     std::exception_ptr failure;
     std::condition_variable arrived;
-    /// By the ticket waited for. Each is woken alone: small pieces end every few microseconds, and
-    /// as many threads as merge wait.
-    std::multimap<std::uint64_t, std::condition_variable*> waiting;
     std::thread thread;
   };
 
@@ -142,8 +130,7 @@ class LaneQueues {
       }
       queue.pending.pop_front();
       ++queue.completed;
-      const auto end = queue.waiting.upper_bound(queue.completed);
-      for (auto at = queue.waiting.begin(); at != end; ++at) at->second->notify_one();
+      completion_.notify_all();
     }
   }
 
@@ -160,6 +147,7 @@ class LaneQueues {
 
   const Finish finish_;
   std::mutex mutex_;
+  std::condition_variable completion_;
   bool stopping_ = false;
   std::array<Queue, lane_count> queues_;
 };
