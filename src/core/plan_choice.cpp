@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <exception>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -13,7 +12,6 @@
 #include "core/merge_shares.hpp"
 #include "core/place_text.hpp"
 #include "core/plan_candidates.hpp"
-#include "core/plan_search.hpp"
 #include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
@@ -246,24 +244,21 @@ std::vector<PlanRequest> requests_of(const PlanRequest& request, Divisions divis
   return {request, other};
 }
 
-// Calls visit(request) for each; where all throw an InputError, throws the one that the fewest more
-// bytes of memory would mend.
+// Calls visit(request) for each; where all throw an InputError, throws that of tiles, if they are
+// among them: these fit the smallest budgets.
 template <typename Visit>
 void for_each_that_fits(const std::vector<PlanRequest>& requests, const Visit& visit) {
-  std::exception_ptr thrown;
-  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  std::optional<InputError> thrown;
   std::size_t failed = 0;
   for (const PlanRequest& request : requests) {
     try {
       visit(request);
     } catch (const InputError& error) {
-      const auto* too_small = dynamic_cast<const TooSmall*>(&error);
-      if (!thrown || (too_small && too_small->lacking() < least)) thrown = std::current_exception();
-      if (too_small) least = std::min(least, too_small->lacking());
+      if (!thrown || request.scheme == Scheme::tiles) thrown = error;
       ++failed;
     }
   }
-  if (thrown && failed == requests.size()) std::rethrow_exception(thrown);
+  if (thrown && failed == requests.size()) throw *thrown;
 }
 
 std::string text_of(const PlanRequest& request, AccumulatorPlacement placement,

@@ -154,46 +154,37 @@ std::string given(std::int64_t budget, std::int64_t needed) {
 [[noreturn]] void throw_too_small(const PlanRequest& request) {
   const Found device = smallest_device(request);
   const Found host = smallest_host(request, request.device_budget);
-  const std::int64_t device_lacks = device.bytes - request.device_budget;
-  const std::int64_t host_lacks = host.bytes - request.host_budget;
   if (device.any && host.any) {
-    const std::string message = fmt::format(
+    throw InputError(fmt::format(
         "device memory {} and host memory {} are too small together: with that host memory the "
         "smallest device budget that works for this problem is {}, with that device memory the "
         "smallest host budget is {}{}",
         given(request.device_budget, device.bytes), given(request.host_budget, host.bytes),
-        exact(device.bytes), exact(host.bytes), scratch_hint(request, host.cut, host.bytes));
-    throw TooSmall(message, std::min(device_lacks, host_lacks));
+        exact(device.bytes), exact(host.bytes), scratch_hint(request, host.cut, host.bytes)));
   }
   if (device.any) {
-    throw TooSmall(
+    throw InputError(
         fmt::format("device memory {} is too small: the smallest budget that works for this "
                     "problem is {}, with {}{}",
                     given(request.device_budget, device.bytes), exact(device.bytes),
-                    division_text(device.cut), scratch_hint(request, device.bytes)),
-        device_lacks);
+                    division_text(device.cut), scratch_hint(request, device.bytes)));
   }
   if (host.any) {
-    throw TooSmall(
-        fmt::format(
-            "host memory {} is too small: the smallest budget that works for this problem is {}, "
-            "with {}{}",
-            given(request.host_budget, host.bytes), exact(host.bytes), division_text(host.cut),
-            scratch_hint(request, host.cut, host.bytes)),
-        host_lacks);
+    throw InputError(fmt::format(
+        "host memory {} is too small: the smallest budget that works for this problem is {}, "
+        "with {}{}",
+        given(request.host_budget, host.bytes), exact(host.bytes), division_text(host.cut),
+        scratch_hint(request, host.cut, host.bytes)));
   }
   const Found least = smallest(
       request, [&](const Cut& cut) { return smallest_device_bytes(request, cut); },
       [](const Cut&) { return true; });
   const Found both = smallest_host(request, least.bytes);
-  throw TooSmall(
-      fmt::format(
-          "device memory {} and host memory {} are both too small: the smallest device budget that "
-          "works for this problem is {}, with a host budget of {}, {}{}",
-          format_bytes(request.device_budget), format_bytes(request.host_budget),
-          exact(least.bytes), exact(both.bytes), division_text(both.cut),
-          scratch_hint(request, both.cut, both.bytes)),
-      least.bytes - request.device_budget + both.bytes - request.host_budget);
+  throw InputError(fmt::format(
+      "device memory {} and host memory {} are both too small: the smallest device budget that "
+      "works for this problem is {}, with a host budget of {}, {}{}",
+      format_bytes(request.device_budget), format_bytes(request.host_budget), exact(least.bytes),
+      exact(both.bytes), division_text(both.cut), scratch_hint(request, both.cut, both.bytes)));
 }
 
 bool fits(const PlanRequest& request, const Cut& cut, const DeviceArena& device) {

@@ -2,25 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "core/plan_sizes.hpp"
-#include "stream_cqsa/error.hpp"
 
 namespace stream_cqsa {
-
-/// No plan fits the budgets.
-class TooSmall : public InputError {
- public:
-  /// With `lacking` more bytes one would.
-  TooSmall(const std::string& message, std::int64_t lacking)
-      : InputError(message), lacking_(lacking) {}
-  std::int64_t lacking() const { return lacking_; }
-
- private:
-  std::int64_t lacking_;
-};
 
 /// The fewest subproblems, ties to the smaller c, whose minimum device arena fits the device budget
 /// and whose smallest host arena fits the host budget: so every budget that works at all works.
@@ -30,7 +16,7 @@ class TooSmall : public InputError {
 /// one, never more than that times as many, and only where it brings the preferred arena.
 /// Where no cut's minimum device arena fits, the fewest subproblems that can be computed in parts:
 /// whose smallest_device_arena() does. That may be fewer than the fewest of whole quorums.
-/// Tiles: see choose_tiles(). Throws TooSmall, naming the smallest budget that works, when
+/// Tiles: see choose_tiles(). Throws InputError, naming the smallest budget that works, when
 /// nothing fits.
 Cut choose_cut(const PlanRequest& request);
 

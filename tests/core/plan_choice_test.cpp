@@ -30,13 +30,6 @@ std::string json_of(const PlanChoice& choice, bool subproblems = false) {
   return out.str();
 }
 
-// Of which the smallest budgets are found at once.
-PlanRequest short_job(Random& random) {
-  PlanRequest request = random_job(random);
-  request.problem.query_length = request.problem.key_length = random.magnitude(1, 3000);
-  return request;
-}
-
 // On one like an H200.
 PlanRequest gpu_job(std::int64_t length, std::int64_t heads) {
   PlanRequest request;
@@ -56,12 +49,6 @@ PlanRequest gpu_job(std::int64_t length, std::int64_t heads) {
   device.overlap_flop = 2'000'000'000'000;
   device.merges = true;
   request.host_budget = 32 * GiB;
-  return request;
-}
-
-PlanRequest within(PlanRequest request, std::int64_t device_budget, std::int64_t host_budget) {
-  request.device_budget = device_budget;
-  request.host_budget = host_budget;
   return request;
 }
 
@@ -336,76 +323,6 @@ BOOST_AUTO_TEST_CASE(any_division_takes_tiles_where_they_are_faster_and_else_quo
   request.chunks = 31;
   const PlanChoice pinned = choose_plan(request, slow_merges, InputKind::files, Divisions::any);
   BOOST_TEST(pinned.plan.division.chunk_count() == 31);
-}
-
-BOOST_AUTO_TEST_CASE(nothing_that_fits_is_said_as_without_costs) {
-  PlanRequest request = plain_job();
-  request.device_budget = 1000;
-  const auto message = [](const auto& make) -> std::string {
-    try {
-      make();
-    } catch (const InputError& error) {
-      return error.what();
-    }
-    return "";
-  };
-  const auto chosen = [&](Divisions divisions) {
-    return message(
-        [&] { choose_plan(request, even_costs(request.device), InputKind::files, divisions); });
-  };
-  PlanRequest tiles = request;
-  tiles.scheme = Scheme::tiles;
-  BOOST_TEST(chosen(Divisions::requested) == message([&] { make_plan(request); }));
-  BOOST_TEST(chosen(Divisions::any) == message([&] { make_plan(tiles); }));
-}
-
-BOOST_AUTO_TEST_CASE(the_smallest_budgets_work_and_no_smaller_ones_do) {
-  int tight = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
-    Random random(seed);
-    PlanRequest request = short_job(random);
-    if (seed % 4 == 0) request = as_tiles(request, random);
-    if (!try_plan(request)) continue;
-    const SmallestBudgets smallest = smallest_budgets(request);
-    const auto works = [&](std::int64_t device, std::int64_t host) {
-      return try_plan(within(request, device, host)).has_value();
-    };
-    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
-      BOOST_TEST(works(smallest.device, request.host_budget));
-      BOOST_TEST(!works(smallest.device - 1, request.host_budget));
-      BOOST_TEST(works(request.device_budget, smallest.host));
-      BOOST_TEST(!works(request.device_budget, smallest.host - 1));
-      ++tight;
-    }
-  }
-  BOOST_TEST(tight > trials(20));
-}
-
-BOOST_AUTO_TEST_CASE(errors_name_the_smallest_budget_of_any_division) {
-  int tried = 0;
-  for (std::uint64_t seed = first_seed; seed < first_seed + trials<std::uint64_t>(60); ++seed) {
-    Random random(seed);
-    PlanRequest request = short_job(random);
-    const Costs costs = builtin_costs(request.device);
-    if (!try_choice(request, costs, Divisions::any)) continue;
-    const SmallestBudgets smallest = smallest_budgets(request, Divisions::any);
-    const auto error_with = [&](std::int64_t device, std::int64_t host) -> std::string {
-      try {
-        choose_plan(within(request, device, host), costs, InputKind::files, Divisions::any);
-      } catch (const InputError& error) {
-        return error.what();
-      }
-      return "";
-    };
-    BOOST_TEST_CONTEXT("seed " << seed << ": " << text_of(request)) {
-      const std::string device = error_with(smallest.device - 1, request.host_budget);
-      const std::string host = error_with(request.device_budget, smallest.host - 1);
-      BOOST_TEST(device.find(std::to_string(smallest.device)) != device.npos, device);
-      BOOST_TEST(host.find(std::to_string(smallest.host)) != host.npos, host);
-      ++tried;
-    }
-  }
-  BOOST_TEST(tried > trials(20));
 }
 
 BOOST_AUTO_TEST_CASE(json_names_the_alternatives_and_the_smallest_budgets) {
