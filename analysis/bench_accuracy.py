@@ -81,7 +81,7 @@ def accuracy_case(bench, shape, kind, folder):
     dtype = getattr(torch, TORCH_NAMES[shape.dtype])
     q, k, v = (torch.from_numpy(x).to(dtype) for x in accuracy_input(shape, kind))
     path = pathlib.Path(folder) / "qkv.safetensors"
-    write_safetensors(path, {name: (x.shape, x.view(torch.int16).numpy().tobytes())
+    write_safetensors(path, {name: (x.shape, x.view(torch.uint8).numpy().tobytes())
                              for name, x in (("q", q), ("k", k), ("v", v))}, shape.dtype)
     q, k, v = (x.to(bench.device) for x in (q, k, v))
     torch.manual_seed(1)
@@ -113,5 +113,5 @@ def accuracy_section(bench):
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("normal", "large scores", "sink"):
             for dim in (64,) if bench.quick else (64, 128):
-                for dtype in ("f16", "bf16"):
+                for dtype in ("f16", "bf16", "f32"):
                     yield accuracy_case(bench, Shape(2048 if bench.quick else 16384, 4, dim, dtype, True), kind, folder)

@@ -19,7 +19,7 @@ from bench_turns import Child, Failure, one_line
 from problem import Shape
 
 GIB = 1 << 30
-TORCH_NAMES = {"f16": "float16", "bf16": "bfloat16"}
+TORCH_NAMES = {"f16": "float16", "bf16": "bfloat16", "f32": "float32"}
 RESIDENT_PEERS = ("flash2", "cudnn", "flash3", "flash4")
 MODULES = {"flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}
 # Entry -> package and options. The authors' package: by its own plan under a cap of the whole process, and
